@@ -1,0 +1,281 @@
+"""The public operations: check the arguments, then run the kernel or its PyTorch twin."""
+
+import torch
+
+from . import reference, validate
+
+
+def gaussian_log_prob(x, mu, logvar, *, impl="auto"):
+    r"""Log-density of a diagonal Gaussian, summed over the last dimension, in nats.
+
+    .. math:: -\tfrac12 \sum_d \big[(x_d - \mu_d)^2 e^{-\ell_d} + \ell_d + \log 2\pi\big]
+
+    Equivalent PyTorch::
+
+        torch.distributions.Normal(mu, (0.5 * logvar).exp()).log_prob(x).sum(-1)
+
+    Args:
+        x, mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the log variance.
+            float16, bfloat16, float32 or float64, of one dtype.
+        impl: ``"auto"`` (kernels on CUDA tensors, else the reference), ``"triton"``,
+            ``"reference"``.
+
+    Returns:
+        ``[...]`` in float32, or float64 for float64 inputs; differentiable once (the
+        reference: any number of times) in every argument.
+
+    Raises:
+        ValueError: shapes that do not broadcast, or D = 0; devices differ.
+        TypeError: a dtype that is not floating, or mixed dtypes outside autocast.
+        RuntimeError: ``impl="triton"`` where no kernel can run.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
+
+    >>> gaussian_log_prob(torch.zeros(1, 2), torch.zeros(2), torch.zeros(2))
+    tensor([-1.8379])
+    """
+    validate.tensors(x=x, mu=mu, logvar=logvar)
+    shape = validate.broadcast(x=x, mu=mu, logvar=logvar)
+    if not validate.use_kernels(impl, x):
+        return reference.gaussian_log_prob(x, mu, logvar)
+    from ..kernels.gaussian_nll import gaussian_log_prob as kernel
+
+    return kernel(*_rows(shape, x, mu, logvar)).view(shape[:-1])
+
+
+def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, impl="auto"):
+    r"""KL divergence of diagonal Gaussians, summed over the last dimension, in nats.
+
+    .. math:: KL(q \| p) = \tfrac12 \sum_d \big[(\mu_d - m_d)^2 e^{-s_d}
+              + e^{\ell_d - s_d} - 1 - (\ell_d - s_d)\big]
+
+    with the prior's mean m and log variance s, both 0 by default: the standard normal.
+    Accurate near q = p, where the usual float32 formula cancels, and never negative.
+
+    Equivalent PyTorch::
+
+        kl_divergence(Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)).sum(-1)
+
+    Args:
+        mu, logvar: of q, ``[..., D]``, broadcast together.
+        prior_mu, prior_logvar: of the prior; broadcast with q; None means 0.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``[...]`` in float32, or float64 for float64 inputs; differentiable once (the
+        reference: any number of times) in every argument.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix B.
+
+    >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2))
+    tensor([1.])
+    """
+    named = dict(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    validate.tensors(**named)
+    shape = validate.broadcast(**named)
+    if not validate.use_kernels(impl, mu):
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+    from ..kernels.gaussian_kl import gaussian_kl as kernel
+
+    prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
+    return kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar)).view(shape[:-1])
+
+
+def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None, impl="auto"):
+    r"""Reparameterised samples of a diagonal Gaussian.
+
+    .. math:: z = \mu + e^{\ell / 2} \odot \epsilon, \qquad \epsilon \sim N(0, I)
+
+    Equivalent PyTorch::
+
+        mu + (0.5 * logvar).exp() * torch.randn_like(mu)
+
+    The kernels store no noise: backward draws it again from a seed. It depends on the
+    element's position and the seed alone; ``torch.manual_seed`` or ``generator`` govern it.
+    The same seed gives other samples under the reference, which uses ``torch.randn``.
+
+    Args:
+        mu, logvar: ``[..., D]``, broadcast together.
+        num_samples: None for one sample, K >= 1 for K with a leading dimension.
+        generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        z ``[..., D]``, or ``[K, ..., D]``, in the dtype of ``mu``; differentiable once in
+        ``mu`` and ``logvar``.
+
+    Raises:
+        ValueError: also for ``num_samples < 1``.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, eq. 10.
+
+    >>> gaussian_rsample(torch.zeros(3, 2), torch.zeros(3, 2), num_samples=5).shape
+    torch.Size([5, 3, 2])
+    """
+    validate.tensors(mu=mu, logvar=logvar)
+    shape = validate.broadcast(mu=mu, logvar=logvar)
+    validate.samples(num_samples)
+    if not validate.use_kernels(impl, mu):
+        return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
+    from ..kernels.gaussian_rsample import gaussian_rsample as kernel
+
+    z = kernel(*_rows(shape, mu, logvar), num_samples or 1, generator=generator)
+    return z.view(shape if num_samples is None else (num_samples, *shape))
+
+
+def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None, impl="auto"):
+    r"""One reparameterised sample and the KL to the prior, in one pass over mu and logvar.
+
+    The encoder's half of a VAE's loss: give ``kl`` to :func:`elbo_loss` and ``z`` to the
+    decoder. Equivalent PyTorch::
+
+        gaussian_rsample(mu, logvar), gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+
+    Args:
+        mu, logvar: of q, ``[..., D]``, broadcast together.
+        prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
+        generator: as in :func:`gaussian_rsample`.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``(z, kl)``: z ``[..., D]`` in the dtype of ``mu``; kl ``[...]`` in nats, in float32,
+        or float64 for float64 inputs. Differentiable once in every argument.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, eq. 10 and appendix B.
+
+    >>> z, kl = rsample_kl(torch.zeros(3, 2), torch.zeros(3, 2))
+    >>> z.shape, kl
+    (torch.Size([3, 2]), tensor([0., 0., 0.]))
+    """
+    validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    shape = validate.broadcast(mu=mu, logvar=logvar)
+    validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    if not validate.use_kernels(impl, mu):
+        return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
+    from ..kernels.gaussian_rsample import rsample_kl as kernel
+
+    prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
+    z, kl = kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar), generator=generator)
+    return z.view(shape), kl.view(shape[:-1])
+
+
+def gaussian_nll(recon, x, recon_logvar=0.0, *, impl="auto"):
+    r"""Gaussian negative log-likelihood of each example, in nats.
+
+    .. math:: \tfrac12 \sum_i \big[(x_i - r_i)^2 e^{-\ell_i} + \ell_i + \log 2\pi\big]
+
+    over all event dimensions i. With ``recon_logvar=0.0`` it is half the squared error plus
+    a constant, which is kept: the value is a log-likelihood.
+
+    Equivalent PyTorch::
+
+        F.gaussian_nll_loss(recon, x, recon_logvar.exp(), full=True, reduction="none").sum(...)
+
+    Args:
+        recon: the decoder's mean, ``[B, ...]``.
+        x: the data, of the same shape.
+        recon_logvar: log variance of the decoder's noise: a float (fixed), a scalar tensor
+            (one learned sigma), or a tensor that broadcasts to ``recon``.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``[B]`` in float32, or float64 for float64 inputs; differentiable once (the
+        reference: any number of times) in every tensor.
+
+    Raises:
+        ValueError: also where ``recon`` and ``x`` differ in shape: nothing is broadcast.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
+
+    >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2))
+    tensor([2.8379])
+    """
+    learned = isinstance(recon_logvar, torch.Tensor)
+    validate.tensors(recon=recon, x=x, recon_logvar=recon_logvar if learned else None)
+    validate.examples(recon=recon, x=x)
+    if learned:
+        validate.within(recon.shape, recon_logvar=recon_logvar)
+    else:
+        validate.number("recon_logvar", recon_logvar)
+    if not validate.use_kernels(impl, recon):
+        return reference.gaussian_nll(recon, x, recon_logvar)
+    from ..kernels.gaussian_nll import gaussian_nll as kernel
+
+    return kernel(*likelihood_rows(recon, x, recon_logvar))
+
+
+def bernoulli_nll(logits, x, *, impl="auto"):
+    r"""Bernoulli negative log-likelihood of each example from logits, in nats.
+
+    .. math:: \sum_i \big[\log(1 + e^{a_i}) - x_i a_i\big]
+
+    over all event dimensions i, for logits a. ``x`` may be anything in [0, 1] (or beyond:
+    the formula is linear in it), as with the usual binary cross-entropy on grey values.
+
+    Equivalent PyTorch::
+
+        F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+
+    Args:
+        logits: the decoder's output before any sigmoid, ``[B, ...]``.
+        x: the data, of the same shape and dtype.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``[B]`` in float32, or float64 for float64 inputs; differentiable once (the
+        reference: any number of times) in both arguments.
+
+    Raises:
+        ValueError: also where ``logits`` and ``x`` differ in shape: nothing is broadcast.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.1.
+
+    >>> bernoulli_nll(torch.zeros(1, 2), torch.ones(1, 2))
+    tensor([1.3863])
+    """
+    validate.tensors(logits=logits, x=x)
+    validate.examples(logits=logits, x=x)
+    if not validate.use_kernels(impl, logits):
+        return reference.bernoulli_nll(logits, x)
+    from ..kernels.bernoulli_nll import bernoulli_nll as kernel
+
+    return kernel(logits.flatten(1), x.flatten(1))
+
+
+def likelihood_rows(recon, x, recon_logvar):
+    """What the Gaussian likelihood's kernels take: rows, and logvar as tensor or as float.
+
+    A logvar that is constant over an example's events stays one number a row.
+    """
+    recon_rows, x_rows = recon.flatten(1), x.flatten(1)
+    if not isinstance(recon_logvar, torch.Tensor):
+        return recon_rows, x_rows, None, float(recon_logvar)
+    aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
+    if all(size == 1 for size in aligned.shape[1:]):
+        rows = aligned.reshape(-1, 1).expand(recon.shape[0], 1)
+    else:
+        rows = recon_logvar.expand(recon.shape).flatten(1)
+    return recon_rows, x_rows, rows, 0.0
+
+
+def _rows(shape, *tensors):
+    """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
+    return [None if t is None else t.expand(shape).reshape(-1, shape[-1]) for t in tensors]
+
+
+def _both(prior_mu, prior_logvar):
+    """A prior of which one half is given, with zeros for the other."""
+    given = prior_mu if prior_mu is not None else prior_logvar
+    if given is None:
+        return None, None
+    zero = given.new_zeros(())
+    return zero if prior_mu is None else prior_mu, zero if prior_logvar is None else prior_logvar

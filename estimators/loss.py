@@ -1,0 +1,208 @@
+"""The loss: -ELBO with the analytic KL, reduced over examples."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from . import validate
+from .functional import bernoulli_nll, gaussian_kl, gaussian_nll, likelihood_rows
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class ELBOParts(NamedTuple):
+    """The loss and its two terms under the same reduction: loss = nll + beta * kl."""
+
+    loss: torch.Tensor
+    nll: torch.Tensor
+    kl: torch.Tensor
+
+
+def elbo_loss(
+    recon,
+    x,
+    mu=None,
+    logvar=None,
+    *,
+    kl=None,
+    likelihood="bernoulli",
+    recon_logvar=0.0,
+    prior_mu=None,
+    prior_logvar=None,
+    beta=1.0,
+    reduction="mean",
+    return_parts=False,
+    impl="auto",
+):
+    r"""The VAE loss: the negative evidence lower bound of each example, in nats.
+
+    .. math:: -\log p(x \mid z) + \beta \, KL(q(z \mid x) \| p(z)), \qquad z \sim q(z \mid x)
+
+    summed over every event and latent dimension and reduced over examples only: with
+    beta = 1, the mean is minus a lower bound of the mean log-likelihood.
+
+    Equivalent PyTorch, for the Bernoulli likelihood and the standard prior::
+
+        nll = F.binary_cross_entropy_with_logits(recon, x, reduction="none").flatten(1).sum(1)
+        kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+        (nll + beta * kl).mean()
+
+    On CUDA, with ``reduction`` "mean" or "sum", the gradient of the likelihood is computed in
+    the forward pass (float16, and anything under ``torch.compile``, excepted).
+
+    Args:
+        recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
+            ``"gaussian"``.
+        x: the data, of the same shape.
+        mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
+        kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it.
+        likelihood: ``"bernoulli"`` or ``"gaussian"``.
+        recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
+        prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
+        beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1.
+        reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
+        return_parts: return ``(loss, nll, kl)``, a named tuple, each reduced alike.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
+        inputs; or the named tuple. Differentiable once (the reference: any number of times).
+
+    Raises:
+        ValueError: not exactly one of ``kl`` and ``mu, logvar``; shapes that do not fit; an
+            unknown ``likelihood``, ``reduction`` or ``impl``; an argument that the others
+            make meaningless (``recon_logvar`` with Bernoulli, a prior with ``kl``).
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, eq. 10.
+
+    >>> logits, x = torch.zeros(4, 3), torch.ones(4, 3)
+    >>> elbo_loss(logits, x, mu=torch.ones(4, 2), logvar=torch.zeros(4, 2))
+    tensor(3.0794)
+    """
+    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("reduction", reduction, REDUCTIONS)
+    validate.number("beta", beta)
+    learned = isinstance(recon_logvar, torch.Tensor)
+    if likelihood == "bernoulli" and (learned or recon_logvar != 0.0):
+        raise ValueError("recon_logvar is an argument of likelihood='gaussian' only")
+    if not learned:
+        validate.number("recon_logvar", recon_logvar)
+    operands = {"recon": recon, "x": x, "recon_logvar": recon_logvar if learned else None}
+    validate.tensors(**operands)
+    validate.examples(recon=recon, x=x)
+    if learned:
+        validate.within(recon.shape, recon_logvar=recon_logvar)
+    kl = _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl)
+
+    if reduction != "none" and _gradient_in_forward(impl, recon):
+        from ..kernels.elbo_loss import elbo_loss as kernel
+
+        batch = recon.shape[0]
+        scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
+        rows = likelihood_rows(recon, x, recon_logvar)
+        parts = ELBOParts(*kernel(*rows, kl, likelihood, float(beta), scale))
+    else:
+        if likelihood == "bernoulli":
+            nll = bernoulli_nll(recon, x, impl=impl)
+        else:
+            nll = gaussian_nll(recon, x, recon_logvar, impl=impl)
+        parts = ELBOParts(torch.add(nll, kl, alpha=beta), nll, kl)
+        if reduction != "none":
+            parts = ELBOParts(*(getattr(part, reduction)() for part in parts))
+    return parts if return_parts else parts.loss
+
+
+def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
+    """The KL of each example [B], given or computed: exactly one of the two."""
+    if (kl is None) == (mu is None and logvar is None) or (mu is None) != (logvar is None):
+        raise ValueError("expected exactly one of kl and (mu, logvar)")
+    if kl is not None:
+        if prior_mu is not None or prior_logvar is not None:
+            raise ValueError("prior_mu and prior_logvar go with mu and logvar, but kl is given")
+        validate.tensors(kl=kl)
+        validate.same_device(recon=recon, kl=kl)
+        if kl.shape != recon.shape[:1]:
+            shapes = validate.describe({"kl": kl, "recon": recon})
+            raise ValueError(f"expected kl [B] for recon [B, ...], got {shapes}")
+        return kl
+    named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
+    validate.tensors(recon=recon, **named)
+    shape = validate.broadcast(**named)
+    if len(shape) < 2 or shape[0] != recon.shape[0]:
+        shapes = validate.describe({"mu": mu, "logvar": logvar, "recon": recon})
+        raise ValueError(f"expected mu and logvar [B, ...] for recon [B, ...], got {shapes}")
+    latents = (None if t is None else t.expand(shape).flatten(1) for t in named.values())
+    return gaussian_kl(*latents, impl=impl)
+
+
+def _gradient_in_forward(impl, recon):
+    """Whether the likelihood's gradient can be had in the forward pass.
+
+    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in;
+    nor under torch.compile, which fuses the factor's multiplication and the reduction itself.
+    """
+    if recon.dtype == torch.float16 or torch.compiler.is_compiling():
+        return False
+    return validate.use_kernels(impl, recon)
+
+
+class ELBOLoss(torch.nn.Module):
+    """:func:`elbo_loss` as a module; its keyword arguments are fixed at construction.
+
+    ``recon_logvar`` may be a ``torch.nn.Parameter`` (a learned sigma: the module then has it
+    among its parameters) or a tensor (a buffer). ``beta`` is an attribute that a schedule
+    may assign.
+
+    >>> loss = ELBOLoss(likelihood="gaussian", beta=0.5)
+    >>> loss(torch.zeros(4, 3), torch.ones(4, 3), torch.ones(4, 2), torch.zeros(4, 2))
+    tensor(4.7568)
+    """
+
+    def __init__(
+        self,
+        *,
+        likelihood="bernoulli",
+        recon_logvar=0.0,
+        beta=1.0,
+        reduction="mean",
+        return_parts=False,
+        impl="auto",
+    ):
+        super().__init__()
+        validate.choice("likelihood", likelihood, LIKELIHOODS)
+        validate.choice("reduction", reduction, REDUCTIONS)
+        validate.choice("impl", impl, validate.IMPLEMENTATIONS)
+        validate.number("beta", beta)
+        self.likelihood = likelihood
+        self.beta = beta
+        self.reduction = reduction
+        self.return_parts = return_parts
+        self.impl = impl
+        if isinstance(recon_logvar, torch.Tensor) and not isinstance(recon_logvar, torch.nn.Parameter):
+            self.register_buffer("recon_logvar", recon_logvar)
+        else:
+            self.recon_logvar = recon_logvar
+
+    def forward(self, recon, x, mu=None, logvar=None, *, kl=None, prior_mu=None, prior_logvar=None):
+        return elbo_loss(
+            recon,
+            x,
+            mu,
+            logvar,
+            kl=kl,
+            prior_mu=prior_mu,
+            prior_logvar=prior_logvar,
+            likelihood=self.likelihood,
+            recon_logvar=self.recon_logvar,
+            beta=self.beta,
+            reduction=self.reduction,
+            return_parts=self.return_parts,
+            impl=self.impl,
+        )
+
+    def extra_repr(self):
+        names = ("likelihood", "beta", "reduction", "impl")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -1,0 +1,124 @@
+"""Checks of arguments: every error names the argument and says what was found."""
+
+import importlib.util
+import os
+
+import torch
+
+IMPLEMENTATIONS = ("auto", "triton", "reference")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def choice(name, value, allowed):
+    """``value`` must be one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def number(name, value):
+    """``value`` must be a real number, and no tensor or bool."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def tensors(**named):
+    """Floating tensors of one dtype on one device; arguments that are None are left out.
+
+    Under autocast float16, bfloat16 and float32 may be mixed: what autocast hands to a
+    loss is mixed, and every operand is read in its own dtype.
+    """
+    named = {name: t for name, t in named.items() if t is not None}
+    first_name, first = next(iter(named.items()))
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
+        if tensor.dtype != first.dtype and not _autocast_mixes(first, tensor):
+            raise TypeError(
+                f"{first_name} and {name} must have one dtype, got {first.dtype} and {tensor.dtype}"
+            )
+    same_device(**named)
+
+
+def same_device(**named):
+    """Tensors on one device."""
+    (first_name, first), *others = named.items()
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{first_name} and {name} must be on one device, "
+                f"got {first.device} and {tensor.device}"
+            )
+
+
+def _autocast_mixes(a, b):
+    return torch.is_autocast_enabled(a.device.type) and torch.float64 not in (a.dtype, b.dtype)
+
+
+def describe(named):
+    """'mu (3, 4), logvar (3, 5)' for an error message."""
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
+
+
+def broadcast(**named):
+    """The shape [..., D], D >= 1, that the named tensors broadcast to."""
+    named = {name: t for name, t in named.items() if t is not None}
+    try:
+        shape = torch.broadcast_shapes(*(t.shape for t in named.values()))
+    except RuntimeError as error:
+        raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
+    if len(shape) == 0 or shape[-1] == 0:
+        raise ValueError(f"expected shapes [..., D] with D >= 1, got {describe(named)}")
+    return shape
+
+
+def examples(**named):
+    """Tensors of one shape [B, ...] with at least one event dimension, none of size 0."""
+    shape, *others = (t.shape for t in named.values())
+    if any(other != shape for other in others):
+        raise ValueError(f"expected equal shapes, got {describe(named)}")
+    if len(shape) < 2 or 0 in shape[1:]:
+        raise ValueError(f"expected [B, ...] with events that are not empty, got {describe(named)}")
+
+
+def within(shape, **named):
+    """Tensors that broadcast to ``shape`` and do not enlarge it."""
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
+        if tensor.dim() > len(shape) or any(a not in (1, b) for a, b in pairs):
+            raise ValueError(f"{name} {tuple(tensor.shape)} does not broadcast to {tuple(shape)}")
+
+
+def samples(num_samples):
+    """A count of samples, or None."""
+    if num_samples is None:
+        return
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+        raise TypeError(f"num_samples must be an int or None, got {type(num_samples).__name__}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+
+
+def use_kernels(impl, tensor):
+    """Whether ``impl`` means the Triton kernels for this tensor.
+
+    >>> use_kernels("auto", torch.zeros(2))
+    False
+    """
+    choice("impl", impl, IMPLEMENTATIONS)
+    if impl == "reference" or (impl == "auto" and tensor.device.type != "cuda"):
+        return False
+    if importlib.util.find_spec("triton") is None:
+        if impl == "auto":
+            return False
+        raise RuntimeError("impl='triton' needs Triton, which is not installed: pip install triton")
+    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"impl='triton' needs CUDA tensors, got one on {tensor.device}: move the tensors to "
+            "a GPU, or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
+        )
+    return True

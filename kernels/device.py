@@ -1,0 +1,121 @@
+"""Device functions shared by the kernels: tile indices and elementary functions.
+
+``PTX`` is true where the kernels may use NVIDIA's approximate instructions. It is
+false in Triton's interpreter, which runs no inline assembly, and on AMD.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_rows(col_tiles, BLOCK_ROWS: tl.constexpr):
+    """Rows of this program's tile, int64 so that offsets past 2**31 elements hold."""
+    return (tl.program_id(0) // col_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+
+
+@triton.jit
+def tile_cols(col_tiles, BLOCK_COLS: tl.constexpr):
+    """Columns of this program's tile."""
+    return (tl.program_id(0) % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+
+
+@triton.jit
+def load_tile(ptr, row, col, stride, mask, ACC: tl.constexpr):
+    """The tile of a [rows, cols] tensor whose columns are contiguous, as ACC."""
+    return tl.load(ptr + (row * stride)[:, None] + col[None, :], mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store_tile(ptr, row, col, stride, mask, value):
+    """Write a tile in the dtype of its tensor."""
+    offset = (row * stride)[:, None] + col[None, :]
+    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_rows(ptr, value, row, rows, col_tiles):
+    """One number a row of the tile, into partial sums [col_tiles, rows]."""
+    offset = (tl.program_id(0) % col_tiles).to(tl.int64) * rows + row
+    tl.store(ptr + offset, value, mask=row < rows)
+
+
+@triton.jit
+def store_tile_sum(ptr, value, row, rows):
+    """The sum over the rows of the tile, into partial sums [programs]."""
+    tl.store(ptr + tl.program_id(0), tl.sum(tl.where(row < rows, value, 0.0), axis=0))
+
+
+@triton.jit
+def load_rows(ptr, row, stride, rows, ACC: tl.constexpr):
+    """One number a row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
+    return tl.load(ptr + row * stride, mask=row < rows, other=0.0).to(ACC)[:, None]
+
+
+@triton.jit
+def exp2_approx(x):
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def exp_scaled(x, SCALE: tl.constexpr, PTX: tl.constexpr):
+    """exp(SCALE * x) to about one ulp at any finite x; SCALE is a power of two.
+
+    ex2(x * log2(e)) alone is off by |x| ulp, 40 at logvar = 80: the rounding error of
+    the product, which an FMA gives exactly, is put back as a factor. ``minimum`` drops
+    the NaN which that error is at x = +-inf; a NaN in x still reaches ex2.
+    """
+    if PTX and x.dtype == tl.float32:
+        LOG2E: tl.constexpr = SCALE * 1.44269502162933349609375
+        LOG2E_TAIL: tl.constexpr = SCALE * 1.9259629911266174e-08
+        product = x * LOG2E
+        error = tl.fma(x, LOG2E_TAIL, tl.fma(x, LOG2E, -product))
+        return exp2_approx(product) * tl.fma(tl.minimum(error, 1.0), 0.6931471805599453, 1.0)
+    else:
+        return tl.exp(x * SCALE)
+
+
+@triton.jit
+def expm1_minus_x(x, exp_x):
+    """exp(x) - 1 - x from x and exp(x): never negative, and accurate near zero.
+
+    Near zero the difference cancels and a polynomial takes over: in float32 a Chebyshev
+    fit with relative error 3e-8, in float64 the Taylor series.
+    """
+    if x.dtype == tl.float64:
+        series = 1.0 + x * (1.0 / 19)
+        for i in tl.static_range(16):
+            series = 1.0 + series * x * (1.0 / (18 - i))
+        series = 0.5 * series
+    else:
+        series = 0.00019944874 * x + 0.0013982186
+        series = series * x + 0.0083332361
+        series = series * x + 0.041665791
+        series = series * x + 0.16666667
+        series = series * x + 0.5
+    return tl.where(tl.abs(x) < 0.5, x * x * series, (exp_x - 1.0) - x)
+
+
+@triton.jit
+def expm1(x, exp_x):
+    """exp(x) - 1 from x and exp(x), accurate near zero."""
+    return tl.where(tl.abs(x) < 0.5, x + expm1_minus_x(x, exp_x), exp_x - 1.0)
+
+
+@triton.jit
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1, accurate near zero."""
+    if x.dtype == tl.float64:
+        # Goldberg's identity: log(u) / (u - 1) forgives the rounding of u = 1 + x.
+        u = 1.0 + x
+        return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
+    # 2 atanh(s), s = x / (2 + x) <= 1/3: a Chebyshev fit with relative error 4e-9.
+    s = x / (2.0 + x)
+    q = s * s
+    series = 0.14078879 * q + 0.13982579
+    series = series * q + 0.20012298
+    series = series * q + 0.33333161
+    series = series * q + 1.0
+    return 2.0 * s * series

@@ -1,0 +1,218 @@
+"""Diagonal-Gaussian negative log-density: -log N(x; recon, diag exp logvar), row sums.
+
+One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
+once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
+``SIGN`` = -1 turns it into the log-density.
+"""
+
+import triton
+import triton.language as tl
+from torch.autograd.function import once_differentiable
+
+from .device import (
+    exp_scaled,
+    load_rows,
+    load_tile,
+    store_rows,
+    store_tile,
+    store_tile_sum,
+    tile_cols,
+    tile_rows,
+)
+from .launch import (
+    accumulator,
+    as_rows,
+    constants,
+    empty_like_rows,
+    launch,
+    partial_sums,
+    row_sums,
+    stride_of,
+    tiling,
+)
+from .library import KernelFunction, gradients_like, register, spread
+
+
+@triton.jit
+def gaussian_nll_kernel(
+    recon_ptr,
+    x_ptr,
+    logvar_ptr,
+    grad_ptr,
+    nll_ptr,
+    drecon_ptr,
+    dx_ptr,
+    dlogvar_ptr,
+    recon_stride,
+    x_stride,
+    logvar_stride,
+    grad_stride,
+    logvar_value: tl.float64,
+    scale: tl.float64,
+    rows,
+    cols,
+    col_tiles,
+    LOGVAR: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
+    SIGN: tl.constexpr,
+    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    LOG_2PI: tl.constexpr = 1.8378770664093454836
+    cols *= VEC
+    row = tile_rows(col_tiles, BLOCK_ROWS)
+    col = tile_cols(col_tiles, BLOCK_COLS)
+    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    # The columns of this tile: what is constant along a row is added once, times this.
+    count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
+
+    recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
+    x = load_tile(x_ptr, row, col, x_stride * VEC, mask, ACC)
+    if LOGVAR == "element":
+        logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
+    elif LOGVAR == "row":
+        logvar = load_rows(logvar_ptr, row, logvar_stride, rows, ACC)
+    else:
+        logvar = tl.full((BLOCK_ROWS, 1), logvar_value, ACC)
+    inverse_std = exp_scaled(logvar, -0.5, PTX)
+    residual = (x - recon) * inverse_std
+    square = residual * residual
+
+    if nll_ptr is not None:
+        if LOGVAR == "element":
+            nll = tl.sum(square + logvar, axis=1) + count * LOG_2PI
+        else:
+            nll = tl.sum(square, axis=1) + count * tl.sum(logvar + LOG_2PI, axis=1)
+        nll *= 0.5 * SIGN
+        if SUM_ROWS:
+            store_tile_sum(nll_ptr, nll, row, rows)
+        else:
+            store_rows(nll_ptr, nll, row, rows, col_tiles)
+
+    if grad_ptr is not None:
+        grad = SIGN * load_rows(grad_ptr, row, grad_stride, rows, ACC)
+    else:
+        grad = tl.full((BLOCK_ROWS, 1), scale, ACC) * SIGN
+    dx = grad * (residual * inverse_std)
+    if dx_ptr is not None:
+        store_tile(dx_ptr, row, col, cols, mask, dx)
+    if drecon_ptr is not None:
+        store_tile(drecon_ptr, row, col, cols, mask, -dx)
+    if dlogvar_ptr is not None:
+        if LOGVAR == "element":
+            store_tile(dlogvar_ptr, row, col, cols, mask, 0.5 * grad * (1.0 - square))
+        else:
+            dlogvar = 0.5 * tl.sum(grad, axis=1) * (count - tl.sum(square, axis=1))
+            store_rows(dlogvar_ptr, dlogvar, row, rows, col_tiles)
+
+
+def launch_gaussian_nll(
+    recon, x, logvar, logvar_value, *, grad=None, scale=1.0, sign=1, output=None, needs=(False,) * 3
+):
+    """Launch on [rows, cols]; ``logvar`` [rows, cols], [rows, 1] or None for the float.
+
+    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
+    program). Returns it with the gradients that ``needs`` asks of (recon, x, logvar).
+    """
+    recon, x, logvar = as_rows(recon), as_rows(x), as_rows(logvar)
+    rows, cols = recon.shape
+    per_element = logvar is not None and logvar.shape[1] == cols
+    acc = accumulator(recon, x, logvar)
+    drecon = empty_like_rows(recon, needs[0])
+    dx = empty_like_rows(x, needs[1])
+    tiles = tiling(rows, cols, recon, x, logvar if per_element else None)
+    nll = partial_sums(recon, acc, tiles, output)
+    if per_element:
+        dlogvar = empty_like_rows(logvar, needs[2])
+    else:
+        dlogvar = partial_sums(recon, acc, tiles, "rows" if needs[2] else None)
+    arguments = [
+        recon,
+        x,
+        logvar,
+        grad,
+        nll,
+        drecon,
+        dx,
+        dlogvar,
+        recon.stride(0) // tiles.vector,
+        x.stride(0) // tiles.vector,
+        stride_of(logvar, tiles.vector if per_element else 1),
+        stride_of(grad),
+        logvar_value,
+        scale,
+        rows,
+        cols // tiles.vector,
+        tiles.col_tiles,
+    ]
+    mode = "value" if logvar is None else "element" if per_element else "row"
+    flags = {"LOGVAR": mode, "SIGN": sign, "SUM_ROWS": output == "tiles"}
+    if rows:
+        launch(gaussian_nll_kernel, tiles.programs, arguments, flags | constants(tiles, acc))
+    if needs[2] and not per_element:
+        dlogvar = row_sums(dlogvar).to(logvar.dtype)[:, None]
+    if output == "rows":
+        nll = row_sums(nll)
+    return nll, [g for g in (drecon, dx, dlogvar) if g is not None]
+
+
+def _forward(recon, x, logvar, logvar_value, sign):
+    return launch_gaussian_nll(recon, x, logvar, logvar_value, sign=sign, output="rows")[0]
+
+
+def _forward_fake(recon, x, logvar, logvar_value, sign):
+    return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, logvar))
+
+
+def _backward(grad, recon, x, logvar, logvar_value, sign, needs):
+    return launch_gaussian_nll(recon, x, logvar, logvar_value, grad=grad, sign=sign, needs=needs)[1]
+
+
+def _backward_fake(grad, recon, x, logvar, logvar_value, sign, needs):
+    return gradients_like((recon, x, logvar), needs)
+
+
+gaussian_nll_op = register(
+    "gaussian_nll(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, int sign) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+gaussian_nll_backward_op = register(
+    "gaussian_nll_backward(Tensor grad, Tensor recon, Tensor x, Tensor? logvar, "
+    "float logvar_value, int sign, bool[] needs) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
+
+
+class GaussianNLL(KernelFunction):
+    @staticmethod
+    def forward(recon, x, logvar, logvar_value, sign):
+        return gaussian_nll_op(recon, x, logvar, logvar_value, sign)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        recon, x, logvar, ctx.logvar_value, ctx.sign = inputs
+        ctx.save_for_backward(recon, x, logvar)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad[:3]
+        gradients = gaussian_nll_backward_op(
+            grad, *ctx.saved_tensors, ctx.logvar_value, ctx.sign, list(needs)
+        )
+        return *spread(gradients, needs), None, None
+
+
+def gaussian_nll(recon, x, logvar=None, logvar_value=0.0):
+    """Twin of ``reference.gaussian_nll`` on [rows, cols]; logvar as in the launcher."""
+    return GaussianNLL.apply(recon, x, logvar, logvar_value, 1)
+
+
+def gaussian_log_prob(x, mu, logvar):
+    """Twin of ``reference.gaussian_log_prob`` on [rows, cols]."""
+    return GaussianNLL.apply(mu, x, logvar, 0.0, -1)

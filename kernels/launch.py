@@ -1,0 +1,109 @@
+"""The host side that every launcher shares: 2-D views, tile choice, the launch itself."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRET = triton.knobs.runtime.interpret
+# Inline PTX: not on AMD, and not in the interpreter.
+PTX = torch.version.hip is None and not INTERPRET
+
+NUM_WARPS = 4
+MAX_BLOCK_COLS = 1024
+
+
+class Tiling(NamedTuple):
+    """How a [rows, cols] problem is cut: one program a tile, straight-line code."""
+
+    block_rows: int
+    block_cols: int
+    col_tiles: int
+    programs: int
+    vector: int
+
+
+def tile_shape(rows, cols, dtype):
+    """(block_rows, block_cols): a row in one tile up to 1024 columns, several rows if short.
+
+    16 elements a thread where there is enough work to fill a GPU (132 SMs x 8 programs),
+    since twice as many then share the address and reduction code of their tile;
+    8 otherwise, and in float64, whose elements take two registers.
+    """
+    block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_BLOCK_COLS)
+    elements = 2048 if rows * cols >= 2**21 and dtype != torch.float64 else 1024
+    return max(1, elements // block_cols), block_cols
+
+
+def vector_width(cols, tensors):
+    """Elements in 16 bytes if every row of every tensor starts on such a boundary, else 1.
+
+    Kernels take column counts and strides in this unit and multiply it back, which shows
+    the compiler that 128-bit accesses are aligned: from a bare integer it learns that only
+    of multiples of 16 elements, and a row of 8 floats would be read one by one.
+    """
+    width = max(16 // t.element_size() for t in tensors)
+    fits = cols % width == 0 and all(t.stride(0) % width == 0 for t in tensors)
+    return width if fits else 1
+
+
+def tiling(rows, cols, *tensors):
+    """The tiling for these full-size [rows, cols] operands."""
+    tensors = [t for t in tensors if t is not None]
+    block_rows, block_cols = tile_shape(rows, cols, accumulator(*tensors))
+    col_tiles = triton.cdiv(cols, block_cols)
+    programs = triton.cdiv(rows, block_rows) * col_tiles
+    return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, tensors))
+
+
+def accumulator(*tensors):
+    """The dtype of sums: float64 if any operand is, else float32."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def as_rows(tensor):
+    """A [rows, cols] tensor whose columns are contiguous; any row stride, 0 included."""
+    if tensor is None or tensor.shape[1] == 1 or tensor.stride(1) == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def stride_of(tensor, vector=1):
+    """The row stride that a kernel takes; 0 for an operand that is not there."""
+    return 0 if tensor is None else tensor.stride(0) // vector
+
+
+def empty_like_rows(tensor, wanted):
+    """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
+
+
+def partial_sums(tensor, acc, tiles, output):
+    """Where a kernel writes its sums: [col_tiles, rows] for "rows", [programs] for "tiles"."""
+    if output is None:
+        return None
+    shape = (tiles.col_tiles, tensor.shape[0]) if output == "rows" else (tiles.programs,)
+    return torch.empty(shape, dtype=acc, device=tensor.device)
+
+
+def row_sums(partial):
+    """Row sums from partial sums [col_tiles, rows]; a second stage only where rows are long."""
+    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+
+
+def constants(tiles, acc):
+    """The constexprs that every kernel takes."""
+    return {
+        "VEC": tiles.vector,
+        "BLOCK_ROWS": tiles.block_rows,
+        "BLOCK_COLS": tiles.block_cols,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "PTX": PTX,
+    }
+
+
+def launch(kernel, programs, arguments, constexprs):
+    """Run a kernel on a 1-D grid. The static report replaces this to see what is launched."""
+    kernel[(programs,)](*arguments, **constexprs, num_warps=NUM_WARPS)

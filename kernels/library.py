@@ -1,0 +1,38 @@
+"""The torch.library namespace ``fused_elbo::`` and the base of the autograd functions."""
+
+import torch
+
+LIBRARY = torch.library.Library("fused_elbo", "DEF")
+
+
+def register(schema, implementation, fake):
+    """Define an opaque functional op: one implementation for all devices, one for shapes."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fused_elbo::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.fused_elbo, name)
+
+
+def gradients_like(tensors, needs):
+    """What a backward op returns, for its fake: the wanted gradients, contiguous."""
+    layout = torch.contiguous_format
+    wanted = (t for t, needed in zip(tensors, needs, strict=True) if needed)
+    return [torch.empty_like(t, memory_format=layout) for t in wanted]
+
+
+def spread(gradients, needs):
+    """Lay the gradients that were computed back among the inputs, None elsewhere."""
+    gradients = iter(gradients)
+    return tuple(next(gradients) if needed else None for needed in needs)
+
+
+class KernelFunction(torch.autograd.Function):
+    """An autograd function over the ops above: first derivatives, no vmap."""
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise RuntimeError(
+            "the Triton kernels of fused_elbo do not run under torch.func.vmap: they take "
+            "batches [..., D] as they are; for per-example gradients pass impl='reference'"
+        )
