@@ -1,0 +1,38 @@
+"""One suite, two machines: Triton's interpreter on a CPU, or the kernels on a CUDA device.
+
+    pytest tests                               # interpreted kernels, no GPU needed
+    TRITON_INTERPRET=0 pytest tests -m gpu     # the same tests on a GPU, and the GPU-only ones
+
+Triton decides when a kernel is defined, so the variable is set before any kernel module
+is imported. It cannot do both in one process.
+"""
+
+import os
+
+import pytest
+import torch
+
+INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "1") == "1"
+ON_GPU = not INTERPRET and torch.cuda.is_available()
+DEVICE = pytest.param("cpu") if INTERPRET else pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=[DEVICE])
+def device(request):
+    """Where the kernels run: every test of a kernel takes it."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(20140414)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a GPU where kernels are interpreted or there is none."""
+    if ON_GPU:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
