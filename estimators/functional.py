@@ -73,7 +73,7 @@ def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, impl="auto"):
     >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2))
     tensor([1.])
     """
-    named = dict(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
     shape = validate.broadcast(**named)
     if not validate.use_kernels(impl, mu):

@@ -181,7 +181,9 @@ class ELBOLoss(torch.nn.Module):
         self.reduction = reduction
         self.return_parts = return_parts
         self.impl = impl
-        if isinstance(recon_logvar, torch.Tensor) and not isinstance(recon_logvar, torch.nn.Parameter):
+        if isinstance(recon_logvar, torch.Tensor) and not isinstance(
+            recon_logvar, torch.nn.Parameter
+        ):
             self.register_buffer("recon_logvar", recon_logvar)
         else:
             self.recon_logvar = recon_logvar

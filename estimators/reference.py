@@ -51,11 +51,12 @@ def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
 
 def gaussian_nll(recon, x, recon_logvar=0.0):
     """Twin of :func:`fused_elbo.gaussian_nll`."""
-    if not isinstance(recon_logvar, torch.Tensor):
-        recon_logvar = torch.full((), recon_logvar, dtype=recon.dtype, device=recon.device)
-    recon_logvar = recon_logvar.expand(recon.shape)
-    recon, x, recon_logvar = accumulate(recon, x, recon_logvar)
-    return -textbook.gaussian_log_prob(x.flatten(1), recon.flatten(1), recon_logvar.flatten(1))
+    learned = isinstance(recon_logvar, torch.Tensor)
+    recon, x, logvar = accumulate(recon, x, recon_logvar if learned else None)
+    if not learned:
+        logvar = recon.new_full((), recon_logvar)
+    logvar = logvar.expand(recon.shape)
+    return -textbook.gaussian_log_prob(x.flatten(1), recon.flatten(1), logvar.flatten(1))
 
 
 def bernoulli_nll(logits, x):

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from .device import (
+    divide,
     exp_scaled,
     load_rows,
     load_tile,
@@ -65,7 +66,7 @@ def bernoulli_nll_kernel(
     odds = exp_scaled(tl.abs(logits), -1.0, PTX)
 
     if nll_ptr is not None:
-        nll = tl.maximum(logits, 0.0) - x * logits + log1p_unit(odds)
+        nll = tl.maximum(logits, 0.0) - x * logits + log1p_unit(odds, PTX)
         nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
         if SUM_ROWS:
             store_tile_sum(nll_ptr, nll, row, rows)
@@ -77,7 +78,7 @@ def bernoulli_nll_kernel(
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
     if dlogits_ptr is not None:
-        mean = tl.where(logits >= 0.0, 1.0, odds) / (1.0 + odds)
+        mean = divide(tl.where(logits >= 0.0, 1.0, odds), 1.0 + odds, PTX)
         store_tile(dlogits_ptr, row, col, cols, mask, grad * (mean - x))
     if dx_ptr is not None:
         store_tile(dx_ptr, row, col, cols, mask, -grad * logits)

@@ -105,14 +105,25 @@ def expm1(x, exp_x):
 
 
 @triton.jit
-def log1p_unit(x):
+def divide(a, b, PTX: tl.constexpr):
+    """a / b for moderate b, without the rescaling that division spends on extreme ones."""
+    if PTX and b.dtype == tl.float32:
+        return a * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return a / b
+
+
+@triton.jit
+def log1p_unit(x, PTX: tl.constexpr):
     """log(1 + x) for 0 <= x <= 1, accurate near zero."""
     if x.dtype == tl.float64:
         # Goldberg's identity: log(u) / (u - 1) forgives the rounding of u = 1 + x.
         u = 1.0 + x
         return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
     # 2 atanh(s), s = x / (2 + x) <= 1/3: a Chebyshev fit with relative error 4e-9.
-    s = x / (2.0 + x)
+    s = divide(x, 2.0 + x, PTX)
     q = s * s
     series = 0.14078879 * q + 0.13982579
     series = series * q + 0.20012298

@@ -20,9 +20,19 @@ BLOCK = 4096
 
 @triton.jit
 def total_kernel(
-    nll_ptr, kl_ptr, loss_out, nll_out, kl_out, n, rows, kl_stride, beta: tl.float64, scale: tl.float64,
-    BLOCK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+    nll_ptr,
+    kl_ptr,
+    loss_out,
+    nll_out,
+    kl_out,
+    n,
+    rows,
+    kl_stride,
+    beta: tl.float64,
+    scale: tl.float64,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
     """One program: (loss, nll, kl) from the partial sums nll [n] and the rows kl [rows]."""
     lane = tl.arange(0, BLOCK)
     nll = tl.zeros((BLOCK,), ACC)
@@ -156,7 +166,5 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale):
     operands = (recon, x, logvar)
     track = torch.is_grad_enabled()
     needs = [track and t is not None and t.requires_grad for t in operands]
-    outputs = ELBOLoss.apply(
-        recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
-    )
+    outputs = ELBOLoss.apply(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs)
     return outputs[:3]

@@ -69,16 +69,17 @@ def gaussian_kl_kernel(
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     if prior_mu_ptr is not None:
         prior_mu = load_tile(prior_mu_ptr, row, col, prior_mu_stride * VEC, mask, ACC)
-        prior_logvar = load_tile(
-            prior_logvar_ptr, row, col, prior_logvar_stride * VEC, mask, ACC
-        )
-        logvar -= prior_logvar
-        # The root of the precision: its square may overflow where the product does not.
+        prior_logvar = load_tile(prior_logvar_ptr, row, col, prior_logvar_stride * VEC, mask, ACC)
+        # Roots and ratios first: squares may overflow where products do not, and exp of the
+        # difference would blow up that difference's rounding error.
         precision_root = exp_scaled(prior_logvar, -0.5, PTX)
         distance = (mu - prior_mu) * precision_root
+        ratio = exp_scaled(logvar, 0.5, PTX) * precision_root
+        variance = ratio * ratio
+        logvar -= prior_logvar
     else:
         distance = mu
-    variance = exp_scaled(logvar, 1.0, PTX)
+        variance = exp_scaled(logvar, 1.0, PTX)
 
     if kl_ptr is not None:
         kl = distance * distance + expm1_minus_x(logvar, variance)

@@ -80,6 +80,9 @@ def gaussian_nll_kernel(
     inverse_std = exp_scaled(logvar, -0.5, PTX)
     residual = (x - recon) * inverse_std
     square = residual * residual
+    if LOGVAR != "element":
+        # Lanes past the end hold 0 * inverse_std, and that may be 0 * inf.
+        square = tl.where(mask, square, 0.0)
 
     if nll_ptr is not None:
         if LOGVAR == "element":

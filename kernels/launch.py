@@ -1,5 +1,6 @@
 """The host side that every launcher shares: 2-D views, tile choice, the launch itself."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -105,5 +106,12 @@ def constants(tiles, acc):
 
 
 def launch(kernel, programs, arguments, constexprs):
-    """Run a kernel on a 1-D grid. The static report replaces this to see what is launched."""
-    kernel[(programs,)](*arguments, **constexprs, num_warps=NUM_WARPS)
+    """Run a kernel on a 1-D grid, on the device that its tensors are on.
+
+    The static report replaces this function to see what is launched.
+    """
+    device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+    # Triton launches on the current device, which need not be that of the tensors.
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[(programs,)](*arguments, **constexprs, num_warps=NUM_WARPS)

@@ -37,7 +37,8 @@ def sqrt_minus_2_log(u, PTX: tl.constexpr):
         )
     else:
         log2_u = tl.log2(u)
-    return tl.sqrt(-1.3862943611198906 * log2_u)
+    # lg2.approx is off by up to 2**-22 near u = 1, and so may have the wrong sign there.
+    return tl.sqrt(tl.maximum(-1.3862943611198906 * log2_u, 0.0))
 
 
 @triton.jit
@@ -68,7 +69,13 @@ def box_muller(a, b, PTX: tl.constexpr):
 
 @triton.jit
 def normal_tile(
-    seed, row, col_tile, sample, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, PTX: tl.constexpr
+    seed,
+    row,
+    col_tile,
+    sample,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    PTX: tl.constexpr,
 ):
     """Float32 normals [BLOCK_ROWS, BLOCK_COLS] for these rows and this tile of columns."""
     group = col_tile * (BLOCK_COLS // 4) + tl.arange(0, BLOCK_COLS // 4)

@@ -1,0 +1,418 @@
+"""What the machine code of every kernel says, read without a GPU.
+
+``python -m bench.static_report`` compiles each kernel ahead of time, with the arguments and
+tiles that its launcher would use, and writes ``results/static/<target>.json``, a table and a
+roofline chart. ``--check`` compiles for sm_90 only and compares with ``bench/static_gates.json``;
+``--set-gates`` writes that file, 10 % above what is reached.
+
+How instructions are counted: the kernels are straight-line code, so an element costs the
+instructions of a program (NOPs and what follows the last EXIT aside) over the elements that a
+thread handles. Bytes an element are those of the 128-bit global loads and stores: all
+full-size operands are read and written so, and what a row needs once is not.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from unittest import mock
+
+# The report compiles for GPUs: the interpreter would leave nothing to compile.
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fused_elbo.kernels import bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample
+from fused_elbo.kernels.launch import NUM_WARPS
+
+MODULES = (bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample)
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ROWS = 2**16  # enough for the tile that large problems get
+COLUMNS = (64, 1024)
+RESULTS = Path("results/static")
+GATES = Path(__file__).with_name("static_gates.json")
+# Measured copy bandwidth in TB/s, and instructions a second if every lane issues one a cycle.
+CHIPS = {"H100": (3.0, 132 * 4 * 32 * 1.755e9), "H200": (4.3, 132 * 4 * 32 * 1.755e9)}
+# Limits that do not move with what is reached (float32, instructions an element).
+CEILINGS = {
+    "rsample_kl forward": 70,
+    "rsample_kl backward": 70,
+    "gaussian_kl forward": 30,
+    "gaussian_nll forward": 20,
+}
+
+
+def cases(dtype, cols):
+    """name -> (full-size operands read + written, a call of the launcher)."""
+
+    def full():
+        return torch.empty(ROWS, cols, dtype=dtype)
+
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    a, b, c, d, grad = full(), full(), full(), full(), torch.empty(ROWS, dtype=acc)
+    seed = torch.empty((), dtype=torch.int64)
+    q, q_and_prior = (a, b, None, None), (a, b, c, d)
+    nll, bernoulli = gaussian_nll.launch_gaussian_nll, bernoulli_nll.launch_bernoulli_nll
+    kl, rsample = gaussian_kl.launch_gaussian_kl, gaussian_rsample.launch_rsample
+    rsample_backward = gaussian_rsample.launch_rsample_backward
+    two, both, all_four = (True, True, False), (True, True, False, False), (True,) * 4
+    recon = (True, False, False)
+    fused = {"scale": 0.5, "output": "tiles"}
+    return {
+        "gaussian_log_prob forward": (3, lambda: nll(a, b, c, 0.0, sign=-1, output="rows")),
+        "gaussian_log_prob backward": (
+            6,
+            lambda: nll(a, b, c, 0.0, sign=-1, grad=grad, needs=(True,) * 3),
+        ),
+        "gaussian_kl forward": (2, lambda: kl(q)),
+        "gaussian_kl backward": (4, lambda: kl(q, grad=grad, needs=both)),
+        "gaussian_kl prior forward": (4, lambda: kl(q_and_prior)),
+        "gaussian_kl prior backward": (8, lambda: kl(q_and_prior, grad=grad, needs=all_four)),
+        "gaussian_rsample forward": (3, lambda: rsample(q, seed, with_kl=False)),
+        "gaussian_rsample backward": (
+            4,
+            lambda: rsample_backward(c[None], None, (None, b, None, None), seed, both),
+        ),
+        "rsample_kl forward": (3, lambda: rsample(q, seed, with_kl=True)),
+        "rsample_kl backward": (5, lambda: rsample_backward(c[None], grad, q, seed, both)),
+        "rsample_kl prior forward": (5, lambda: rsample(q_and_prior, seed, with_kl=True)),
+        "rsample_kl prior backward": (
+            9,
+            lambda: rsample_backward(full()[None], grad, q_and_prior, seed, all_four),
+        ),
+        "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
+        "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),
+        "gaussian_nll forward + gradient": (3, lambda: nll(a, b, None, 0.0, needs=recon, **fused)),
+        "gaussian_nll learned forward": (3, lambda: nll(a, b, c, 0.0, output="rows")),
+        "gaussian_nll learned backward": (
+            5,
+            lambda: nll(a, b, c, 0.0, grad=grad, needs=(True, False, True)),
+        ),
+        "gaussian_nll learned forward + gradient": (
+            5,
+            lambda: nll(a, b, c, 0.0, needs=(True, False, True), **fused),
+        ),
+        "bernoulli_nll forward": (2, lambda: bernoulli(a, b, output="rows")),
+        "bernoulli_nll backward": (3, lambda: bernoulli(a, b, grad=grad, needs=two[1:])),
+        "bernoulli_nll forward + gradient": (3, lambda: bernoulli(a, b, needs=two[1:], **fused)),
+        "elbo_loss total": (
+            None,
+            lambda: elbo_loss._elbo_loss(a, b, None, 0.0, grad, "gaussian", 1.0, 1.0, [False] * 3),
+        ),
+        "elbo_loss scale": (2, lambda: elbo_loss._scale_(a, grad[0])),
+    }
+
+
+def record(call):
+    """The last launch that ``call`` makes: (kernel, arguments, constexprs). Nothing runs."""
+    launches = []
+
+    def keep(kernel, programs, arguments, constexprs):
+        launches.append((kernel, arguments, constexprs))
+
+    patches = [
+        mock.patch.object(module, "launch", keep) for module in MODULES if hasattr(module, "launch")
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        call()
+    finally:
+        mock.patch.stopall()
+    return launches[-1]
+
+
+def compile_for(target, kernel, arguments, constexprs):
+    """Compile with the specialisation that Triton's launcher would choose."""
+    constants = dict(constexprs)
+    if target.backend != "cuda" and "PTX" in constants:
+        constants["PTX"] = False
+    signature, aligned = {}, {}
+    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if value is None or (type(value) is int and value == 1):
+            constants[name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp64"
+    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
+
+
+def nvidia_tool(name, *flags, cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [NVIDIA_TOOLS / name, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(sass):
+    """Opcodes up to the last EXIT, without NOPs."""
+    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+    last = max(i for i, opcode in enumerate(opcodes) if opcode.startswith("EXIT"))
+    return [opcode for opcode in opcodes[: last + 1] if opcode != "NOP"]
+
+
+def read_nvidia(compiled, elements):
+    """Registers, stack, local and shared memory; instructions and bytes an element."""
+    usage = nvidia_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
+    found = {key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    opcodes = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
+    counts = Counter(opcodes)
+    widths = Counter(
+        f"{opcode[:3]} {next((w for w in opcode.split('.') if w.isdigit()), '32')}"
+        for opcode in opcodes
+        if opcode.startswith(("LDG", "STG"))
+    )
+    wide = sum(n for name, n in widths.items() if name.endswith("128"))
+    return {
+        "registers": found["reg"],
+        "stack": found["stack"],
+        "local": found["local"] + counts["LDL"] + counts["STL"],
+        "shared": found["shared"],
+        "global_accesses": dict(sorted(widths.items())),
+        "instructions": len(opcodes),
+        "instructions_per_element": round(len(opcodes) / elements, 2),
+        "bytes_per_element": round(16 * wide / elements, 2),
+    }
+
+
+def read_amd(compiled):
+    """Registers and scratch from the metadata of the assembly: compiled only, not judged."""
+    assembly = compiled.asm["amdgcn"]
+    keys = {
+        "registers": "vgpr_count",
+        "stack": "private_segment_fixed_size",
+        "local": "vgpr_spill_count",
+        "shared": "group_segment_fixed_size",
+    }
+    found = {name: re.search(rf"\.{key}:\s+(\d+)", assembly) for name, key in keys.items()}
+    return {name: int(match.group(1)) for name, match in found.items() if match}
+
+
+def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
+    """One row a kernel, dtype and row length."""
+    target, rows = TARGETS[target_name], []
+    total = len(dtypes) * len(columns)
+    for step, (dtype_name, cols) in enumerate((d, c) for d in dtypes for c in columns):
+        print(f"{target_name} [{step + 1}/{total}] {dtype_name}, {cols} columns", file=sys.stderr)
+        dtype = DTYPES[dtype_name]
+        for name, (operands, call) in cases(dtype, cols).items():
+            kernel, arguments, constexprs = record(call)
+            compiled = compile_for(target, kernel, arguments, constexprs)
+            if "BLOCK_COLS" in constexprs:
+                elements = constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLS"]
+            else:
+                elements = constexprs["BLOCK"]
+            per_thread = elements / (target.warp_size * NUM_WARPS)
+            row = {"kernel": name, "dtype": dtype_name, "columns": cols}
+            if target.backend == "cuda":
+                row |= read_nvidia(compiled, per_thread)
+            else:
+                row |= read_amd(compiled)
+            row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
+            rows.append(row)
+    return rows
+
+
+def key(row):
+    return f"{row['kernel']} | {row['dtype']} | {row['columns']}"
+
+
+def check(rows, gates):
+    """What is wrong, a line each."""
+    problems = []
+    for row in rows:
+        if row["stack"] or row["local"]:
+            problems.append(f"{key(row)}: stack {row['stack']}, local {row['local']}")
+        if row["contract_bytes"] is None:
+            continue
+        if row["bytes_per_element"] != row["contract_bytes"]:
+            problems.append(
+                f"{key(row)}: {row['bytes_per_element']} bytes an element in 128-bit accesses, "
+                f"the contract is {row['contract_bytes']} ({row['global_accesses']})"
+            )
+        reached = row["instructions_per_element"]
+        ceiling = CEILINGS.get(row["kernel"], math.inf) if row["dtype"] == "float32" else math.inf
+        limit = min(gates.get(key(row), -math.inf), ceiling)
+        if reached > limit:
+            problems.append(
+                f"{key(row)}: {reached} instructions an element, the gate is {limit}"
+                if key(row) in gates
+                else f"{key(row)}: no gate; run python -m bench.static_report --set-gates"
+            )
+    return problems
+
+
+def set_gates(rows):
+    """Gates 10 % above what these rows reach."""
+    judged = (row for row in rows if row["contract_bytes"] is not None)
+    gates = {key(row): round(1.1 * row["instructions_per_element"], 2) for row in judged}
+    GATES.write_text(json.dumps(gates, indent=1) + "\n")
+
+
+def bound(row, chip):
+    """Which of the two takes longer on this chip: moving the bytes or issuing the code."""
+    terabytes, issue = CHIPS[chip]
+    memory = row["bytes_per_element"] / (terabytes * 1e12)
+    arithmetic = row["instructions_per_element"] / issue
+    return "memory" if memory >= arithmetic else "issue"
+
+
+def table(rows):
+    """Markdown: what a reader wants of the sm_90 report."""
+    lines = [
+        "| kernel | dtype | registers | instructions | bytes | bound, H100 | bound, H200 |",
+        "|---|---|--:|--:|--:|---|---|",
+    ]
+    for row in rows:
+        if row["columns"] == COLUMNS[0] and row["dtype"] in ("float32", "bfloat16"):
+            lines.append(
+                f"| `{row['kernel']}` | {row['dtype']} | {row['registers']} "
+                f"| {row['instructions_per_element']} | {row['bytes_per_element']:g} "
+                f"| {bound(row, 'H100')} | {bound(row, 'H200')} |"
+            )
+    return "\n".join(lines)
+
+
+def chart(rows, path):
+    """Instructions against bytes an element; under a chip's line its memory is the bound."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    byte_range = (0, 40)
+    for chip, style in zip(CHIPS, ("-", "--"), strict=True):
+        terabytes, issue = CHIPS[chip]
+        slope = issue / (terabytes * 1e12)
+        label = f"{chip}: issue time = memory time at {terabytes} TB/s"
+        axes.plot(byte_range, [slope * x for x in byte_range], style, color="0.3", label=label)
+    colours = {"float32": "#0072B2", "bfloat16": "#D55E00"}  # Okabe-Ito
+    markers = {"forward": "o", "backward": "s", "gradient": "D"}
+    for row in rows:
+        if row["columns"] != COLUMNS[0] or row["dtype"] not in colours:
+            continue
+        x, y = row["bytes_per_element"], row["instructions_per_element"]
+        marker = markers.get(row["kernel"].split()[-1])
+        if marker is None:
+            continue
+        axes.plot(x, y, marker, color=colours[row["dtype"]], markersize=6)
+        if row["kernel"] in ("rsample_kl forward", "rsample_kl backward"):
+            offset = (6, -3) if row["dtype"] == "float32" else (4, 7)
+            axes.annotate(row["kernel"], (x, y), offset, textcoords="offset points", fontsize=7)
+    for dtype, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=dtype)
+    for role, marker in markers.items():
+        name = {"gradient": "forward + gradient"}.get(role, role)
+        axes.plot([], [], marker, color="0.5", label=name)
+    axes.set(
+        xlim=byte_range,
+        ylim=(0, 100),
+        xlabel="bytes moved an element",
+        ylabel="instructions issued an element",
+        title="Below a line the kernel is bound by memory (sm_90, rows of 64, predicted)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper right")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def write(target_name, rows):
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    document = {
+        "target": target_name,
+        "triton": triton.__version__,
+        "warps": NUM_WARPS,
+        "rows": ROWS,
+        "kernels": rows,
+    }
+    (RESULTS / f"{target_name}.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+README = """# What the machine code says
+
+`python -m bench.static_report` wrote this with Triton {triton}; it needs no GPU, and nothing
+here was timed. Every kernel, in the tile that a problem of {rows} rows gets, compiled for
+sm_80, sm_90, sm_100 and (compiled only) gfx942: the JSON beside this file has registers,
+stack, local and shared memory, the width of every global access, instructions and bytes an
+element. No NVIDIA kernel has a stack frame, local memory or a spill, and all full-size
+operands are read and written by 128-bit accesses.
+
+Instructions are those of a program, NOPs and what follows the last EXIT aside, over the
+elements of its tile: the code is straight-line. (`elbo_loss total` has two loops; its figure
+is for one turn of each.) The predicted bound compares the time to move the bytes (H100 3.0,
+H200 4.3 TB/s, measured copies) with the time to issue the instructions (132 SMs x 4 x 32
+lanes at 1.755 GHz, one a cycle: the best case).
+
+sm_90, rows of 64:
+
+{table}
+
+![instructions against bytes](roofline.png)
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare sm_90 with the gates")
+    parser.add_argument("--set-gates", action="store_true", help="write the gates anew")
+    options = parser.parse_args()
+    if options.check:
+        problems = check(report("sm_90"), json.loads(GATES.read_text()))
+        print("\n".join(problems) or "static report: every kernel is within its gates")
+        return 1 if problems else 0
+    if options.set_gates:
+        set_gates(report("sm_90"))
+        return 0
+    for target_name in TARGETS:
+        rows = report(target_name)
+        write(target_name, rows)
+        if target_name == "sm_90":
+            chart(rows, RESULTS / "roofline.png")
+            text = README.format(triton=triton.__version__, rows=ROWS, table=table(rows))
+            (RESULTS / "README.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
