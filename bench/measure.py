@@ -1,0 +1,132 @@
+"""One case from inputs to figures: check first, then every clock, then memory."""
+
+import time
+
+from . import clock, memory, oracle, providers
+from .cases import make_inputs, make_upstream
+from .traffic import floor_bytes
+
+# On a CPU the profiler that counts memory costs more than the call where that is small.
+CPU_MEMORY_FROM = 2**18
+_cell = {}
+
+
+def input_sets(case, device):
+    """[(inputs, upstream gradients), ...], kept while the providers of a cell take turns."""
+    key = (*case._replace(provider=""), device)
+    if key not in _cell:
+        _cell.clear()
+        one = make_inputs(case, device, seed=0), make_upstream(case, device, seed=0)
+        size = sum(t.nbytes for tensors in one for t in tensors if t is not None)
+        seeds = range(2, 2 * clock.input_sets(device, size), 2)
+        others = [(make_inputs(case, device, s), make_upstream(case, device, s)) for s in seeds]
+        _cell[key] = [one, *others]
+    return _cell[key]
+
+
+class Prepared:
+    """A case whose provider is right and warm: ``call(inputs)`` is what gets timed."""
+
+    def __init__(self, case, device, function=None):
+        """Raises oracle.WrongResult where the provider is not right.
+
+        ``function`` replaces the provider's own: that is how the rule is tested.
+        """
+        self.case, self.device = case, device
+        self.function = function or providers.get(case.provider, case.op, device)
+        self.sets = input_sets(case, device)
+        first_call = self.first_call()
+        self.error = oracle.check(case, self.function, *self.sets[0])
+        self.warm_up()
+        self.seconds = min(self.wall_clock() for _ in range(3))
+        self.compile_seconds = max(0.0, first_call - self.seconds)
+
+    def first_call(self):
+        """Seconds of the very first call, in which compilers compile; never timed again."""
+        start = time.perf_counter()
+        inputs, upstream = self.sets[0]
+        outputs = oracle.as_tuple(self.function(*inputs))
+        if self.case.backward:
+            # Gradients in the outputs' dtypes: a textbook sum in bfloat16 is a bfloat16.
+            self.sets = [(i, oracle.cast_upstream(u, outputs)) for i, u in self.sets]
+            oracle.backward(outputs, inputs, self.sets[0][1])
+        clock.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def call(self, inputs):
+        """Results are dropped in the call: releasing them is part of a training step too."""
+        tensors, upstream = inputs
+        outputs = oracle.as_tuple(self.function(*tensors))
+        if self.case.backward:
+            oracle.backward(outputs, tensors, upstream)
+
+    def warm_up(self):
+        for inputs in self.sets[:3]:
+            self.call(inputs)
+        clock.synchronize(self.device)
+
+    def wall_clock(self):
+        start = time.perf_counter()
+        self.call(self.sets[0])
+        clock.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def round_setup(prepared):
+    """What pytest-benchmark runs before each round, untimed: the next inputs, and on a GPU
+    the same cold state of the device."""
+    sets = prepared.sets
+    cold = None
+    if prepared.device == "cuda":
+        cold = clock.ColdStart(clock.enqueue_seconds(prepared.call, sets))
+    turn = 0
+
+    def setup():
+        nonlocal turn
+        turn += 1
+        if cold is not None:
+            cold()
+        return (sets[turn % len(sets)],), {}
+
+    return setup
+
+
+def other_clocks(prepared, grid):
+    """extra_info of the clocks that are not pytest-benchmark's own: on a GPU, host and graph."""
+    if prepared.device != "cuda":
+        return {}
+    call, sets = prepared.call, prepared.sets
+    limits = (grid.seconds, grid.rounds)
+    info = {
+        "host": clock.host_clock(call, "cuda", sets, *limits),
+        "host_waits": clock.waits_for_device(call, sets[0]),
+        "input_sets": len(sets),
+    }
+    if info["host_waits"]:
+        info["graph_absent"] = "the call makes the host wait for the device"
+    elif prepared.case.provider == "compile-reduce-overhead":
+        info["graph_absent"] = "the call is a CUDA graph already"
+    else:
+        info["graph"] = clock.graph_clock(call, sets, *limits)
+    return info
+
+
+def peak_memory(prepared):
+    """Bytes, or None where counting them is not worth its time (small cases on a CPU)."""
+    case = prepared.case
+    if prepared.device == "cpu":
+        small = case.batch * case.latent < CPU_MEMORY_FROM
+        if small or not case.backward:
+            return None
+    return memory.peak_bytes(prepared.call, prepared.sets[0], prepared.device)
+
+
+def bandwidth(case, seconds, ceiling):
+    """The floor's bytes, and what they come to: bytes that had to move, not that did."""
+    needed = floor_bytes(case.op, case.batch, case.latent, case.dtype, case.direction)
+    return {
+        "floor_bytes": needed,
+        "floor_seconds": needed / ceiling,
+        "gb_per_s": needed / seconds / 1e9,
+        "share_of_copy": needed / seconds / ceiling,
+    }

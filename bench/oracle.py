@@ -1,0 +1,150 @@
+"""Who is right: float64 values and gradients, on the very inputs that are timed.
+
+A sampling provider draws its own noise, so the oracle reads it off the sample: what the
+samples must be is standard normal, and given them values and gradients are determined.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .cases import FIXED_LOGVAR, OPERATIONS
+
+# Largest error, relative to the largest value of the oracle. A wrong formula is off by
+# tenths; the textbook in bfloat16, which rounds every intermediate to 8 bits, by hundredths.
+TOLERANCE = {"float32": 3e-5, "bfloat16": 4e-2, "float64": 1e-10}
+# For statistics of n normals, in standard errors: one false alarm in 5e8 checks.
+SIGMAS = 6.0
+
+
+class WrongResult(Exception):
+    """A provider's output is not what it should be; the message says by how much."""
+
+
+def log_density(x, mu, logvar):
+    return -0.5 * ((x - mu) ** 2 * torch.exp(-logvar) + logvar + math.log(2 * math.pi)).sum(-1)
+
+
+def kl_standard(mu, logvar):
+    return 0.5 * (mu**2 + torch.expm1(logvar) - logvar).sum(-1)
+
+
+def bernoulli(logits, x):
+    return -(x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)).sum(-1)
+
+
+def expected(op, inputs, eps):
+    """The outputs in float64, given the noise of the sampling operations."""
+    if op == "gaussian_log_prob":
+        return (log_density(*inputs),)
+    if op == "gaussian_kl":
+        return (kl_standard(*inputs),)
+    if op == "gaussian_nll":
+        recon, x = inputs
+        return (-log_density(x, recon, torch.full_like(recon, FIXED_LOGVAR)),)
+    if op == "gaussian_nll_learned":
+        recon, x, logvar = inputs
+        return (-log_density(x, recon, logvar),)
+    if op == "bernoulli_nll":
+        return (bernoulli(*inputs),)
+    mu, logvar = inputs[-2:]
+    z = mu + torch.exp(0.5 * logvar) * eps
+    if op == "gaussian_rsample":
+        return (z,)
+    if op == "rsample_kl":
+        return z, kl_standard(mu, logvar)
+    if op == "elbo_step":
+        return z, (bernoulli(*inputs[:2]) + kl_standard(mu, logvar)).mean()
+    raise KeyError(op)
+
+
+def noise_of(z, mu, logvar):
+    """The standard normals behind a sample, in float64."""
+    z, mu, logvar = (t.detach().double() for t in (z, mu, logvar))
+    return (z - mu) * torch.exp(-0.5 * logvar)
+
+
+def check_noise(eps, again):
+    """Mean, variance, lag-1 correlation and range of eps, and that a second draw differs."""
+    n = eps.numel()
+    flat = eps.flatten()
+    error = 1 / math.sqrt(n)
+    statistics = {
+        "mean": (flat.mean(), SIGMAS * error),
+        "variance - 1": (flat.square().mean() - 1, SIGMAS * math.sqrt(2) * error),
+        "lag-1 correlation": ((flat[1:] * flat[:-1]).mean(), SIGMAS * error),
+        "largest / 8": (flat.abs().max() / 8, 1.0),
+    }
+    for name, (value, bound) in statistics.items():
+        if not abs(float(value)) <= bound:
+            raise WrongResult(f"noise: {name} is {float(value):.3g}, beyond {bound:.3g}")
+    if torch.equal(eps, again):
+        raise WrongResult("noise: two calls drew the same sample")
+
+
+def compare(name, got, want, tolerance):
+    """Relative to the largest value, so that a zero among them does not matter."""
+    if got is None or got.shape != want.shape:
+        found = None if got is None else tuple(got.shape)
+        raise WrongResult(f"{name}: shape {found} instead of {tuple(want.shape)}")
+    error = float((got.detach().double() - want).abs().max() / want.abs().max().clamp_min(1e-30))
+    if not error <= tolerance:
+        raise WrongResult(f"{name}: relative error {error:.2g}, above {tolerance:.2g}")
+    return error
+
+
+def as_tuple(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def backward(outputs, inputs, upstream):
+    """The gradients of the inputs that want one; the timed backward pass is this line, too."""
+    leaves = [t for t in inputs if t.requires_grad]
+    return torch.autograd.grad(outputs, leaves, upstream)
+
+
+def cast_upstream(upstream, outputs):
+    """Gradients in the dtype of each output: a textbook sum in bfloat16 is a bfloat16."""
+    return [
+        None if g is None else g.to(out.dtype) for g, out in zip(upstream, outputs, strict=True)
+    ]
+
+
+def check(case, function, inputs, upstream):
+    """Raise WrongResult unless values, and gradients if the case has them, are right.
+
+    Returns the largest relative error found.
+    """
+    tolerance = TOLERANCE[case.dtype]
+    outputs = as_tuple(function(*inputs))
+    # Copies: the memory of outputs may be used again by the next call (CUDA graphs).
+    kept = [out.detach().clone() for out in outputs]
+    gradients = ()
+    if case.backward:
+        gradients = backward(outputs, inputs, cast_upstream(upstream, outputs))
+        gradients = [g.detach().clone() for g in gradients]
+    del outputs
+
+    eps = None
+    if "latent" in OPERATIONS[case.op].outputs:
+        mu, logvar = inputs[-2:]
+        eps = noise_of(kept[0], mu, logvar)
+        again = as_tuple(function(*inputs))[0].detach().clone()
+        check_noise(eps, noise_of(again, mu, logvar))
+
+    exact = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
+    wanted = expected(case.op, exact, eps)
+    names = OPERATIONS[case.op].outputs
+    errors = [
+        compare(f"output {name}", got, want.detach(), tolerance)
+        for name, got, want in zip(names, kept, wanted, strict=True)
+    ]
+    if case.backward:
+        exact_gradients = backward(wanted, exact, cast_upstream(upstream, wanted))
+        leaves = OPERATIONS[case.op].gradients
+        errors += [
+            compare(f"gradient of {name}", got, want, tolerance)
+            for name, got, want in zip(leaves, gradients, exact_gradients, strict=True)
+        ]
+    return max(errors)

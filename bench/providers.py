@@ -1,0 +1,248 @@
+"""Who competes: every provider is a set of plain functions, one an operation.
+
+All functions of an operation take the same tensors, in the order of ``cases.OPERATIONS``,
+and return the same outputs. Values are per example, in nats, with every constant: that is
+what the oracle checks. Baselines are written as their users would, but not carelessly:
+nothing is computed twice, constants are Python numbers, and nothing waits for the device
+unless torch itself does.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import fused_elbo
+
+from .cases import FIXED_LOGVAR
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+# --- eager: the textbook formula ---------------------------------------------------------
+
+
+def eager_gaussian_log_prob(x, mu, logvar):
+    return -0.5 * (LOG_2PI + logvar + (x - mu).pow(2) * torch.exp(-logvar)).sum(-1)
+
+
+def eager_gaussian_kl(mu, logvar):
+    return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(-1)
+
+
+def eager_gaussian_rsample(mu, logvar):
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+def eager_rsample_kl(mu, logvar):
+    return eager_gaussian_rsample(mu, logvar), eager_gaussian_kl(mu, logvar)
+
+
+def gaussian_nll_constant(recon):
+    return 0.5 * recon.shape[-1] * (FIXED_LOGVAR + LOG_2PI)
+
+
+def eager_gaussian_nll(recon, x):
+    squares = (x - recon).pow(2).sum(-1)
+    return 0.5 * math.exp(-FIXED_LOGVAR) * squares + gaussian_nll_constant(recon)
+
+
+def eager_gaussian_nll_learned(recon, x, logvar):
+    return 0.5 * (LOG_2PI + logvar + (x - recon).pow(2) * torch.exp(-logvar)).sum(-1)
+
+
+def eager_bernoulli_nll(logits, x):
+    return (F.softplus(logits) - x * logits).sum(-1)
+
+
+def eager_elbo_step(logits, x, mu, logvar):
+    z, kl = eager_rsample_kl(mu, logvar)
+    return z, (eager_bernoulli_nll(logits, x) + kl).mean()
+
+
+EAGER = {
+    "gaussian_log_prob": eager_gaussian_log_prob,
+    "gaussian_kl": eager_gaussian_kl,
+    "gaussian_rsample": eager_gaussian_rsample,
+    "rsample_kl": eager_rsample_kl,
+    "gaussian_nll": eager_gaussian_nll,
+    "gaussian_nll_learned": eager_gaussian_nll_learned,
+    "bernoulli_nll": eager_bernoulli_nll,
+    "elbo_step": eager_elbo_step,
+}
+
+
+# --- torch.distributions, without argument validation --------------------------------------
+
+
+def normal(mu, logvar):
+    return Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+
+
+def standard_normal():
+    return Normal(0.0, 1.0, validate_args=False)
+
+
+def distributions_gaussian_log_prob(x, mu, logvar):
+    return normal(mu, logvar).log_prob(x).sum(-1)
+
+
+def distributions_gaussian_kl(mu, logvar):
+    return kl_divergence(normal(mu, logvar), standard_normal()).sum(-1)
+
+
+def distributions_gaussian_rsample(mu, logvar):
+    return normal(mu, logvar).rsample()
+
+
+def distributions_rsample_kl(mu, logvar):
+    q = normal(mu, logvar)
+    return q.rsample(), kl_divergence(q, standard_normal()).sum(-1)
+
+
+def distributions_gaussian_nll(recon, x):
+    sigma = math.exp(0.5 * FIXED_LOGVAR)
+    return -Normal(recon, sigma, validate_args=False).log_prob(x).sum(-1)
+
+
+def distributions_gaussian_nll_learned(recon, x, logvar):
+    return -normal(recon, logvar).log_prob(x).sum(-1)
+
+
+def distributions_bernoulli_nll(logits, x):
+    return -Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
+
+
+def distributions_elbo_step(logits, x, mu, logvar):
+    z, kl = distributions_rsample_kl(mu, logvar)
+    return z, (distributions_bernoulli_nll(logits, x) + kl).mean()
+
+
+DISTRIBUTIONS = {
+    "gaussian_log_prob": distributions_gaussian_log_prob,
+    "gaussian_kl": distributions_gaussian_kl,
+    "gaussian_rsample": distributions_gaussian_rsample,
+    "rsample_kl": distributions_rsample_kl,
+    "gaussian_nll": distributions_gaussian_nll,
+    "gaussian_nll_learned": distributions_gaussian_nll_learned,
+    "bernoulli_nll": distributions_bernoulli_nll,
+    "elbo_step": distributions_elbo_step,
+}
+
+
+# --- builtin: torch's own loss functions, where there is one --------------------------------
+
+
+def builtin_gaussian_nll(recon, x):
+    squares = F.mse_loss(recon, x, reduction="none").sum(-1)
+    return 0.5 * math.exp(-FIXED_LOGVAR) * squares + gaussian_nll_constant(recon)
+
+
+def builtin_gaussian_nll_learned(recon, x, logvar):
+    nll = F.gaussian_nll_loss(recon, x, logvar.exp(), full=True, reduction="none")
+    return nll.sum(-1)
+
+
+def builtin_bernoulli_nll(logits, x):
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+def builtin_elbo_step(logits, x, mu, logvar):
+    """PyTorch's VAE example: a summed cross-entropy and a summed KL, over the batch size."""
+    z = eager_gaussian_rsample(mu, logvar)
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum()
+    return z, (nll + kl) / mu.shape[0]
+
+
+BUILTIN = {
+    "gaussian_nll": builtin_gaussian_nll,
+    "gaussian_nll_learned": builtin_gaussian_nll_learned,
+    "bernoulli_nll": builtin_bernoulli_nll,
+    "elbo_step": builtin_elbo_step,
+}
+
+
+# --- fused_elbo ------------------------------------------------------------------------------
+
+
+def fused_gaussian_nll(recon, x):
+    return fused_elbo.gaussian_nll(recon, x, FIXED_LOGVAR)
+
+
+def fused_elbo_step(logits, x, mu, logvar):
+    z, kl = fused_elbo.rsample_kl(mu, logvar)
+    return z, fused_elbo.elbo_loss(logits, x, kl=kl)
+
+
+FUSED = {
+    "gaussian_log_prob": fused_elbo.gaussian_log_prob,
+    "gaussian_kl": fused_elbo.gaussian_kl,
+    "gaussian_rsample": fused_elbo.gaussian_rsample,
+    "rsample_kl": fused_elbo.rsample_kl,
+    "gaussian_nll": fused_gaussian_nll,
+    "gaussian_nll_learned": fused_elbo.gaussian_nll,
+    "bernoulli_nll": fused_elbo.bernoulli_nll,
+    "elbo_step": fused_elbo_step,
+}
+
+
+# --- torch.compile of the eager functions ----------------------------------------------------
+
+COMPILE_MODES = {
+    "compile": {},
+    # "max-autotune-no-cudagraphs", with the reductions in one kernel instead of two.
+    "compile-max": {
+        "options": {
+            "max_autotune": True,
+            "coordinate_descent_tuning": True,
+            "triton.cooperative_reductions": True,
+        }
+    },
+    "compile-reduce-overhead": {"mode": "reduce-overhead"},
+}
+_compiled = {}
+
+
+def compiled(provider, op, device):
+    """The compiled eager function.
+
+    On a GPU it is compiled anew for every shape, the best that the compiler can give. On a
+    CPU one function with symbolic sizes serves all shapes of an operation, or compiling
+    would take most of the suite's time. ``fullgraph`` makes a graph break, or a silent fall
+    back to eager at the recompile limit, an error.
+    """
+    static = device == "cuda"
+    if static:
+        torch._dynamo.reset()
+    elif (provider, op) in _compiled:
+        return _compiled[provider, op]
+    function = torch.compile(
+        EAGER[op], fullgraph=True, dynamic=not static, **COMPILE_MODES[provider]
+    )
+    if not static:
+        _compiled[provider, op] = function
+    return function
+
+
+PLAIN = {"eager": EAGER, "distributions": DISTRIBUTIONS, "builtin": BUILTIN}
+# fused_elbo last: whatever the order does to clocks and caches, it gains nothing by it.
+ORDER = {
+    "cpu": ("eager", "distributions", "builtin", "compile", "fused_elbo"),
+    "cuda": ("eager", "distributions", "builtin", *COMPILE_MODES, "fused_elbo"),
+}
+
+
+def names(op, device):
+    """The providers that have this operation on this kind of device."""
+    return [name for name in ORDER[device] if name != "builtin" or op in BUILTIN]
+
+
+def get(provider, op, device):
+    """The function of a provider for an operation; "cpu" or "cuda" decides how to compile."""
+    if provider in COMPILE_MODES:
+        return compiled(provider, op, device)
+    if provider == "fused_elbo":
+        return FUSED[op]
+    return PLAIN[provider][op]

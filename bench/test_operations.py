@@ -1,0 +1,68 @@
+"""``pytest --benchmark``: every provider of every operation, checked and then timed."""
+
+import pytest
+import torch
+
+from . import cases, clock, measure, oracle, providers, session
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PARAMETERS = "op, provider, batch, latent, dtype, direction"
+
+
+def pytest_generate_tests(metafunc):
+    grid = cases.GRIDS[DEVICE, metafunc.config.getoption("grid")]
+    swept = cases.sweep(grid, lambda op: providers.names(op, DEVICE))
+    metafunc.parametrize(PARAMETERS, swept, ids=map(cases.case_id, swept))
+
+
+@pytest.fixture
+def suite(request):
+    return request.config.pluginmanager.get_plugin(session.NAME)
+
+
+@pytest.mark.benchmark(timer=clock.timer(DEVICE))
+def test_operation(benchmark, suite, op, provider, batch, latent, dtype, direction):
+    case = cases.Case(op, provider, batch, latent, dtype, direction)
+    suite.skip_if_spent(case)
+    grid = suite.grid
+    benchmark.group = f"{op} {batch}x{latent} {dtype} {direction}"
+    benchmark.extra_info.update(case._asdict(), status="right")
+    prepared = prepare(case, benchmark, suite)
+    benchmark.extra_info["error"] = prepared.error
+    benchmark.extra_info["compile_seconds"] = prepared.compile_seconds
+
+    estimate = prepared.seconds
+    rounds = clock.rounds_for(grid.seconds, estimate, grid.rounds)
+    benchmark.pedantic(prepared.call, setup=measure.round_setup(prepared), rounds=rounds)
+    if benchmark.disabled:
+        return
+    benchmark.extra_info["clock"] = "device" if DEVICE == "cuda" else "host"
+    benchmark.extra_info.update(measure.other_clocks(prepared, grid))
+    benchmark.extra_info["peak_bytes"] = measure.peak_memory(prepared)
+    ceiling = suite.ceiling()
+    median = benchmark.stats.stats.median
+    benchmark.extra_info.update(measure.bandwidth(case, median, ceiling))
+
+
+def prepare(case, benchmark, suite):
+    """A provider that is wrong, or does not run here, gets a report and no time.
+
+    Our own is a failure of the suite then; another's is not, but is shown in the summary.
+    """
+    try:
+        return measure.Prepared(case, DEVICE)
+    except oracle.WrongResult as wrong:
+        status, reason = "wrong", str(wrong)
+    except Exception as error:
+        if case.provider == "fused_elbo":
+            raise
+        status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+    benchmark.extra_info.update(status=status, reason=reason)
+    suite.not_timed.append(dict(benchmark.extra_info))
+    outcome = pytest.fail if case.provider == "fused_elbo" else pytest.skip
+    outcome(f"{status}, not timed: {reason}")
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""

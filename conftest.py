@@ -1,0 +1,54 @@
+"""``pytest`` runs tests/; ``pytest --benchmark`` runs bench/, and nothing else does."""
+
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fused_elbo", "the benchmark suite of fused_elbo")
+    # Its own dest; pytest turned argparse's abbreviations off, so that --benchmark-json and
+    # the like stay pytest-benchmark's.
+    group.addoption(
+        "--benchmark",
+        action="store_true",
+        dest="benchmark_suite",
+        help="run the benchmarks in bench/ instead of the tests",
+    )
+    group.addoption(
+        "--grid", choices=("smoke", "default", "full"), default="default", help="what to sweep"
+    )
+    group.addoption(
+        "--results", metavar="DIR", help="write raw JSON and summary.csv to DIR/<device>/"
+    )
+    group.addoption(
+        "--budget", type=float, metavar="SECONDS", help="skip what is left after this time"
+    )
+    group.addoption(
+        "--resume", metavar="DIR", help="skip what DIR/<device>/ has at this commit already"
+    )
+
+
+def pytest_configure(config):
+    if not config.getoption("benchmark_suite"):
+        return
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install -e '.[bench]'")
+    # Without paths on the command line pytest is about to collect `testpaths`.
+    if config.args_source is not config.ArgsSource.ARGS:
+        config.args = [str(BENCH)]
+    from bench import session
+
+    config.pluginmanager.register(session.Session(config), session.NAME)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """bench/ is not collected without the option, even where it is named."""
+    if not config.getoption("benchmark_suite") and BENCH in (
+        collection_path,
+        *collection_path.parents,
+    ):
+        return True
+    return None
