@@ -6,6 +6,7 @@ import os
 import torch
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -112,7 +113,7 @@ def use_kernels(impl, tensor):
     choice("impl", impl, IMPLEMENTATIONS)
     if impl == "reference" or (impl == "auto" and tensor.device.type != "cuda"):
         return False
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         if impl == "auto":
             return False
         raise RuntimeError("impl='triton' needs Triton, which is not installed: pip install triton")

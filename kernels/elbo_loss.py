@@ -8,12 +8,11 @@ Backward then only multiplies by that factor, in place, and not even that where 
 import torch
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from .bernoulli_nll import bernoulli_nll_backward_op, launch_bernoulli_nll
 from .gaussian_nll import gaussian_nll_backward_op, launch_gaussian_nll
 from .launch import accumulator, launch
-from .library import KernelFunction, gradients_like, register, spread
+from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 BLOCK = 4096
 

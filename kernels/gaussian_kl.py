@@ -7,7 +7,6 @@ gradients out); no prior means the standard one.
 
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from .device import (
     exp_scaled,
@@ -31,7 +30,7 @@ from .launch import (
     stride_of,
     tiling,
 )
-from .library import KernelFunction, gradients_like, register, spread
+from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 
 @triton.jit

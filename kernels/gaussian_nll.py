@@ -7,7 +7,6 @@ once, with ``scale`` for the gradient of every row: outputs that are None are no
 
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from .device import (
     exp_scaled,
@@ -30,7 +29,7 @@ from .launch import (
     stride_of,
     tiling,
 )
-from .library import KernelFunction, gradients_like, register, spread
+from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 
 @triton.jit

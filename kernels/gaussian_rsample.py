@@ -6,7 +6,6 @@ a KL the prior operands are None, and z may have several samples [samples, rows,
 
 import triton
 import triton.language as tl
-from torch.autograd.function import once_differentiable
 
 from .device import (
     exp_scaled,
@@ -30,7 +29,7 @@ from .launch import (
     stride_of,
     tiling,
 )
-from .library import KernelFunction, gradients_like, register, spread
+from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 from .noise import draw_seed, normal_tile
 
 

@@ -1,5 +1,7 @@
 """The torch.library namespace ``fused_elbo::`` and the base of the autograd functions."""
 
+import functools
+
 import torch
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
@@ -25,6 +27,50 @@ def spread(gradients, needs):
     """Lay the gradients that were computed back among the inputs, None elsewhere."""
     gradients = iter(gradients)
     return tuple(next(gradients) if needed else None for needed in needs)
+
+
+class SecondDerivative(torch.autograd.Function):
+    """The identity on a gradient, which refuses to be differentiated."""
+
+    @staticmethod
+    def forward(gradient, *sources):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "the Triton kernels of fused_elbo have first derivatives only: "
+            "for a double backward pass impl='reference'"
+        )
+
+
+def once_differentiable(backward):
+    """Mark a backward whose result must not be differentiated again.
+
+    torch's decorator of this name looks at the upstream gradients only: with a constant one,
+    as of a plain sum, it lets the second derivative be dropped in silence.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *upstream):
+        with torch.no_grad():
+            gradients = backward(ctx, *upstream)
+        if not torch.is_grad_enabled():
+            return gradients
+        tensors = (t for t in (*ctx.saved_tensors, *upstream) if t is not None)
+        sources = [t for t in tensors if t.requires_grad]
+        if not sources:
+            return gradients
+        return tuple(
+            None if gradient is None else SecondDerivative.apply(gradient, *sources)
+            for gradient in gradients
+        )
+
+    return wrapper
 
 
 class KernelFunction(torch.autograd.Function):
