@@ -13,13 +13,8 @@ full-size operands are read and written so, and what a row needs once is not.
 
 import argparse
 import json
-import math
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -29,8 +24,9 @@ os.environ["TRITON_INTERPRET"] = "0"
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from bench import static_gates
+from bench.machine_code import compile_for, read_amd, read_nvidia
 from fused_elbo.kernels import bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample
 from fused_elbo.kernels.launch import NUM_WARPS
 
@@ -47,27 +43,11 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float64: "*fp64",
-    torch.int64: "*i64",
-}
-NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ROWS = 2**16  # enough for the tile that large problems get
 COLUMNS = (64, 1024)
 RESULTS = Path("results/static")
-GATES = Path(__file__).with_name("static_gates.json")
 # Measured copy bandwidth in TB/s, and instructions a second if every lane issues one a cycle.
 CHIPS = {"H100": (3.0, 132 * 4 * 32 * 1.755e9), "H200": (4.3, 132 * 4 * 32 * 1.755e9)}
-# Limits that do not move with what is reached (float32, instructions an element).
-CEILINGS = {
-    "rsample_kl forward": 70,
-    "rsample_kl backward": 70,
-    "gaussian_kl forward": 30,
-    "gaussian_nll forward": 20,
-}
 
 
 def cases(dtype, cols):
@@ -150,83 +130,6 @@ def record(call):
     return launches[-1]
 
 
-def compile_for(target, kernel, arguments, constexprs):
-    """Compile with the specialisation that Triton's launcher would choose."""
-    constants = dict(constexprs)
-    if target.backend != "cuda" and "PTX" in constants:
-        constants["PTX"] = False
-    signature, aligned = {}, {}
-    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
-        if value is None or (type(value) is int and value == 1):
-            constants[name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            if value.data_ptr() % 16 == 0:
-                aligned[(index,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, int):
-            signature[name] = "i32" if value < 2**31 else "i64"
-            if value % 16 == 0:
-                aligned[(index,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp64"
-    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature, constants, aligned)
-    return triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
-
-
-def nvidia_tool(name, *flags, cubin):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [NVIDIA_TOOLS / name, *flags, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def instructions(sass):
-    """Opcodes up to the last EXIT, without NOPs."""
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
-    last = max(i for i, opcode in enumerate(opcodes) if opcode.startswith("EXIT"))
-    return [opcode for opcode in opcodes[: last + 1] if opcode != "NOP"]
-
-
-def read_nvidia(compiled, elements):
-    """Registers, stack, local and shared memory; instructions and bytes an element."""
-    usage = nvidia_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
-    found = {key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    opcodes = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
-    counts = Counter(opcodes)
-    widths = Counter(
-        f"{opcode[:3]} {next((w for w in opcode.split('.') if w.isdigit()), '32')}"
-        for opcode in opcodes
-        if opcode.startswith(("LDG", "STG"))
-    )
-    wide = sum(n for name, n in widths.items() if name.endswith("128"))
-    return {
-        "registers": found["reg"],
-        "stack": found["stack"],
-        "local": found["local"] + counts["LDL"] + counts["STL"],
-        "shared": found["shared"],
-        "global_accesses": dict(sorted(widths.items())),
-        "instructions": len(opcodes),
-        "instructions_per_element": round(len(opcodes) / elements, 2),
-        "bytes_per_element": round(16 * wide / elements, 2),
-    }
-
-
-def read_amd(compiled):
-    """Registers and scratch from the metadata of the assembly: compiled only, not judged."""
-    assembly = compiled.asm["amdgcn"]
-    keys = {
-        "registers": "vgpr_count",
-        "stack": "private_segment_fixed_size",
-        "local": "vgpr_spill_count",
-        "shared": "group_segment_fixed_size",
-    }
-    found = {name: re.search(rf"\.{key}:\s+(\d+)", assembly) for name, key in keys.items()}
-    return {name: int(match.group(1)) for name, match in found.items() if match}
-
-
 def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
     """One row a kernel, dtype and row length."""
     target, rows = TARGETS[target_name], []
@@ -236,7 +139,7 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
         dtype = DTYPES[dtype_name]
         for name, (operands, call) in cases(dtype, cols).items():
             kernel, arguments, constexprs = record(call)
-            compiled = compile_for(target, kernel, arguments, constexprs)
+            compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
             if "BLOCK_COLS" in constexprs:
                 elements = constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLS"]
             else:
@@ -250,42 +153,6 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
             row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
             rows.append(row)
     return rows
-
-
-def key(row):
-    return f"{row['kernel']} | {row['dtype']} | {row['columns']}"
-
-
-def check(rows, gates):
-    """What is wrong, a line each."""
-    problems = []
-    for row in rows:
-        if row["stack"] or row["local"]:
-            problems.append(f"{key(row)}: stack {row['stack']}, local {row['local']}")
-        if row["contract_bytes"] is None:
-            continue
-        if row["bytes_per_element"] != row["contract_bytes"]:
-            problems.append(
-                f"{key(row)}: {row['bytes_per_element']} bytes an element in 128-bit accesses, "
-                f"the contract is {row['contract_bytes']} ({row['global_accesses']})"
-            )
-        reached = row["instructions_per_element"]
-        ceiling = CEILINGS.get(row["kernel"], math.inf) if row["dtype"] == "float32" else math.inf
-        limit = min(gates.get(key(row), -math.inf), ceiling)
-        if reached > limit:
-            problems.append(
-                f"{key(row)}: {reached} instructions an element, the gate is {limit}"
-                if key(row) in gates
-                else f"{key(row)}: no gate; run python -m bench.static_report --set-gates"
-            )
-    return problems
-
-
-def set_gates(rows):
-    """Gates 10 % above what these rows reach."""
-    judged = (row for row in rows if row["contract_bytes"] is not None)
-    gates = {key(row): round(1.1 * row["instructions_per_element"], 2) for row in judged}
-    GATES.write_text(json.dumps(gates, indent=1) + "\n")
 
 
 def bound(row, chip):
@@ -398,11 +265,11 @@ def main():
     parser.add_argument("--set-gates", action="store_true", help="write the gates anew")
     options = parser.parse_args()
     if options.check:
-        problems = check(report("sm_90"), json.loads(GATES.read_text()))
+        problems = static_gates.check(report("sm_90"), static_gates.load())
         print("\n".join(problems) or "static report: every kernel is within its gates")
         return 1 if problems else 0
     if options.set_gates:
-        set_gates(report("sm_90"))
+        static_gates.save(report("sm_90"))
         return 0
     for target_name in TARGETS:
         rows = report(target_name)

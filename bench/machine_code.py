@@ -1,0 +1,97 @@
+"""Compile a kernel ahead of time and read what its machine code says. Needs no GPU."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+import triton
+from triton.compiler import ASTSource
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+}
+NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def compile_for(target, kernel, arguments, constexprs, warps):
+    """Compile with the specialisation that Triton's launcher would choose."""
+    constants = dict(constexprs)
+    if target.backend != "cuda" and "PTX" in constants:
+        constants["PTX"] = False
+    signature, aligned = {}, {}
+    for index, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
+        if value is None or (type(value) is int and value == 1):
+            constants[name] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp64"
+    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, constants, aligned)
+    return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def nvidia_tool(name, *flags, cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [NVIDIA_TOOLS / name, *flags, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions(sass):
+    """Opcodes up to the last EXIT, without NOPs."""
+    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+    last = max(i for i, opcode in enumerate(opcodes) if opcode.startswith("EXIT"))
+    return [opcode for opcode in opcodes[: last + 1] if opcode != "NOP"]
+
+
+def read_nvidia(compiled, elements):
+    """Registers, stack, local and shared memory; instructions and bytes an element."""
+    usage = nvidia_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
+    found = {key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    opcodes = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
+    counts = Counter(opcodes)
+    widths = Counter(
+        f"{opcode[:3]} {next((w for w in opcode.split('.') if w.isdigit()), '32')}"
+        for opcode in opcodes
+        if opcode.startswith(("LDG", "STG"))
+    )
+    wide = sum(n for name, n in widths.items() if name.endswith("128"))
+    return {
+        "registers": found["reg"],
+        "stack": found["stack"],
+        "local": found["local"] + counts["LDL"] + counts["STL"],
+        "shared": found["shared"],
+        "global_accesses": dict(sorted(widths.items())),
+        "instructions": len(opcodes),
+        "instructions_per_element": round(len(opcodes) / elements, 2),
+        "bytes_per_element": round(16 * wide / elements, 2),
+    }
+
+
+def read_amd(compiled):
+    """Registers and scratch from the metadata of the assembly: compiled only, not judged."""
+    assembly = compiled.asm["amdgcn"]
+    keys = {
+        "registers": "vgpr_count",
+        "stack": "private_segment_fixed_size",
+        "local": "vgpr_spill_count",
+        "shared": "group_segment_fixed_size",
+    }
+    found = {name: re.search(rf"\.{key}:\s+(\d+)", assembly) for name, key in keys.items()}
+    return {name: int(match.group(1)) for name, match in found.items() if match}

@@ -1,0 +1,54 @@
+"""The gates that CI holds the machine code of the sm_90 kernels to."""
+
+import json
+import math
+from pathlib import Path
+
+GATES = Path(__file__).with_name("static_gates.json")
+# Limits that do not move with what is reached (float32, instructions an element).
+CEILINGS = {
+    "rsample_kl forward": 70,
+    "rsample_kl backward": 70,
+    "gaussian_kl forward": 30,
+    "gaussian_nll forward": 20,
+}
+
+
+def key(row):
+    return f"{row['kernel']} | {row['dtype']} | {row['columns']}"
+
+
+def check(rows, gates):
+    """What is wrong, a line each."""
+    problems = []
+    for row in rows:
+        if row["stack"] or row["local"]:
+            problems.append(f"{key(row)}: stack {row['stack']}, local {row['local']}")
+        if row["contract_bytes"] is None:
+            continue
+        if row["bytes_per_element"] != row["contract_bytes"]:
+            problems.append(
+                f"{key(row)}: {row['bytes_per_element']} bytes an element in 128-bit accesses, "
+                f"the contract is {row['contract_bytes']} ({row['global_accesses']})"
+            )
+        reached = row["instructions_per_element"]
+        ceiling = CEILINGS.get(row["kernel"], math.inf) if row["dtype"] == "float32" else math.inf
+        limit = min(gates.get(key(row), -math.inf), ceiling)
+        if reached > limit:
+            problems.append(
+                f"{key(row)}: {reached} instructions an element, the gate is {limit}"
+                if key(row) in gates
+                else f"{key(row)}: no gate; run python -m bench.static_report --set-gates"
+            )
+    return problems
+
+
+def load():
+    return json.loads(GATES.read_text())
+
+
+def save(rows):
+    """Gates 10 % above what these rows reach."""
+    judged = (row for row in rows if row["contract_bytes"] is not None)
+    gates = {key(row): round(1.1 * row["instructions_per_element"], 2) for row in judged}
+    GATES.write_text(json.dumps(gates, indent=1) + "\n")

@@ -1,0 +1,72 @@
+"""The static gates: what they let pass and what they do not; no kernel is compiled here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench import static_gates
+from bench.machine_code import instructions
+
+COMMITTED = Path(__file__).parents[1] / "results" / "static" / "sm_90.json"
+ROW = {
+    "kernel": "rsample_kl forward",
+    "dtype": "float32",
+    "columns": 64,
+    "stack": 0,
+    "local": 0,
+    "instructions_per_element": 50.0,
+    "bytes_per_element": 12.0,
+    "contract_bytes": 12,
+    "global_accesses": {},
+}
+GATES = {"rsample_kl forward | float32 | 64": 55.0}
+
+
+def test_a_row_within_its_gates_passes():
+    assert static_gates.check([ROW], GATES) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stack": 32}, "stack 32"),
+        ({"local": 4}, "local 4"),
+        ({"bytes_per_element": 3.0}, "3.0 bytes an element"),
+        ({"bytes_per_element": 20.0}, "the contract is 12"),
+        ({"instructions_per_element": 55.1}, "the gate is 55.0"),
+        ({"kernel": "new kernel"}, "no gate"),
+    ],
+)
+def test_each_fault_is_named(change, message):
+    (problem,) = static_gates.check([ROW | change], GATES)
+    assert message in problem
+
+
+def test_a_ceiling_holds_whatever_the_gate_says():
+    row = ROW | {"instructions_per_element": 71.0}
+    (problem,) = static_gates.check([row], {"rsample_kl forward | float32 | 64": 100.0})
+    assert "the gate is 70" in problem
+
+
+def test_committed_report_is_within_the_committed_gates():
+    rows = json.loads(COMMITTED.read_text())["kernels"]
+    assert len(rows) == len(static_gates.load()) + sum(
+        row["contract_bytes"] is None for row in rows
+    )
+    assert static_gates.check(rows, static_gates.load()) == []
+
+
+def test_instructions_are_counted_up_to_the_last_exit():
+    sass = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/              @!P0 EXIT ;
+        /*0020*/               @P1 LDG.E.128 R4, [R2] ;
+        /*0030*/              @UP0 UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0040*/                   NOP ;
+        /*0050*/                   EXIT ;
+        /*0060*/                   BRA 0x60 ;
+    """
+    assert instructions(sass) == ["S2R", "EXIT", "LDG.E.128", "UIADD3", "EXIT"]
