@@ -19,18 +19,22 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.plot --results $(RESULTS) --latest
 	$(BIN)/python -m bench.table --results $(RESULTS) --latest
 
+# Interpreted everywhere; where there is a CUDA device the same tests run on it as well.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest tests
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu; fi
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Against a plain install: in the tree, `fused_elbo` is spread over three folders.
+# Against a plain install: in the tree the package is spread over three folders.
 types: $(VENV)/installed
-	$(PYTHON) -m venv --system-site-packages $(VENV)/types
-	$(BIN)/python -m pip --python $(VENV)/types install --quiet --no-deps --force-reinstall .
-	$(BIN)/mypy --python-executable $(VENV)/types/bin/python -p fused_elbo
+	rm -rf $(VENV)/plain build
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/plain .
+	cd $(VENV) && MYPYPATH=plain bin/mypy --config-file ../pyproject.toml -p fused_elbo
+	rm -rf build
 
 static: $(VENV)/installed
 	$(BIN)/python -m bench.static_report --check

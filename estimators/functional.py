@@ -1,11 +1,18 @@
 """The public operations: check the arguments, then run the kernel or its PyTorch twin."""
 
+from typing import Literal, TypeAlias
+
 import torch
+from torch import Generator, Tensor
 
 from . import reference, validate
 
+Implementation: TypeAlias = Literal["auto", "triton", "reference"]
 
-def gaussian_log_prob(x, mu, logvar, *, impl="auto"):
+
+def gaussian_log_prob(
+    x: Tensor, mu: Tensor, logvar: Tensor, *, impl: Implementation = "auto"
+) -> Tensor:
     r"""Log-density of a diagonal Gaussian, summed over the last dimension, in nats.
 
     .. math:: -\tfrac12 \sum_d \big[(x_d - \mu_d)^2 e^{-\ell_d} + \ell_d + \log 2\pi\big]
@@ -43,7 +50,14 @@ def gaussian_log_prob(x, mu, logvar, *, impl="auto"):
     return kernel(*_rows(shape, x, mu, logvar)).view(shape[:-1])
 
 
-def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, impl="auto"):
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
     r"""KL divergence of diagonal Gaussians, summed over the last dimension, in nats.
 
     .. math:: KL(q \| p) = \tfrac12 \sum_d \big[(\mu_d - m_d)^2 e^{-s_d}
@@ -84,7 +98,14 @@ def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, impl="auto"):
     return kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar)).view(shape[:-1])
 
 
-def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None, impl="auto"):
+def gaussian_rsample(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor:
     r"""Reparameterised samples of a diagonal Gaussian.
 
     .. math:: z = \mu + e^{\ell / 2} \odot \epsilon, \qquad \epsilon \sim N(0, I)
@@ -123,11 +144,20 @@ def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None, impl="auto
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     from ..kernels.gaussian_rsample import gaussian_rsample as kernel
 
-    z = kernel(*_rows(shape, mu, logvar), num_samples or 1, generator=generator)
+    mu, logvar = _rows(shape, mu, logvar)
+    z = kernel(mu, logvar, num_samples or 1, generator=generator)
     return z.view(shape if num_samples is None else (num_samples, *shape))
 
 
-def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None, impl="auto"):
+def rsample_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
     r"""One reparameterised sample and the KL to the prior, in one pass over mu and logvar.
 
     The encoder's half of a VAE's loss: give ``kl`` to :func:`elbo_loss` and ``z`` to the
@@ -166,7 +196,13 @@ def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None, 
     return z.view(shape), kl.view(shape[:-1])
 
 
-def gaussian_nll(recon, x, recon_logvar=0.0, *, impl="auto"):
+def gaussian_nll(
+    recon: Tensor,
+    x: Tensor,
+    recon_logvar: float | Tensor = 0.0,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
     r"""Gaussian negative log-likelihood of each example, in nats.
 
     .. math:: \tfrac12 \sum_i \big[(x_i - r_i)^2 e^{-\ell_i} + \ell_i + \log 2\pi\big]
@@ -212,7 +248,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0, *, impl="auto"):
     return kernel(*likelihood_rows(recon, x, recon_logvar))
 
 
-def bernoulli_nll(logits, x, *, impl="auto"):
+def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
     r"""Bernoulli negative log-likelihood of each example from logits, in nats.
 
     .. math:: \sum_i \big[\log(1 + e^{a_i}) - x_i a_i\big]

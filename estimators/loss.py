@@ -1,13 +1,16 @@
 """The loss: -ELBO with the analytic KL, reduced over examples."""
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from . import validate
-from .functional import bernoulli_nll, gaussian_kl, gaussian_nll, likelihood_rows
+from .functional import Implementation, bernoulli_nll, gaussian_kl, gaussian_nll, likelihood_rows
 
+Likelihood: TypeAlias = Literal["bernoulli", "gaussian"]
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
 LIKELIHOODS = ("bernoulli", "gaussian")
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -15,27 +18,27 @@ REDUCTIONS = ("none", "mean", "sum")
 class ELBOParts(NamedTuple):
     """The loss and its two terms under the same reduction: loss = nll + beta * kl."""
 
-    loss: torch.Tensor
-    nll: torch.Tensor
-    kl: torch.Tensor
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
 
 
 def elbo_loss(
-    recon,
-    x,
-    mu=None,
-    logvar=None,
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
     *,
-    kl=None,
-    likelihood="bernoulli",
-    recon_logvar=0.0,
-    prior_mu=None,
-    prior_logvar=None,
-    beta=1.0,
-    reduction="mean",
-    return_parts=False,
-    impl="auto",
-):
+    kl: Tensor | None = None,
+    likelihood: Likelihood = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float = 1.0,
+    reduction: Reduction = "mean",
+    return_parts: bool = False,
+    impl: Implementation = "auto",
+) -> Any:  # Tensor, or ELBOParts with return_parts=True
     r"""The VAE loss: the negative evidence lower bound of each example, in nats.
 
     .. math:: -\log p(x \mid z) + \beta \, KL(q(z \mid x) \| p(z)), \qquad z \sim q(z \mid x)
@@ -103,7 +106,8 @@ def elbo_loss(
         batch = recon.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         rows = likelihood_rows(recon, x, recon_logvar)
-        parts = ELBOParts(*kernel(*rows, kl, likelihood, float(beta), scale))
+        totals = kernel(*rows, kl=kl, likelihood=likelihood, beta=float(beta), scale=scale)
+        parts = ELBOParts(*totals)
     else:
         if likelihood == "bernoulli":
             nll = bernoulli_nll(recon, x, impl=impl)
@@ -134,8 +138,8 @@ def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
     if len(shape) < 2 or shape[0] != recon.shape[0]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "recon": recon})
         raise ValueError(f"expected mu and logvar [B, ...] for recon [B, ...], got {shapes}")
-    latents = (None if t is None else t.expand(shape).flatten(1) for t in named.values())
-    return gaussian_kl(*latents, impl=impl)
+    latents = {name: None if t is None else t.expand(shape).flatten(1) for name, t in named.items()}
+    return gaussian_kl(**latents, impl=impl)
 
 
 def _gradient_in_forward(impl, recon):
@@ -164,12 +168,12 @@ class ELBOLoss(torch.nn.Module):
     def __init__(
         self,
         *,
-        likelihood="bernoulli",
-        recon_logvar=0.0,
-        beta=1.0,
-        reduction="mean",
-        return_parts=False,
-        impl="auto",
+        likelihood: Likelihood = "bernoulli",
+        recon_logvar: float | Tensor = 0.0,
+        beta: float = 1.0,
+        reduction: Reduction = "mean",
+        return_parts: bool = False,
+        impl: Implementation = "auto",
     ):
         super().__init__()
         validate.choice("likelihood", likelihood, LIKELIHOODS)
@@ -188,7 +192,18 @@ class ELBOLoss(torch.nn.Module):
         else:
             self.recon_logvar = recon_logvar
 
-    def forward(self, recon, x, mu=None, logvar=None, *, kl=None, prior_mu=None, prior_logvar=None):
+    def forward(
+        self,
+        recon: Tensor,
+        x: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+        prior_mu: Tensor | None = None,
+        prior_logvar: Tensor | None = None,
+    ) -> Any:  # as elbo_loss
+        """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
             recon,
             x,

@@ -157,7 +157,7 @@ def add(a, b, alpha):
     return torch.add(a, b, alpha=alpha)
 
 
-def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale):
+def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
     ``recon`` and ``x`` [rows, cols], ``logvar`` as in the launcher, ``kl`` [rows] or None.

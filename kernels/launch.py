@@ -51,11 +51,11 @@ def vector_width(cols, tensors):
 
 def tiling(rows, cols, *tensors):
     """The tiling for these full-size [rows, cols] operands."""
-    tensors = [t for t in tensors if t is not None]
-    block_rows, block_cols = tile_shape(rows, cols, accumulator(*tensors))
+    present = [t for t in tensors if t is not None]
+    block_rows, block_cols = tile_shape(rows, cols, accumulator(*present))
     col_tiles = triton.cdiv(cols, block_cols)
     programs = triton.cdiv(rows, block_rows) * col_tiles
-    return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, tensors))
+    return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, present))
 
 
 def accumulator(*tensors):
