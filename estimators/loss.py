@@ -138,8 +138,11 @@ def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
     if len(shape) < 2 or shape[0] != recon.shape[0]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "recon": recon})
         raise ValueError(f"expected mu and logvar [B, ...] for recon [B, ...], got {shapes}")
-    latents = {name: None if t is None else t.expand(shape).flatten(1) for name, t in named.items()}
-    return gaussian_kl(**latents, impl=impl)
+
+    def flat(t):
+        return None if t is None else t.expand(shape).flatten(1)
+
+    return gaussian_kl(flat(mu), flat(logvar), flat(prior_mu), flat(prior_logvar), impl=impl)
 
 
 def _gradient_in_forward(impl, recon):

@@ -208,6 +208,8 @@ def launch_rsample_backward(dz, dkl, inputs, seed, needs):
     samples = 1 if dz is None else dz.shape[0]
     dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
     gradients = [empty_like_rows(t, n) for t, n in zip(outputs, needs, strict=True)]
+    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
+        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
     tiles = tiling(rows, cols, *inputs, dz)
     acc = accumulator(*inputs)
     arguments = [
