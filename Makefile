@@ -2,6 +2,7 @@
 PYTHON ?= python3
 GRID ?= default
 RESULTS ?= results
+ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -15,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest --benchmark --grid $(GRID) --results $(RESULTS)
+	$(BIN)/python -m pytest --benchmark --benchmark-quiet --grid=$(GRID) --results=$(RESULTS) $(ARGS)
 	$(BIN)/python -m bench.plot --results $(RESULTS) --latest
 	$(BIN)/python -m bench.table --results $(RESULTS) --latest
 

@@ -1,5 +1,6 @@
 """``pytest`` runs tests/; ``pytest --benchmark`` runs bench/, and nothing else does."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def pytest_addoption(parser):
         "--grid", choices=("smoke", "default", "full"), default="default", help="what to sweep"
     )
     group.addoption(
-        "--results", metavar="DIR", help="write raw JSON and summary.csv to DIR/<device>/"
+        "--results",
+        metavar="DIR",
+        help="write raw JSON and summary.csv to DIR/<device>/ (with =, if DIR is elsewhere)",
     )
     group.addoption(
         "--budget", type=float, metavar="SECONDS", help="skip what is left after this time"
@@ -36,9 +39,12 @@ def pytest_configure(config):
         return
     if not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install -e '.[bench]'")
-    # Without paths on the command line pytest is about to collect `testpaths`.
+    # Without paths on the command line pytest is about to collect `testpaths`; it has loaded
+    # tests/conftest.py for that already, which asks for Triton's interpreter. No kernel is
+    # defined yet, so there is still time to say no: the interpreter is never timed.
     if config.args_source is not config.ArgsSource.ARGS:
         config.args = [str(BENCH)]
+    os.environ["TRITON_INTERPRET"] = "0"
     from bench import session
 
     config.pluginmanager.register(session.Session(config), session.NAME)

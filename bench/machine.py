@@ -7,7 +7,7 @@ import subprocess
 
 NVIDIA_FIELDS = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "pstate")
 # Of what pytest-benchmark collects, the part that says something about speed.
-KEPT = ("machine", "system", "release", "python_implementation", "python_version")
+KEPT = ("machine", "system", "python_implementation", "python_version")
 
 
 def run(*command):

@@ -28,7 +28,7 @@ class Prepared:
     """A case whose provider is right and warm: ``call(inputs)`` is what gets timed."""
 
     def __init__(self, case, device, function=None):
-        """Raises oracle.WrongResult where the provider is not right.
+        """Raises oracle.WrongResultError where the provider is not right.
 
         ``function`` replaces the provider's own: that is how the rule is tested.
         """
@@ -44,7 +44,7 @@ class Prepared:
     def first_call(self):
         """Seconds of the very first call, in which compilers compile; never timed again."""
         start = time.perf_counter()
-        inputs, upstream = self.sets[0]
+        inputs, _ = self.sets[0]
         outputs = oracle.as_tuple(self.function(*inputs))
         if self.case.backward:
             # Gradients in the outputs' dtypes: a textbook sum in bfloat16 is a bfloat16.

@@ -103,10 +103,8 @@ def rows_of(name, run):
     common = {"run": name, "commit": run["commit_info"]["id"][:7]}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
-        clocks = {info["clock"]: benchmark["stats"], "host": info.get("host")}
-        clocks["graph"] = info.get("graph")
-        if info["clock"] == "host":
-            clocks["host"] = benchmark["stats"]
+        clocks = {"host": info.get("host"), "graph": info.get("graph")}
+        clocks[info["clock"]] = benchmark["stats"]
         for clock, stats in clocks.items():
             if stats:
                 yield common | row(info, clock, stats, run["copy_bytes_per_s"])

@@ -3,6 +3,7 @@
 ``conftest.py`` registers it; pytest alone, without the option, never imports it.
 """
 
+import shutil
 import time
 
 import pytest
@@ -20,10 +21,14 @@ class Session:
 
     def __init__(self, config):
         self.config = config
+        refuse_interpreter()
+        # Of torch, in every compilation.
+        config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script_method")
         self.grid = cases.GRIDS[DEVICE, config.getoption("grid")]
         self.folder = config.getoption("results")
         self.budget = config.getoption("budget")
         self.not_timed = []
+        self.written = None
         self.start = time.monotonic()
         self.started = 0
         self.total = 0
@@ -68,7 +73,8 @@ class Session:
             return
         text = progress_line(self.started, self.total, time.monotonic() - self.start, nodeid)
         if reporter.isatty():
-            reporter.rewrite(text[: reporter.screen_width - 1], erase=True)
+            width = shutil.get_terminal_size().columns
+            reporter.rewrite(text[: width - 1], erase=True)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             reporter.write_line(text)
@@ -83,6 +89,8 @@ class Session:
         return None
 
     def pytest_terminal_summary(self, terminalreporter):
+        if self.written:
+            terminalreporter.write_line(f"\nwrote {self.written}")
         if not self.not_timed:
             return
         terminalreporter.section("wrong or failed providers: not timed", yellow=True)
@@ -115,8 +123,17 @@ class Session:
         benchmarks = self.config._benchmarksession
         timed = [b for b in benchmarks.benchmarks if b]
         if self.folder and (timed or self.not_timed):
-            path = results.write(self.folder, full_json(self.config, benchmarks, timed))
-            self.written = path
+            self.written = results.write(self.folder, full_json(self.config, benchmarks, timed))
+
+
+def refuse_interpreter():
+    """Stop where the kernels would run in Triton's interpreter, which is never timed."""
+    if DEVICE != "cuda":
+        return
+    from fused_elbo.kernels.launch import INTERPRET
+
+    if INTERPRET:
+        raise pytest.UsageError("TRITON_INTERPRET=1: the interpreter is not to be timed")
 
 
 def full_json(config, benchmarks, timed):

@@ -51,7 +51,7 @@ def prepare(case, benchmark, suite):
     """
     try:
         return measure.Prepared(case, DEVICE)
-    except oracle.WrongResult as wrong:
+    except oracle.WrongResultError as wrong:
         status, reason = "wrong", str(wrong)
     except Exception as error:
         if case.provider == "fused_elbo":

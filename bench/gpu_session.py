@@ -1,0 +1,205 @@
+"""The first hour on a GPU: ``python -m bench.gpu_session OUT [--steps ...] [--budget SECONDS]``.
+
+In this order, each step to OUT/<step>.json as soon as it is done:
+  copy     the speed of a large copy: the roof
+  noise    normals a second: loaded, torch.randn, tl.randn, tl.randn4x, and the kernels' own
+  kernels  GPU kernels a call, by the profiler, every operation and provider
+  check    every operation against the float64 oracle, on the device
+  sweep    ``pytest --benchmark --grid full`` for what is left of the budget, into OUT/<device>/
+
+The budget keeps a command below ten minutes. To go on after one, copy OUT/<device>/ to
+results/ and give ``--steps sweep --resume results``.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+
+from fused_elbo.kernels.launch import PTX
+from fused_elbo.kernels.noise import normal_tile
+
+from . import cases, clock, machine, measure, oracle, providers
+
+STEPS = ("copy", "noise", "kernels", "check", "sweep")
+ROWS, COLS = 16384, 1024  # 16.8M elements
+BLOCK = 1024
+ROUNDS = 31
+
+
+@triton.jit
+def noise_loaded(source, out, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + index, tl.load(source + index))
+
+
+@triton.jit
+def noise_randn(seed, out, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + index, tl.randn(tl.load(seed), index))
+
+
+@triton.jit
+def noise_randn4x(seed, out, BLOCK: tl.constexpr):
+    group = tl.program_id(0).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    n0, n1, n2, n3 = tl.randn4x(tl.load(seed), group)
+    normals = tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (BLOCK,))
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + index, normals)
+
+
+@triton.jit
+def noise_own(seed, out, COLS: tl.constexpr, PTX: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    eps = normal_tile(tl.load(seed), row, 0, 0, 1, COLS, PTX)
+    column = tl.arange(0, COLS)
+    tl.store(out + (row * COLS)[:, None] + column[None, :], eps)
+
+
+def device_seconds(call):
+    """Median device time of a call, cold L2."""
+    for _ in range(3):
+        call(None)
+    cold = clock.ColdStart(clock.enqueue_seconds(call, [None]))
+    samples = []
+    for _ in range(ROUNDS):
+        cold()
+        start = clock.Event()
+        call(None)
+        samples.append(clock.Event() - start)
+    return statistics.median(samples)
+
+
+def step_copy():
+    return {"copy_bytes_per_s": clock.copy_ceiling("cuda")}
+
+
+def step_noise():
+    """Seconds for 16.8M normals, and normals a second; each writes 4 bytes a normal."""
+    out = torch.empty(ROWS, COLS, device="cuda")
+    source = torch.randn_like(out)
+    seed = torch.randint(2**31, (), dtype=torch.int64, device="cuda")
+    grid = (out.numel() // BLOCK,)
+    calls = {
+        "loaded": lambda _: noise_loaded[grid](source, out, BLOCK=BLOCK),
+        "torch.randn": lambda _: out.normal_(),
+        "tl.randn": lambda _: noise_randn[grid](seed, out, BLOCK=BLOCK),
+        "tl.randn4x": lambda _: noise_randn4x[grid](seed, out, BLOCK=BLOCK),
+        "normal_tile": lambda _: noise_own[(ROWS,)](seed, out, COLS=COLS, PTX=PTX),
+    }
+    report = {}
+    for name, call in calls.items():
+        seconds = device_seconds(call)
+        sample = out.double()
+        report[name] = {
+            "seconds": seconds,
+            "normals_per_s": out.numel() / seconds,
+            "mean": sample.mean().item(),
+            "variance": sample.var().item(),
+        }
+    return report
+
+
+def every_case(grid_shapes, dtypes):
+    """All operations, providers and directions at a few shapes."""
+    for batch, latent in grid_shapes:
+        for op in cases.OPERATIONS:
+            for dtype in dtypes:
+                for direction in cases.DIRECTIONS:
+                    for provider in providers.names(op, "cuda"):
+                        yield cases.Case(op, provider, batch, latent, dtype, direction)
+
+
+def kernel_names(call, inputs):
+    """Names of the kernels that one call runs on the device."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call(inputs)
+        torch.cuda.synchronize()
+    return [e.name for e in profiler.events() if e.device_type == DeviceType.CUDA]
+
+
+def step_kernels():
+    """Kernels a call at 4096 x 256 in float32."""
+    report = {}
+    for case in every_case([(4096, 256)], ["float32"]):
+        try:
+            prepared = measure.Prepared(case, "cuda")
+            names = kernel_names(prepared.call, prepared.sets[0])
+            report[cases.case_id(case)] = {"count": len(names), "names": names}
+        except Exception as error:  # one provider that fails must not end the hour
+            report[cases.case_id(case)] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+    return report
+
+
+def step_check():
+    """The largest relative error of fused_elbo, or what is wrong."""
+    report = {}
+    shapes = [(1, 1), (7, 31), (64, 8), (257, 100), (4096, 1024), (33, 4097)]
+    for case in every_case(shapes, ["float32", "bfloat16"]):
+        if case.provider != "fused_elbo":
+            continue
+        function = providers.get(case.provider, case.op, "cuda")
+        inputs = cases.make_inputs(case, "cuda", 0)
+        upstream = cases.make_upstream(case, "cuda", 0)
+        try:
+            error = oracle.check(case, function, inputs, upstream)
+            report[cases.case_id(case)] = {"error": error}
+        except Exception as error:
+            report[cases.case_id(case)] = {"wrong": f"{type(error).__name__}: {error}"[:500]}
+    return report
+
+
+def sweep(out, budget, resume):
+    """The full grid in a process of its own, for ``budget`` seconds."""
+    command = [sys.executable, "-m", "pytest", "--benchmark", "--grid=full", "--benchmark-quiet"]
+    command += [f"--results={out}", f"--budget={budget:.0f}"]
+    if resume:
+        command.append(f"--resume={resume}")
+    return subprocess.run(command, check=False).returncode
+
+
+def write(out, step, report):
+    text = json.dumps({"machine_info": machine.describe("cuda"), step: report}, indent=1)
+    (out / f"{step}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu_session",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--budget", type=float, default=540, help="seconds in all")
+    parser.add_argument("--resume", help="a results folder whose cases are left out")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("needs a CUDA GPU")
+    start = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    small = {"copy": step_copy, "noise": step_noise, "kernels": step_kernels, "check": step_check}
+    for step in STEPS:
+        if step not in options.steps:
+            continue
+        print(f"{step} at {time.monotonic() - start:.0f} s", flush=True)
+        if step == "sweep":
+            # Half a minute for collecting and for the last case.
+            left = options.budget - (time.monotonic() - start) - 30
+            raise SystemExit(sweep(options.out, max(left, 1), options.resume))
+        write(options.out, step, small[step]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""The words beside the charts: ``results/<device>/README.md`` and the table in README.md."""
+
+import math
+from pathlib import Path
+
+from . import results
+from .cases import DIRECTIONS, OPERATIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+MOST_LOSSES = 20
+TIMES, DASH = "\u00d7", "\u2013"
+
+CPU_NOTE = (
+    "No GPU here, so **no Triton kernel was timed**: on a CPU `fused_elbo` is its PyTorch "
+    "reference, and Triton's interpreter is for tests only. These figures say what a CPU user "
+    "gets by choosing between the providers; they say nothing about the kernels."
+)
+CLOCKS = {
+    "device": "**device**: CUDA events around one call, cold L2 (256 MB are written before every "
+    "round), queued ahead behind a spin kernel so that no host time is in it, as far as the call "
+    "does not itself wait for the device. The charts show this clock unless they say otherwise.",
+    "graph": "**graph**: replay of a CUDA graph that holds one call on each of up to 16 input "
+    "sets, divided by their number.",
+    "host": "**host**: wall-clock of the public call, from an idle device to a finished result.",
+}
+
+
+def geometric_mean(values):
+    values = [v for v in values if v > 0]
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def newest_run(device):
+    return list(results.runs(device))[-1]
+
+
+def subject(device):
+    """One line on what the charts show: device, versions, date, and the CPU's caveat."""
+    name, run = newest_run(device)
+    info = run["machine_info"]
+    parts = [
+        info["device_name"],
+        f"torch {info['torch']}",
+        f"triton {info['triton']}",
+        f"{name[:4]}-{name[4:6]}-{name[6:8]}",
+    ]
+    if info["device"] == "cpu":
+        parts.append("here fused_elbo is its PyTorch reference: the kernels need a GPU")
+    return " · ".join(parts)
+
+
+def table(headers, rows):
+    """A Markdown table; the first column is left-aligned, the others right."""
+    align = ["---", *["---:"] * (len(headers) - 1)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headers, align, *rows])
+
+
+def ratio(value):
+    """1.35 with two digits, 12.1 with one, and a multiplication sign."""
+    if math.isnan(value):
+        return DASH
+    return f"{value:.2f}{TIMES}" if value < 9.95 else f"{value:.1f}{TIMES}"
+
+
+def seconds(value):
+    """A time with three digits and a unit.
+
+    >>> seconds(0.00012345), seconds(1.5)
+    ('123 µs', '1.5 s')
+    """
+    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.3g} s"
+
+
+def verdicts(cells):
+    """How many cells are faster, within noise, and slower than the best baseline."""
+    apart = cells.beyond_noise
+    faster, slower = (apart & (cells.best > 1)).sum(), (apart & (cells.best < 1)).sum()
+    return f"{faster} / {len(cells) - faster - slower} / {slower}"
+
+
+def operation_rows(speedups):
+    """A row an operation, direction and dtype: speed-ups over eager and the best baseline."""
+    rows = []
+    for op in OPERATIONS:
+        for direction in DIRECTIONS:
+            for dtype in ("float32", "bfloat16"):
+                mask = (speedups.op == op) & (speedups.direction == direction)
+                cells = speedups[mask & (speedups.dtype == dtype)]
+                if cells.empty:
+                    continue
+                rows.append(
+                    [
+                        f"`{op}`",
+                        direction,
+                        dtype,
+                        ratio(geometric_mean(cells.eager)),
+                        ratio(geometric_mean(cells.best)),
+                        f"{ratio(cells.best.min())} … {ratio(cells.best.max())}",
+                        verdicts(cells),
+                    ]
+                )
+    return rows
+
+
+def losses(speedups):
+    """The cells where fused_elbo is slower than the best baseline by more than noise."""
+    lost = speedups[(speedups.best < 1) & speedups.beyond_noise].sort_values("best")
+    return lost, [
+        [
+            f"`{cell.op}`",
+            cell.direction,
+            cell.dtype,
+            f"{cell.batch} x {cell.latent}",
+            cell.clock,
+            ratio(cell.best),
+            cell.rival,
+            seconds(cell.median_s),
+        ]
+        for cell in lost.head(MOST_LOSSES).itertuples()
+    ]
+
+
+def write_device_readme(device, charts):
+    """README.md of a device's folder, from the JSON; ``notes.md`` beside it is kept and added."""
+    device = Path(device)
+    data = results.load(device)
+    speedups = results.speedups(data)
+    clock = results.main_clock(results.newest(data))
+    _, run = newest_run(device)
+    info = run["machine_info"]
+    parts = [
+        f"# {info['device_name']}",
+        "Written by `python -m bench.plot` from the JSON in this folder; redraw with "
+        f"`python -m bench.plot {device.name}`.",
+    ]
+    if info["device"] == "cpu":
+        parts.append(CPU_NOTE)
+    parts += [
+        "## Result",
+        f"Speed-up of `fused_elbo` ({clock} clock), geometric mean over all batch sizes and "
+        "dimensions measured; the best baseline is the fastest of all others in each cell, and "
+        "not one provider. A cell counts as faster or slower where the quartile ranges of the "
+        "two do not overlap.",
+        table(
+            ["operation", "direction", "dtype", "over eager", "over best baseline", "range",
+             "faster / within noise / slower"],
+            operation_rows(speedups[speedups.clock == clock]),
+        ),
+        "## Where fused_elbo loses",
+        losing_text(speedups),
+        *not_timed_text(data),
+    ]  # fmt: skip
+    notes = device / "notes.md"
+    if notes.exists():
+        parts += ["## Notes", notes.read_text(encoding="utf-8").strip()]
+    parts += [
+        "## Hardware and versions",
+        table(["what", "value"], hardware_rows(info)),
+        "## Runs",
+        table(
+            ["run", "commit", "command", "measurements", "copy, read + write", "torch", "triton"],
+            [run_row(name, run) for name, run in results.runs(device)],
+        ),
+        "`pytest --benchmark --results results` writes such a run; `make bench` also redraws "
+        "what is here. A chart shows each cell from one run: ratios are never taken across runs.",
+        "## Clocks and columns",
+        clocks_text(data, info["device"]),
+        "## Charts",
+        *(f"![{chart.stem}](plots/{chart.name})" for chart in charts),
+    ]
+    (device / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+
+
+def losing_text(speedups):
+    lost, rows = losses(speedups)
+    total = len(speedups)
+    if not rows:
+        return f"In none of {total} cells (all clocks) by more than noise."
+    headers = ["operation", "direction", "dtype", "B x D", "clock", "speed-up", "to", "fused_elbo"]
+    shown = f"; the {len(rows)} worst" if len(lost) > len(rows) else ""
+    text = f"In {len(lost)} of {total} cells (all clocks) by more than noise{shown}:"
+    return f"{text}\n\n{table(headers, rows)}"
+
+
+def not_timed_text(data):
+    """What was wrong or did not run, once for each reason."""
+    bad = data[data.status != "right"].drop_duplicates(["op", "provider", "dtype", "reason"])
+    if bad.empty:
+        return []
+    rows = [
+        [f"`{r.op}`", r.provider, f"{r.batch} x {r.latent}", r.dtype, r.direction, r.status,
+         str(r.reason).replace("|", "\\|")]
+        for r in bad.itertuples()
+    ]  # fmt: skip
+    headers = ["operation", "provider", "B x D", "dtype", "direction", "status", "reason"]
+    return ["## Not timed", table(headers, rows)]
+
+
+def hardware_rows(info):
+    rows = [["device", info["device_name"]]]
+    rows += [[key.replace("_", " "), value] for key, value in (info["gpu"] or {}).items()]
+    rows += [
+        ["CPU", f"{info['cpu']['brand_raw']}, {info['cpu']['count']} logical"],
+        ["threads of torch", info["threads"]],
+        ["torch", info["torch"]],
+        ["triton", info["triton"]],
+        ["Python", info["python_version"]],
+        ["system", f"{info['system']} {info['machine']}"],
+    ]
+    return rows
+
+
+def run_row(name, run):
+    commit = run["commit_info"]["id"][:7] + (" + changes" if run["commit_info"]["dirty"] else "")
+    copy = run["copy_bytes_per_s"]
+    speed = f"{copy / 1e9:.4g} GB/s" if copy else DASH
+    info = run["machine_info"]
+    return [
+        f"[{name}]({name}.json)",
+        commit,
+        f"`{run['command']}`",
+        len(run["benchmarks"]),
+        speed,
+        info["torch"],
+        info["triton"],
+    ]
+
+
+def clocks_text(data, device):
+    lines = [f"- {text}" for clock, text in CLOCKS.items() if (data.clock == clock).any()]
+    if device == "cpu":
+        lines = [
+            "- **host**: wall-clock (`perf_counter`) of one call, the only clock on a CPU. Inputs "
+            "rotate over up to 4 sets."
+        ]
+        compiling = "with symbolic sizes, once an operation and direction"
+        memory = (
+            "from torch's profiler, which sees every allocation of torch's CPU allocator; only "
+            "for forward+backward from 2^18 elements on"
+        )
+    else:
+        compiling = "anew for every shape"
+        memory = "`torch.cuda.max_memory_allocated` less what was allocated before the call"
+    rounds = data.rounds.dropna()
+    lines += [
+        f"- Every figure is a median with quartiles, of {rounds.min():.0f} to "
+        f"{rounds.max():.0f} rounds; warm-up and compilation come before.",
+        "- Every provider is checked against float64 on the inputs that are timed, gradients "
+        "included, before it is timed; one that is wrong gets no time.",
+        f"- `torch.compile` compiles {compiling}, with `fullgraph=True`; `compile_s` is the first "
+        "call less a later one, and in no other figure.",
+        "- Upstream gradients are random; a scalar loss is differentiated as it is.",
+        "- `share_of_copy` is the bytes that an operation must move (each input read once, each "
+        "output written once), divided by the time and by the speed of a large copy in the same "
+        "run. Data that fits a cache can exceed 1.",
+        f"- Peak memory is {memory}.",
+    ]
+    return "\n".join(lines)
+
+
+def update_project_readme(folder):
+    """Put the short table between the markers of README.md; without markers, leave it alone."""
+    folder = Path(folder).resolve()
+    if folder.parent != ROOT:
+        return
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        return
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n{project_table(folder)}\n{END}{after}"
+    if new != text:
+        readme.write_text(new, encoding="utf-8", newline="\n")
+
+
+def project_table(folder):
+    """Forward+backward of every operation, a column a device; GPUs first."""
+    columns = {}
+    devices = sorted(results.devices(folder), key=lambda d: (d.name.startswith("cpu"), d.name))
+    for device in devices:
+        data = results.load(device)
+        speedups = results.speedups(data)
+        main = speedups[speedups.clock == results.main_clock(data)]
+        main = main[main.direction == DIRECTIONS[0]]
+        for dtype in sorted(main.dtype.unique(), reverse=True):
+            columns[device, dtype] = main[main.dtype == dtype]
+    if not columns:
+        return "No measurements yet."
+    headers = ["forward + backward"]
+    for device, dtype in columns:
+        _, run = newest_run(device)
+        kind = "PyTorch reference, " if device.name.startswith("cpu") else ""
+        name = run["machine_info"]["device_name"]
+        headers.append(f"[{name}]({folder.name}/{device.name}/README.md), {kind}{dtype}")
+    rows = []
+    for op in OPERATIONS:
+        cells = [c[c.op == op] for c in columns.values()]
+        if all(c.empty for c in cells):
+            continue
+        rows.append(
+            [f"`{op}`"]
+            + [f"{ratio(geometric_mean(c.eager))} / {ratio(geometric_mean(c.best))}" for c in cells]
+        )
+    return (
+        "Speed-up over eager PyTorch / over the best of all baselines in each cell, geometric "
+        "mean over the grid:\n\n" + table(headers, rows)
+    )

@@ -1,0 +1,113 @@
+"""``python -m bench.table [DEVICE ...]``: the results as a table in the terminal."""
+
+import argparse
+
+import rich
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from . import plot, report, results
+from .cases import DIRECTIONS
+from .plot import present, providers
+
+
+def tint(value, shown):
+    """Blue where fused_elbo is faster, red where it is slower, plain within 3 %."""
+    style = "bold blue" if value > 1.03 else "bold red" if value < 0.97 else ""
+    return Text(shown, style=style, justify="right")
+
+
+def bare_table(title):
+    """A table without frames, narrow enough for 80 columns."""
+    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown.padding = (0, 0, 0, 0)
+    shown.add_column("operation", no_wrap=True)
+    return shown
+
+
+def speedup_table(speedups, direction, dtype, title):
+    """Speed-ups of an operation over the grid, a row an operation."""
+    shown = bare_table(title)
+    for name in ("over eager", "over best", "worst cell", "best cell", "won/even/lost"):
+        shown.add_column(name, justify="right", no_wrap=name.endswith("cell"))
+    cells = speedups[(speedups.direction == direction) & (speedups.dtype == dtype)]
+    for op in present(cells):
+        one = cells[cells.op == op]
+        eager, best = report.geometric_mean(one.eager), report.geometric_mean(one.best)
+        worst, top = one.loc[one.best.idxmin()], one.loc[one.best.idxmax()]
+        shown.add_row(
+            op,
+            tint(eager, report.ratio(eager)),
+            tint(best, report.ratio(best)),
+            tint(worst.best, f"{report.ratio(worst.best)} {worst.batch}x{worst.latent}"),
+            tint(top.best, f"{report.ratio(top.best)} {top.batch}x{top.latent}"),
+            report.verdicts(one).replace(" ", ""),
+        )
+    return shown
+
+
+def time_table(cells, title):
+    """Median times at the largest problem, a column a provider; the fastest in bold."""
+    cells = cells[cells.batch * cells.latent == (cells.batch * cells.latent).max()]
+    names = providers(cells)
+    shown = bare_table(title)
+    for name in (*names, "floor"):
+        # Long names may break at their hyphens, and distributions anywhere.
+        shown.add_column(name.replace("distributions", "distri- butions"), justify="right")
+    for op in present(cells):
+        one = cells[cells.op == op].set_index("provider")
+        fastest = one.median_s.idxmin()
+        texts = []
+        for name in names:
+            value = report.seconds(one.median_s[name]) if name in one.index else report.DASH
+            texts.append(Text(value, style="bold" if name == fastest else ""))
+        shown.add_row(op, *texts, report.seconds(one.floor_s.iloc[0]))
+    return shown
+
+
+def show(device, console):
+    """All tables of a device."""
+    data = results.load(device)
+    right = results.newest(data)
+    clock = results.main_clock(right)
+    speedups = results.speedups(data)
+    speedups = speedups[speedups.clock == clock]
+    _, run = report.newest_run(device)
+    console.rule(f"[bold]{run['machine_info']['device_name']}")
+    if run["machine_info"]["device"] == "cpu":
+        console.print(report.CPU_NOTE.replace("**", "").replace("`", ""), style="italic")
+    copy = run["copy_bytes_per_s"]
+    speed = f", copy {copy / 1e9:.4g} GB/s" if copy else ""
+    console.print(f"{plot.CLOCK_TEXT[clock]}, medians, grid {run['grid']}{speed}; {device}/\n")
+    for dtype in sorted(right.dtype.unique(), reverse=True):
+        for direction in DIRECTIONS:
+            what = f"{direction}, {dtype}"
+            cells = right[
+                (right.clock == clock) & (right.direction == direction) & (right.dtype == dtype)
+            ]
+            if cells.empty:
+                continue
+            title = f"speed-up of fused_elbo: {what}"
+            console.print(speedup_table(speedups, direction, dtype, title))
+            size = cells.loc[(cells.batch * cells.latent).idxmax()]
+            title = f"time of a call: {what}, {size.batch} x {size.latent}"
+            console.print(time_table(cells, title))
+    for entry in data[data.status != "right"].itertuples():
+        where = f"{entry.op} {entry.batch}x{entry.latent} {entry.dtype} {entry.direction}"
+        console.print(
+            f"[bold red]{entry.status}[/], not timed: {entry.provider} {where}: {entry.reason}"
+        )
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="folders of results/; or all")
+    parser.add_argument("--results", default="results", metavar="DIR")
+    parser.add_argument("--latest", action="store_true", help="the device with the newest run")
+    for device in plot.chosen(parser.parse_args(arguments)):
+        show(device, rich.get_console())
+
+
+if __name__ == "__main__":
+    main()
