@@ -1,0 +1,264 @@
+"""The registered ops: torch's own checks, what they write, determinism, arbitrary shapes."""
+
+import math
+
+import pytest
+import torch
+from bar import LAYOUTS, check
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from oracle import OP, OPS, random_values, upstream
+
+import fused_elbo
+from fused_elbo.kernels import bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+assert all((bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample))
+
+
+def registered():
+    schemas = (s.name for s in torch._C._jit_get_all_schemas())
+    return {n.removeprefix("fused_elbo::") for n in schemas if n.startswith("fused_elbo::")}
+
+
+def samples(device):
+    """Arguments for every op: operands that are there and that are None, all needs and some."""
+    t = lambda *shape, dtype=F32: torch.randn(shape, device=device, dtype=dtype)  # noqa: E731
+    seed = torch.tensor(5, device=device)
+    full, rows = (t(3, 5) for _ in range(4)), t(3)
+    a, b, c, d = full
+    half = a.to(BF16)
+    return {
+        "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
+        "gaussian_kl_backward": [
+            (rows, a, b, None, None, [True, True, False, False]),
+            (rows, a, b, c, d, [False, True, True, True]),
+        ],
+        "gaussian_nll": [(a, b, None, 0.5, 1), (a, b, t(3, 1), 0.0, 1), (a, b, c, 0.0, -1)],
+        "gaussian_nll_backward": [
+            (rows, a, b, None, 0.5, 1, [True, False, False]),
+            (rows, a, b, t(3, 1), 0.0, 1, [True, True, True]),
+            (rows, a, b, c, 0.0, -1, [False, True, True]),
+        ],
+        "bernoulli_nll": [(a, b), (half, half)],
+        "bernoulli_nll_backward": [(rows, a, b, [True, True]), (rows, a, b, [False, True])],
+        "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
+        "rsample_backward": [
+            (t(2, 3, 5), b, seed, [True, True]),
+            (t(1, 3, 5), b, seed, [False, True]),
+        ],
+        "rsample_kl": [(a, b, None, None, seed), (a, b, c, d, seed), (half, a, None, None, seed)],
+        "rsample_kl_backward": [
+            (c, rows, a, b, None, None, seed, [True, True, False, False]),
+            (None, rows, a, b, c, d, seed, [True, True, True, True]),
+            (c, None, a, b, None, None, seed, [True, False, False, False]),
+        ],
+        "elbo_loss": [
+            (a, b, None, 0.0, rows, "bernoulli", 0.5, 0.1, [True, True, False]),
+            (a, b, None, 0.5, None, "gaussian", 1.0, 1.0, [False, False, False]),
+            (a, b, t(3, 1), 0.0, rows, "gaussian", 1.0, 1.0, [True, False, True]),
+            (a, b, c, 0.0, rows, "gaussian", 1.0, 1.0, [True, True, True]),
+        ],
+        "scale_": [(t(3, 5), torch.tensor(2.0, device=device))],
+    }
+
+
+def test_opcheck_covers_every_op(device):
+    assert set(samples(device)) == registered()
+
+
+@pytest.mark.parametrize("name", sorted(samples("cpu")))
+def test_opcheck(name, device):
+    """Schema, autograd registration, fake tensors, and tracing with symbolic shapes."""
+    for arguments in samples(device)[name]:
+        torch.library.opcheck(getattr(torch.ops.fused_elbo, name).default, arguments)
+
+
+class Guarded:
+    """Allocations full of NaN inside a frame of NaN, in place of torch's own.
+
+    What a kernel leaves unwritten stays NaN, and so must the frame.
+    """
+
+    FRAME = 4096  # elements on each side: as large as a block
+
+    def __init__(self, monkeypatch):
+        self.buffers = []
+        monkeypatch.setattr(torch, "empty", self.empty)
+        monkeypatch.setattr(torch, "empty_like", self.empty_like)
+        monkeypatch.setattr(torch.Tensor, "new_empty", self.new_empty, raising=False)
+
+    def allocate(self, shape, dtype, device):
+        shape = torch.Size(shape)
+        buffer = torch.full((shape.numel() + 2 * self.FRAME,), math.nan, dtype=dtype, device=device)
+        self.buffers.append((buffer, shape))
+        return buffer[self.FRAME : self.FRAME + shape.numel()].view(shape)
+
+    def empty(self, *shape, dtype=F32, device="cpu"):
+        shape = shape[0] if not isinstance(shape[0], int) else shape
+        return self.allocate(shape, dtype, device)
+
+    def empty_like(self, tensor, memory_format=None):
+        return self.allocate(tensor.shape, tensor.dtype, tensor.device)
+
+    # A function, not a bound method: it becomes a method of Tensor.
+    @property
+    def new_empty(self):
+        def method(tensor, *shape, dtype=None, device=None):
+            shape = shape[0] if shape and not isinstance(shape[0], int) else shape
+            dtype = dtype or tensor.dtype
+            if not dtype.is_floating_point:  # torch's own use
+                return torch.zeros(shape, dtype=dtype, device=device or tensor.device)
+            return self.allocate(shape, dtype, device or tensor.device)
+
+        return method
+
+    def assert_complete(self):
+        assert self.buffers
+        for buffer, shape in self.buffers:
+            n = shape.numel()
+            inside = buffer[self.FRAME : self.FRAME + n]
+            assert not inside.isnan().any(), f"not written: {shape}"
+            outside = torch.cat((buffer[: self.FRAME], buffer[self.FRAME + n :]))
+            assert outside.isnan().all(), f"written beside: {shape}"
+
+
+POISONED = [(1, 1), (5, 3), (129, 7), (3, 64), (2, 1025), (0, 5)]
+
+
+@pytest.mark.parametrize("op", OPS, ids=repr)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_every_element_is_written_and_nothing_beside(op, dtype, device, monkeypatch):
+    for shape in POISONED:
+        generator = torch.Generator().manual_seed(0)
+        leaves = [random_values(a, shape, generator).to(device, dtype) for a in op.arguments]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        with monkeypatch.context() as patch:
+            guard = Guarded(patch)
+            outputs = op.call(leaves, "triton")
+            torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
+        guard.assert_complete()
+        assert not any(t.isnan().any() for t in [*outputs, *(leaf.grad for leaf in leaves)])
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_loss_writes_every_element(likelihood, device, monkeypatch):
+    for shape in ((1, 1), (5, 3), (129, 7), (2, 1025)):
+        leaves = [torch.rand(shape, device=device, requires_grad=True) for _ in range(3)]
+        kl = torch.rand(shape[0], device=device, requires_grad=True)
+        options = {"recon_logvar": leaves[2]} if likelihood == "gaussian" else {}
+        with monkeypatch.context() as patch:
+            guard = Guarded(patch)
+            loss = fused_elbo.elbo_loss(
+                *leaves[:2], kl=kl, likelihood=likelihood, **options, impl="triton"
+            )
+            loss.backward(torch.tensor(2.0, device=device), retain_graph=True)
+            loss.backward()
+        guard.assert_complete()
+        assert not loss.isnan()
+
+
+@pytest.mark.parametrize("op", OPS, ids=repr)
+def test_two_runs_are_bitwise_equal(op, device):
+    """No atomics: sums are of one order."""
+
+    def run():
+        torch.manual_seed(6)
+        generator = torch.Generator().manual_seed(0)
+        leaves = [random_values(a, (130, 20), generator).to(device, F32) for a in op.arguments]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        outputs = op.call(leaves, "triton")
+        weights = [upstream(o.shape, generator).to(o) for o in outputs]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
+
+    for a, b in zip(run(), run(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_two_losses_are_bitwise_equal(device):
+    recon = torch.randn(300, 9, device=device, requires_grad=True)
+    x, kl = torch.rand(300, 9, device=device), torch.rand(300, device=device)
+
+    def run():
+        loss = fused_elbo.elbo_loss(recon, x, kl=kl, impl="triton")
+        return loss, *torch.autograd.grad(loss, recon)
+
+    for a, b in zip(run(), run(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op", OPS, ids=repr)
+def test_inputs_and_upstream_gradients_are_left_alone(op, device):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [random_values(a, (5, 8), generator).to(device, F32) for a in op.arguments]
+    kept = [leaf.clone() for leaf in leaves]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    outputs = op.call(leaves, "triton")
+    results = [o.detach().clone() for o in outputs]
+    weights = [torch.ones_like(o) for o in outputs]
+    torch.autograd.grad(outputs, leaves, weights)
+    for now, before in zip(leaves, kept, strict=True):
+        assert torch.equal(now, before)
+    for now, before, weight in zip(outputs, results, weights, strict=True):
+        assert torch.equal(now, before)
+        assert (weight == 1).all()
+
+
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    op=st.sampled_from(OPS),
+    shape=st.one_of(
+        st.tuples(st.integers(0, 20), st.integers(1, 70)),
+        st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6)),
+        st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9)),
+    ),
+    dtype=st.sampled_from([F32, F64, F16, BF16]),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    upstream_layout=st.sampled_from(sorted(LAYOUTS)),
+    scale=st.floats(2.0**-6, 4),
+    shift=st.floats(-4, 4),
+)
+def test_any_shape_layout_and_value(
+    device, op, shape, dtype, layout, upstream_layout, scale, shift
+):
+    """Combinations that the tables of test_numerics leave out, held to the same bar."""
+    if 0 in shape and "expanded" in layout + upstream_layout:
+        layout = upstream_layout = "contiguous"  # no row to expand
+    values = {
+        a: (lambda t: (t * scale + shift).to(dtype).double())
+        for a in op.arguments
+        if a not in ("target", "logits")
+    }
+    check(op, shape, dtype, layout, upstream_layout, device=device, values=values)
+
+
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=40,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    logvar=st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=12),
+    mu=st.floats(-100, 100, width=32),
+)
+def test_kl_of_any_value_is_finite_and_not_negative(device, logvar, mu):
+    logvar = torch.tensor(logvar, device=device)[None]
+    kl = fused_elbo.gaussian_kl(torch.full_like(logvar, mu), logvar, impl="triton")
+    assert torch.isfinite(kl).all()
+    assert kl.item() >= 0.5 * mu**2 * logvar.numel() * (1 - 1e-6)
+
+
+def test_samples_of_k_are_separate_rows(device):
+    """One element a row and several samples: offsets of z count samples, rows and columns."""
+    mu = torch.arange(6.0, device=device).view(3, 2) * 1000
+    z = fused_elbo.gaussian_rsample(mu, torch.full_like(mu, -40.0), 4, impl="triton")
+    torch.testing.assert_close(z, mu.expand(4, 3, 2), rtol=0, atol=1e-4)
+    assert OP["gaussian_rsample_k"].samples == 3
