@@ -1,5 +1,6 @@
 """The public operations: check the arguments, then run the kernel or its PyTorch twin."""
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -47,7 +48,7 @@ def gaussian_log_prob(
         return reference.gaussian_log_prob(x, mu, logvar)
     from ..kernels.gaussian_nll import gaussian_log_prob as kernel
 
-    return kernel(*_rows(shape, x, mu, logvar)).view(shape[:-1])
+    return _view(kernel(*_rows(shape, x, mu, logvar)), shape[:-1])
 
 
 def gaussian_kl(
@@ -95,7 +96,7 @@ def gaussian_kl(
     from ..kernels.gaussian_kl import gaussian_kl as kernel
 
     prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
-    return kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar)).view(shape[:-1])
+    return _view(kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar)), shape[:-1])
 
 
 def gaussian_rsample(
@@ -193,7 +194,7 @@ def rsample_kl(
 
     prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
     z, kl = kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar), generator=generator)
-    return z.view(shape), kl.view(shape[:-1])
+    return _view(z, shape), _view(kl, shape[:-1])
 
 
 def gaussian_nll(
@@ -305,7 +306,14 @@ def likelihood_rows(recon, x, recon_logvar):
 
 def _rows(shape, *tensors):
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
-    return [None if t is None else t.expand(shape).reshape(-1, shape[-1]) for t in tensors]
+    rows = (math.prod(shape[:-1]), shape[-1])
+    wide = (t if t is None or t.shape == shape else t.expand(shape) for t in tensors)
+    return [None if t is None else _view(t, rows) for t in wide]
+
+
+def _view(tensor, shape):
+    """The tensor in this shape, without a node in the graph where it has it."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
 def _both(prior_mu, prior_logvar):

@@ -66,8 +66,10 @@ def describe(named):
 def broadcast(**named):
     """The shape [..., D], D >= 1, that the named tensors broadcast to."""
     named = {name: t for name, t in named.items() if t is not None}
+    shape, *others = (t.shape for t in named.values())
     try:
-        shape = torch.broadcast_shapes(*(t.shape for t in named.values()))
+        if any(other != shape for other in others):  # broadcast_shapes is slow
+            shape = torch.broadcast_shapes(shape, *others)
     except RuntimeError as error:
         raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
     if len(shape) == 0 or shape[-1] == 0:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .bernoulli_nll import bernoulli_nll_backward_op, launch_bernoulli_nll
 from .gaussian_nll import gaussian_nll_backward_op, launch_gaussian_nll
-from .launch import accumulator, launch
+from .launch import accumulator, divide_up, launch
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 BLOCK = 4096
@@ -85,7 +85,7 @@ def _elbo_loss_fake(recon, x, logvar, logvar_value, kl, likelihood, beta, scale,
 def _scale_(tensor, factor):
     n = tensor.numel()
     if n:
-        launch(scale_kernel, triton.cdiv(n, BLOCK), [tensor, factor, n], {"BLOCK": BLOCK})
+        launch(scale_kernel, divide_up(n, BLOCK), [tensor, factor, n], {"BLOCK": BLOCK})
 
 
 elbo_loss_op = register(

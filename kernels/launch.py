@@ -25,6 +25,10 @@ class Tiling(NamedTuple):
     vector: int
 
 
+def divide_up(a, b):
+    return -(-a // b)
+
+
 def tile_shape(rows, cols, dtype):
     """(block_rows, block_cols): a row in one tile up to 1024 columns, several rows if short.
 
@@ -32,7 +36,7 @@ def tile_shape(rows, cols, dtype):
     since twice as many then share the address and reduction code of their tile;
     8 otherwise, and in float64, whose elements take two registers.
     """
-    block_cols = min(max(triton.next_power_of_2(cols), 4), MAX_BLOCK_COLS)
+    block_cols = min(max(1 << (cols - 1).bit_length(), 4), MAX_BLOCK_COLS)
     elements = 2048 if rows * cols >= 2**21 and dtype != torch.float64 else 1024
     return max(1, elements // block_cols), block_cols
 
@@ -53,8 +57,8 @@ def tiling(rows, cols, *tensors):
     """The tiling for these full-size [rows, cols] operands."""
     present = [t for t in tensors if t is not None]
     block_rows, block_cols = tile_shape(rows, cols, accumulator(*present))
-    col_tiles = triton.cdiv(cols, block_cols)
-    programs = triton.cdiv(rows, block_rows) * col_tiles
+    col_tiles = divide_up(cols, block_cols)
+    programs = divide_up(rows, block_rows) * col_tiles
     return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, present))
 
 
