@@ -5,7 +5,7 @@ In this order, each step to OUT/<step>.json as soon as it is done:
   noise    normals a second: loaded, torch.randn, tl.randn, tl.randn4x, and the kernels' own
   kernels  GPU kernels a call, by the profiler, every operation and provider
   check    every operation against the float64 oracle, on the device
-  sweep    ``pytest --benchmark --grid full`` for what is left of the budget, into OUT/<device>/
+  sweep    ``pytest --benchmark`` for what is left of the budget, into OUT/<device>/
 
 The budget keeps a command below ten minutes. To go on after one, copy OUT/<device>/ to
 results/ and give ``--steps sweep --resume results``.
@@ -160,12 +160,14 @@ def step_check():
     return report
 
 
-def sweep(out, budget, resume):
-    """The full grid in a process of its own, for ``budget`` seconds."""
-    command = [sys.executable, "-m", "pytest", "--benchmark", "--grid=full", "--benchmark-quiet"]
-    command += [f"--results={out}", f"--budget={budget:.0f}"]
-    if resume:
-        command.append(f"--resume={resume}")
+def sweep(options, budget):
+    """The grid in a process of its own, for ``budget`` seconds."""
+    command = [sys.executable, "-m", "pytest", "--benchmark", "--benchmark-quiet"]
+    command += [f"--grid={options.grid}", f"--results={options.out}", f"--budget={budget:.0f}"]
+    if options.resume:
+        command.append(f"--resume={options.resume}")
+    if options.keyword:
+        command += ["-k", options.keyword]
     return subprocess.run(command, check=False).returncode
 
 
@@ -183,6 +185,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
+    parser.add_argument("--grid", default="full", help="of the sweep")
+    parser.add_argument("-k", dest="keyword", help="of the sweep, as pytest's")
     parser.add_argument("--resume", help="a results folder whose cases are left out")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -197,7 +201,7 @@ def main():
         if step == "sweep":
             # Half a minute for collecting and for the last case.
             left = options.budget - (time.monotonic() - start) - 30
-            raise SystemExit(sweep(options.out, max(left, 1), options.resume))
+            raise SystemExit(sweep(options, max(left, 1)))
         write(options.out, step, small[step]())
 
 

@@ -107,13 +107,19 @@ def other_clocks(prepared, grid):
     elif prepared.case.provider == "compile-reduce-overhead":
         info["graph_absent"] = "the call is a CUDA graph already"
     else:
-        info["graph"] = clock.graph_clock(call, sets, *limits)
+        try:
+            info["graph"] = clock.graph_clock(call, sets, *limits)
+        except RuntimeError as error:
+            info["graph_absent"] = f"capture failed: {error}"[:200]
     return info
 
 
 def peak_memory(prepared):
-    """Bytes, or None where counting them is not worth its time (small cases on a CPU)."""
+    """Bytes, or None: of small cases on a CPU, where counting is not worth its time, and of
+    CUDA-graph trees, whose memory was taken when they were recorded."""
     case = prepared.case
+    if case.provider == "compile-reduce-overhead":
+        return None
     if prepared.device == "cpu":
         small = case.batch * case.latent < CPU_MEMORY_FROM
         if small or not case.backward:
