@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 
@@ -79,7 +80,8 @@ class KernelFunction(torch.autograd.Function):
 
     def __init_subclass__(cls):
         # apply() asks for this signature at every call: a fifth of the host's time otherwise.
-        cls.forward.__signature__ = inspect.signature(cls.forward)
+        forward: Any = cls.forward
+        forward.__signature__ = inspect.signature(forward)
 
     @staticmethod
     def vmap(info, in_dims, *args):
