@@ -157,7 +157,7 @@ def test_second_derivatives_are_refused(op, penalty, device):
 def test_second_derivatives_of_the_loss_are_refused(reduction, penalty, likelihood, device):
     recon = torch.randn(3, 4, device=device, requires_grad=True)
     x, kl = torch.rand(3, 4, device=device), torch.ones(3, device=device)
-    options = dict(likelihood=likelihood, reduction=reduction, impl="triton")
+    options = {"likelihood": likelihood, "reduction": reduction, "impl": "triton"}
     loss = fused_elbo.elbo_loss(recon, x, kl=kl, **options)
     assert_no_second_derivative(PENALTIES[penalty]([loss]), [recon])
 

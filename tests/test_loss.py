@@ -138,7 +138,7 @@ def compare(leaves, outputs, weights, **options):
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 def test_values_parts_and_gradients(reduction, likelihood, source, dtype, device):
     """Every option; the loss alone, each part alone, and all three together."""
-    options = dict(likelihood=likelihood, beta=BETA, reduction=reduction)
+    options = {"likelihood": likelihood, "beta": BETA, "reduction": reduction}
     leaves = leaves_of(make(LIKELIHOODS[likelihood] + SOURCES[source]), dtype, device)
     generator = torch.Generator().manual_seed(1)
     size = (5,) if reduction == "none" else ()
@@ -163,7 +163,7 @@ def test_values_parts_and_gradients(reduction, likelihood, source, dtype, device
     ids=str,
 )
 def test_many_tiles(likelihood, batch, event, device):
-    options = dict(likelihood=likelihood, beta=BETA, reduction="mean")
+    options = {"likelihood": likelihood, "beta": BETA, "reduction": "mean"}
     values = make(LIKELIHOODS[likelihood] + ("mu", "logvar"), batch, event)
     leaves = leaves_of(values, F32, device)
     parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
@@ -174,7 +174,7 @@ def test_kl_of_more_rows_than_one_block(device):
     """The last stage sums 4096 numbers a step."""
     values = make(("recon", "x", "kl"), 9000, (1,))
     leaves = leaves_of(values, F32, device)
-    options = dict(likelihood="bernoulli", beta=2.0, reduction="mean")
+    options = {"likelihood": "bernoulli", "beta": 2.0, "reduction": "mean"}
     parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
     compare(leaves, parts, [torch.tensor(1.0), None, torch.tensor(0.5)], **options)
 
@@ -217,11 +217,13 @@ RECON_LOGVARS = {
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_forms_of_recon_logvar(form, reduction, dtype, device):
-    options = dict(likelihood="gaussian", beta=1.0, reduction=reduction)
+    options = {"likelihood": "gaussian", "beta": 1.0, "reduction": reduction}
     leaves = leaves_of(make(("recon", "x", "kl")), dtype, device)
     logvar = RECON_LOGVARS[form]()
     if isinstance(logvar, float):
-        parts = elbo_loss(**leaves, recon_logvar=logvar, **options, return_parts=True, impl="triton")
+        parts = elbo_loss(
+            **leaves, recon_logvar=logvar, **options, return_parts=True, impl="triton"
+        )
         learned = leaves | {"recon_logvar": torch.tensor(logvar, dtype=dtype, device=device)}
         tensor = elbo_loss(**learned, **options, impl="triton")
         torch.testing.assert_close(parts.loss, tensor, rtol=1e-6, atol=0)
@@ -290,13 +292,13 @@ class TestBackwardTwice:
 
     def test_another_factor_the_second_time(self, likelihood, dtype, device):
         leaves, parts = self.graph(likelihood, dtype, device)
-        options = dict(likelihood=likelihood, beta=1.0, reduction="mean")
+        options = {"likelihood": likelihood, "beta": 1.0, "reduction": "mean"}
         for factor in (-2.0, 1.0, 0.5):
             compare(leaves, parts, [torch.tensor(factor), None, None], **options)
 
     def test_parts_one_after_the_other(self, likelihood, dtype, device):
         """A first backward through kl alone must not use the handed-over gradients up."""
-        options = dict(likelihood=likelihood, beta=1.0, reduction="mean")
+        options = {"likelihood": likelihood, "beta": 1.0, "reduction": "mean"}
         for order in itertools.permutations(range(3)):
             leaves, parts = self.graph(likelihood, dtype, device)
             for part in order:
@@ -330,7 +332,7 @@ def test_reduction_is_over_examples_only(likelihood, device):
     """The mean is that of the per-example values, each a sum over its events and latents."""
     values = make(LIKELIHOODS[likelihood] + ("mu", "logvar"), 7, (3, 4))
     tensors = {n: v.to(device, F32) for n, v in values.items()}
-    options = dict(likelihood=likelihood, return_parts=True, impl="triton")
+    options = {"likelihood": likelihood, "return_parts": True, "impl": "triton"}
     each = elbo_loss(**tensors, reduction="none", **options)
     mean = elbo_loss(**tensors, reduction="mean", **options)
     total = elbo_loss(**tensors, reduction="sum", **options)
@@ -402,7 +404,7 @@ def test_empty_batch(likelihood, impl, device):
     names = LIKELIHOODS[likelihood] + ("mu", "logvar")
     for reduction in ("none", "sum", "mean"):
         leaves = leaves_of(make(names, 0), F32, device)
-        options = dict(likelihood=likelihood, reduction=reduction, impl=impl)
+        options = {"likelihood": likelihood, "reduction": reduction, "impl": impl}
         parts = elbo_loss(**leaves, **options, return_parts=True)
         for part in parts:
             assert part.shape == ((0,) if reduction == "none" else ())
@@ -433,9 +435,13 @@ class TestModule:
     @pytest.mark.parametrize("impl", ["triton", "reference"])
     def test_is_the_function(self, impl, device):
         tensors = {n: v.to(device, F32) for n, v in make(("recon", "x", *SOURCES["prior"])).items()}
-        options = dict(
-            likelihood="gaussian", recon_logvar=-0.5, beta=0.3, reduction="sum", impl=impl
-        )
+        options = {
+            "likelihood": "gaussian",
+            "recon_logvar": -0.5,
+            "beta": 0.3,
+            "reduction": "sum",
+            "impl": impl,
+        }
         module = ELBOLoss(**options, return_parts=True)
         expected = elbo_loss(**tensors, **options, return_parts=True)
         for a, b in zip(module(**tensors), expected, strict=True):

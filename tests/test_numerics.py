@@ -305,7 +305,7 @@ class TestBroadcasting:
         full = {n: p.expand(4, 5) for n, p in wide.items()}
         exact = sum(kl_parts(mu.double(), logvar.double(), **full)).sum(-1)
         expected = torch.autograd.grad(exact, wide.values(), weight.double())
-        tight = dict(rtol=0, atol=16 * rounding(F32) * 8)  # magnitudes here are below 8
+        tight = {"rtol": 0, "atol": 16 * rounding(F32) * 8}  # magnitudes here are below 8
         torch.testing.assert_close(kl.detach().double(), exact.detach(), **tight)
         for gradient, p, e in zip(actual, prior.values(), expected, strict=True):
             assert gradient.shape == p.shape

@@ -1,0 +1,512 @@
+"""Every row of the bad-input table: what is raised, and that the message names the arguments."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fused_elbo
+from fused_elbo import ELBOLoss, elbo_loss
+
+IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+
+
+def t(*shape, dtype=torch.float32):
+    return torch.rand(shape, dtype=dtype)
+
+
+F64, I64, C64, BOOL = torch.float64, torch.int64, torch.complex64, torch.bool
+META = torch.device("meta")
+
+
+def call(name, *args, **kwargs):
+    return name, args, kwargs
+
+
+# id: (call, error, everything that the message must contain). Tensors are made on the CPU and
+# moved to the device of the kernels under test.
+TABLE = {
+    # Shapes that do not broadcast.
+    "log_prob shapes": (
+        call("gaussian_log_prob", t(3, 4), t(3, 5), t(3, 4)),
+        ValueError,
+        ["broadcast", "x (3, 4)", "mu (3, 5)", "logvar (3, 4)"],
+    ),
+    "kl shapes": (
+        call("gaussian_kl", t(3, 4), t(2, 4)),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "logvar (2, 4)"],
+    ),
+    "kl prior shapes": (
+        call("gaussian_kl", t(3, 4), t(3, 4), t(5)),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "prior_mu (5,)"],
+    ),
+    "kl prior_logvar shapes": (
+        call("gaussian_kl", t(3, 4), t(3, 4), prior_logvar=t(2, 4)),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "prior_logvar (2, 4)"],
+    ),
+    "rsample shapes": (
+        call("gaussian_rsample", t(3, 4), t(3, 5)),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "logvar (3, 5)"],
+    ),
+    "rsample_kl shapes": (
+        call("rsample_kl", t(3, 4), t(3, 5)),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "logvar (3, 5)"],
+    ),
+    "rsample_kl prior larger than q": (
+        call("rsample_kl", t(3, 4), t(3, 4), t(2, 3, 4)),
+        ValueError,
+        ["prior_mu (2, 3, 4)", "broadcast", "(3, 4)"],
+    ),
+    "rsample_kl prior shapes": (
+        call("rsample_kl", t(3, 4), t(3, 4), prior_logvar=t(3)),
+        ValueError,
+        ["prior_logvar (3,)", "broadcast", "(3, 4)"],
+    ),
+    "gaussian_nll shapes": (
+        call("gaussian_nll", t(3, 4), t(3, 1)),
+        ValueError,
+        ["equal shapes", "recon (3, 4)", "x (3, 1)"],
+    ),
+    "gaussian_nll recon_logvar shapes": (
+        call("gaussian_nll", t(3, 4), t(3, 4), t(3)),
+        ValueError,
+        ["recon_logvar (3,)", "broadcast", "(3, 4)"],
+    ),
+    "gaussian_nll recon_logvar larger than recon": (
+        call("gaussian_nll", t(1, 4), t(1, 4), t(3, 4)),
+        ValueError,
+        ["recon_logvar (3, 4)", "broadcast", "(1, 4)"],
+    ),
+    "bernoulli_nll shapes": (
+        call("bernoulli_nll", t(3, 4), t(4)),
+        ValueError,
+        ["equal shapes", "logits (3, 4)", "x (4,)"],
+    ),
+    "loss shapes": (
+        call("elbo_loss", t(3, 4), t(3, 5), kl=t(3)),
+        ValueError,
+        ["equal shapes", "recon (3, 4)", "x (3, 5)"],
+    ),
+    "loss kl shape": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(4)),
+        ValueError,
+        ["kl (4,)", "recon (3, 4)"],
+    ),
+    "loss kl scalar": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t()),
+        ValueError,
+        ["kl ()", "recon (3, 4)"],
+    ),
+    "loss mu of another batch": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(2, 5), t(2, 5)),
+        ValueError,
+        ["mu (2, 5)", "logvar (2, 5)", "recon (3, 4)"],
+    ),
+    "loss latents": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 5), t(3, 6)),
+        ValueError,
+        ["mu (3, 5)", "logvar (3, 6)"],
+    ),
+    "loss prior shapes": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 5), t(3, 5), prior_mu=t(4)),
+        ValueError,
+        ["prior_mu (4,)", "mu (3, 5)"],
+    ),
+    "loss recon_logvar shapes": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="gaussian", recon_logvar=t(3)),
+        ValueError,
+        ["recon_logvar (3,)", "(3, 4)"],
+    ),
+    # D = 0.
+    "log_prob D=0": (
+        call("gaussian_log_prob", t(3, 0), t(3, 0), t(3, 0)),
+        ValueError,
+        ["D >= 1", "x (3, 0)", "mu (3, 0)", "logvar (3, 0)"],
+    ),
+    "kl D=0": (
+        call("gaussian_kl", t(3, 0), t(3, 0)),
+        ValueError,
+        ["D >= 1", "mu (3, 0)", "logvar (3, 0)"],
+    ),
+    "rsample D=0": (
+        call("gaussian_rsample", t(3, 0), t(3, 0)),
+        ValueError,
+        ["D >= 1", "mu (3, 0)"],
+    ),
+    "rsample_kl D=0": (call("rsample_kl", t(3, 0), t(3, 0)), ValueError, ["D >= 1", "mu (3, 0)"]),
+    "gaussian_nll D=0": (
+        call("gaussian_nll", t(3, 0), t(3, 0)),
+        ValueError,
+        ["not empty", "recon (3, 0)", "x (3, 0)"],
+    ),
+    "bernoulli_nll empty event": (
+        call("bernoulli_nll", t(3, 2, 0), t(3, 2, 0)),
+        ValueError,
+        ["not empty", "logits (3, 2, 0)", "x (3, 2, 0)"],
+    ),
+    "loss D=0": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 0), t(3, 0)),
+        ValueError,
+        ["mu (3, 0)", "logvar (3, 0)"],
+    ),
+    "loss empty latent event": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 0, 2), t(3, 0, 2)),
+        ValueError,
+        ["mu (3, 0, 2)", "logvar (3, 0, 2)"],
+    ),
+    # Wrong rank.
+    "log_prob of scalars": (
+        call("gaussian_log_prob", t(), t(), t()),
+        ValueError,
+        ["[..., D]", "x ()", "mu ()", "logvar ()"],
+    ),
+    "kl of scalars": (call("gaussian_kl", t(), t()), ValueError, ["mu ()", "logvar ()"]),
+    "gaussian_nll of a vector": (
+        call("gaussian_nll", t(3), t(3)),
+        ValueError,
+        ["[B, ...]", "recon (3,)", "x (3,)"],
+    ),
+    "bernoulli_nll of a vector": (
+        call("bernoulli_nll", t(3), t(3)),
+        ValueError,
+        ["[B, ...]", "logits (3,)", "x (3,)"],
+    ),
+    "loss of a vector": (call("elbo_loss", t(3), t(3), kl=t(3)), ValueError, ["recon (3,)"]),
+    "loss mu of a vector": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3), t(3)),
+        ValueError,
+        ["mu (3,)", "logvar (3,)", "recon (3, 4)"],
+    ),
+    # Dtypes.
+    "integer x": (
+        call("bernoulli_nll", t(3, 4), torch.ones(3, 4, dtype=I64)),
+        TypeError,
+        ["x", "float32", "torch.int64"],
+    ),
+    "bool x": (
+        call("elbo_loss", t(3, 4), torch.ones(3, 4, dtype=BOOL), kl=t(3)),
+        TypeError,
+        ["x", "float32", "torch.bool"],
+    ),
+    "complex mu": (
+        call("gaussian_kl", t(3, 4, dtype=C64), t(3, 4)),
+        TypeError,
+        ["mu", "float32", "torch.complex64"],
+    ),
+    "integer logvar": (
+        call("gaussian_rsample", t(3, 4), torch.ones(3, 4, dtype=I64)),
+        TypeError,
+        ["logvar", "torch.int64"],
+    ),
+    "integer kl": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=torch.ones(3, dtype=I64)),
+        TypeError,
+        ["kl", "torch.int64"],
+    ),
+    "integer recon_logvar": (
+        call("gaussian_nll", t(3, 4), t(3, 4), torch.tensor(0)),
+        TypeError,
+        ["recon_logvar", "torch.int64"],
+    ),
+    "log_prob mixed dtypes": (
+        call("gaussian_log_prob", t(3, 4), t(3, 4, dtype=F64), t(3, 4)),
+        TypeError,
+        ["x and mu", "torch.float32", "torch.float64"],
+    ),
+    "kl mixed dtypes": (
+        call("gaussian_kl", t(3, 4), t(3, 4), prior_logvar=t(4, dtype=F64)),
+        TypeError,
+        ["mu and prior_logvar", "torch.float32", "torch.float64"],
+    ),
+    "rsample_kl mixed dtypes": (
+        call("rsample_kl", t(3, 4), t(3, 4).half()),
+        TypeError,
+        ["mu and logvar", "torch.float32", "torch.float16"],
+    ),
+    "gaussian_nll mixed dtypes": (
+        call("gaussian_nll", t(3, 4), t(3, 4), torch.tensor(0.0, dtype=F64)),
+        TypeError,
+        ["recon and recon_logvar", "torch.float32", "torch.float64"],
+    ),
+    "loss mixed dtypes": (
+        call("elbo_loss", t(3, 4), t(3, 4).bfloat16(), kl=t(3)),
+        TypeError,
+        ["recon and x", "torch.float32", "torch.bfloat16"],
+    ),
+    "loss mixed latents": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 2), t(3, 2, dtype=F64)),
+        TypeError,
+        ["logvar", "torch.float32", "torch.float64"],
+    ),
+    # Things that are not tensors.
+    "mu is a list": (call("gaussian_kl", [1.0], t(1)), TypeError, ["mu", "torch.Tensor", "list"]),
+    "x is an array": (
+        call("bernoulli_nll", t(3, 4), np.zeros((3, 4), np.float32)),
+        TypeError,
+        ["x", "torch.Tensor", "ndarray"],
+    ),
+    "prior_mu is a float": (
+        call("gaussian_kl", t(3, 4), t(3, 4), 0.5),
+        TypeError,
+        ["prior_mu", "torch.Tensor", "float"],
+    ),
+    "kl is a float": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=0.5),
+        TypeError,
+        ["kl", "torch.Tensor", "float"],
+    ),
+    "recon_logvar is a string": (
+        call("gaussian_nll", t(3, 4), t(3, 4), "0"),
+        TypeError,
+        ["recon_logvar", "number", "str"],
+    ),
+    "recon_logvar is None": (
+        call("gaussian_nll", t(3, 4), t(3, 4), None),
+        TypeError,
+        ["recon_logvar", "number", "NoneType"],
+    ),
+    "loss recon_logvar is a string": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="gaussian", recon_logvar="0"),
+        TypeError,
+        ["recon_logvar", "number", "str"],
+    ),
+    "beta is a string": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), beta="1"),
+        TypeError,
+        ["beta", "number", "str"],
+    ),
+    "beta is a bool": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), beta=True),
+        TypeError,
+        ["beta", "number", "bool"],
+    ),
+    # Devices.
+    "log_prob devices": (
+        call("gaussian_log_prob", t(3, 4), t(3, 4).to(META), t(3, 4)),
+        ValueError,
+        ["x and mu", "device", "meta"],
+    ),
+    "kl devices": (
+        call("gaussian_kl", t(3, 4), t(3, 4), t(4).to(META)),
+        ValueError,
+        ["mu and prior_mu", "device", "meta"],
+    ),
+    "rsample devices": (
+        call("gaussian_rsample", t(3, 4), t(3, 4).to(META)),
+        ValueError,
+        ["mu and logvar", "device", "meta"],
+    ),
+    "gaussian_nll devices": (
+        call("gaussian_nll", t(3, 4), t(3, 4), t().to(META)),
+        ValueError,
+        ["recon and recon_logvar", "device", "meta"],
+    ),
+    "loss devices": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3).to(META)),
+        ValueError,
+        ["recon and kl", "device", "meta"],
+    ),
+    "loss latents on another device": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 2).to(META), t(3, 2).to(META)),
+        ValueError,
+        ["recon and mu", "device", "meta"],
+    ),
+    # Options.
+    "likelihood": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="laplace"),
+        ValueError,
+        ["likelihood", "'bernoulli'", "'gaussian'", "'laplace'"],
+    ),
+    "reduction": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), reduction="batchmean"),
+        ValueError,
+        ["reduction", "'none'", "'mean'", "'sum'", "'batchmean'"],
+    ),
+    "num_samples zero": (
+        call("gaussian_rsample", t(3, 4), t(3, 4), 0),
+        ValueError,
+        ["num_samples", "at least 1", "0"],
+    ),
+    "num_samples negative": (
+        call("gaussian_rsample", t(3, 4), t(3, 4), num_samples=-2),
+        ValueError,
+        ["num_samples", "at least 1", "-2"],
+    ),
+    "num_samples a float": (
+        call("gaussian_rsample", t(3, 4), t(3, 4), 2.0),
+        TypeError,
+        ["num_samples", "int", "float"],
+    ),
+    "num_samples a bool": (
+        call("gaussian_rsample", t(3, 4), t(3, 4), True),
+        TypeError,
+        ["num_samples", "int", "bool"],
+    ),
+    # Combinations.
+    "neither kl nor latents": (
+        call("elbo_loss", t(3, 4), t(3, 4)),
+        ValueError,
+        ["exactly one", "kl", "mu, logvar"],
+    ),
+    "both kl and latents": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 2), t(3, 2), kl=t(3)),
+        ValueError,
+        ["exactly one", "kl", "mu, logvar"],
+    ),
+    "mu without logvar": (
+        call("elbo_loss", t(3, 4), t(3, 4), t(3, 2)),
+        ValueError,
+        ["exactly one", "mu, logvar"],
+    ),
+    "logvar and kl": (
+        call("elbo_loss", t(3, 4), t(3, 4), logvar=t(3, 2), kl=t(3)),
+        ValueError,
+        ["exactly one", "kl", "mu, logvar"],
+    ),
+    "prior with kl": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), prior_mu=t(2)),
+        ValueError,
+        ["prior_mu", "kl"],
+    ),
+    "recon_logvar with bernoulli": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), recon_logvar=0.5),
+        ValueError,
+        ["recon_logvar", "gaussian"],
+    ),
+    "learned recon_logvar with bernoulli": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), recon_logvar=t()),
+        ValueError,
+        ["recon_logvar", "gaussian"],
+    ),
+}
+
+
+@IMPLS
+@pytest.mark.parametrize("case", TABLE)
+def test_raises_and_names_the_argument(case, impl, device):
+    (name, args, kwargs), error, words = TABLE[case]
+
+    def move(value):
+        on_cpu = isinstance(value, torch.Tensor) and value.device.type == "cpu"
+        return value.to(device) if on_cpu else value
+
+    args = [move(a) for a in args]
+    kwargs = {n: move(a) for n, a in kwargs.items()}
+    with pytest.raises(error) as raised:
+        getattr(fused_elbo, name)(*args, **kwargs, impl=impl)
+    assert type(raised.value) is error
+    message = str(raised.value)
+    for word in words:
+        assert re.search(rf"(?<![\w.]){re.escape(word)}", message), f"no {word!r} in: {message}"
+
+
+FUNCTIONS = {
+    "gaussian_log_prob": (t(3, 4), t(3, 4), t(3, 4)),
+    "gaussian_kl": (t(3, 4), t(3, 4)),
+    "gaussian_rsample": (t(3, 4), t(3, 4)),
+    "rsample_kl": (t(3, 4), t(3, 4)),
+    "gaussian_nll": (t(3, 4), t(3, 4)),
+    "bernoulli_nll": (t(3, 4), t(3, 4)),
+    "elbo_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+class TestImpl:
+    def test_unknown(self, name):
+        with pytest.raises(ValueError, match="impl") as raised:
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl="cuda")
+        for allowed in ("'auto'", "'triton'", "'reference'", "'cuda'"):
+            assert allowed in str(raised.value)
+
+    def test_is_keyword_only(self, name):
+        with pytest.raises(TypeError, match="positional"):
+            getattr(fused_elbo, name)(*FUNCTIONS[name], *[None] * 4, "reference")
+
+    @pytest.mark.parametrize("value", ["0", None])
+    def test_triton_on_the_cpu_outside_the_interpreter(self, name, value, monkeypatch):
+        if value is None:
+            monkeypatch.delenv("TRITON_INTERPRET")
+        else:
+            monkeypatch.setenv("TRITON_INTERPRET", value)
+        with pytest.raises(RuntimeError, match="impl='triton' needs CUDA") as raised:
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl="triton")
+        for word in ("cpu", "GPU", "TRITON_INTERPRET=1"):
+            assert word in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"likelihood": "laplace"}, ValueError, ["likelihood", "'bernoulli'", "'gaussian'"]),
+        ({"reduction": "avg"}, ValueError, ["reduction", "'none'", "'mean'", "'sum'"]),
+        ({"impl": "cuda"}, ValueError, ["impl", "'auto'", "'triton'", "'reference'"]),
+        ({"beta": None}, TypeError, ["beta", "number"]),
+    ],
+    ids=["likelihood", "reduction", "impl", "beta"],
+)
+def test_the_module_refuses_at_construction(options, error, words):
+    with pytest.raises(error) as raised:
+        ELBOLoss(**options)
+    assert all(word in str(raised.value) for word in words)
+
+
+@IMPLS
+class TestEmptyBatch:
+    """An empty result, and gradients of the right shape."""
+
+    @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "elbo_loss"])
+    def test_empty(self, name, impl, device):
+        leaves = [a[:0].to(device).requires_grad_() for a in FUNCTIONS[name]]
+        outputs = getattr(fused_elbo, name)(*leaves, impl=impl)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for output in outputs:
+            assert output.shape in ((0,), (0, 4))
+        for leaf, g in zip(
+            leaves, torch.autograd.grad([o.sum() for o in outputs], leaves), strict=True
+        ):
+            assert g.shape == leaf.shape
+
+    def test_an_empty_inner_dimension(self, impl, device):
+        """[B, 0, D] has no rows, and D is not 0."""
+        mu = torch.zeros(2, 0, 3, device=device, requires_grad=True)
+        kl = fused_elbo.gaussian_kl(mu, mu.detach(), impl=impl)
+        assert kl.shape == (2, 0)
+        assert torch.autograd.grad(kl.sum(), mu)[0].shape == mu.shape
+        assert fused_elbo.gaussian_rsample(mu, mu, 2, impl=impl).shape == (2, 2, 0, 3)
+
+    def test_broadcast_gradients_of_nothing(self, impl, device):
+        x, prior = torch.zeros(0, 4, device=device), torch.zeros(4, device=device).requires_grad_()
+        kl = fused_elbo.gaussian_kl(x, x, prior, impl=impl)
+        assert torch.equal(torch.autograd.grad(kl.sum(), prior)[0], torch.zeros_like(prior))
+        sigma = torch.zeros((), device=device, requires_grad=True)
+        loss = elbo_loss(
+            x,
+            x,
+            kl=x.sum(1),
+            likelihood="gaussian",
+            recon_logvar=sigma,
+            reduction="sum",
+            impl=impl,
+        )
+        assert torch.autograd.grad(loss, sigma)[0].item() == 0
+
+
+def test_checks_run_on_meta_and_do_not_need_triton():
+    """Errors of arguments come before anything of Triton is looked at."""
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, fused_elbo\n"
+        "try: fused_elbo.gaussian_kl(torch.zeros(3, 0), torch.zeros(3, 0), impl='triton')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "mu (3, 0)" in done.stdout
