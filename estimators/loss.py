@@ -135,9 +135,11 @@ def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(recon=recon, **named)
     shape = validate.broadcast(**named)
-    if len(shape) < 2 or shape[0] != recon.shape[0]:
+    if len(shape) < 2 or 0 in shape[1:] or shape[0] != recon.shape[0]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "recon": recon})
-        raise ValueError(f"expected mu and logvar [B, ...] for recon [B, ...], got {shapes}")
+        raise ValueError(
+            f"expected mu and logvar [B, ...], not empty, for recon [B, ...], got {shapes}"
+        )
 
     def flat(t):
         return None if t is None else t.expand(shape).flatten(1)
