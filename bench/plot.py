@@ -18,8 +18,8 @@ from . import report, results
 from .cases import DIRECTIONS, OPERATIONS
 from .report import TIMES
 
-WIDTH = 8.0  # inches; 800 pixels in a README, drawn with twice as many
-DPI = 200
+WIDTH = 8.0  # inches; 800 pixels in a README, drawn with half as many again
+DPI = 150
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -85,7 +85,10 @@ def draw_device(device):
 
 
 def save(figure, path):
-    figure.savefig(path, dpi=DPI, metadata={"Software": None}, facecolor="white")
+    picture = {"optimize": True}
+    figure.savefig(
+        path, dpi=DPI, facecolor="white", metadata={"Software": None}, pil_kwargs=picture
+    )
     return path
 
 
@@ -135,11 +138,6 @@ def line(name):
     return Line2D([], [], color=colour, marker=marker, markersize=5, label=name)
 
 
-def times_format(value, _=None):
-    """1.5 and 0.62 with two digits, 12 with none; with a multiplication sign."""
-    return f"{value:.0f}{TIMES}" if value >= 9.95 else f"{value:.2g}{TIMES}"
-
-
 def power(exponent):
     """2 to an exponent as a speed-up: 4, 1/4; with a multiplication sign.
 
@@ -171,7 +169,7 @@ def heat_maps(cells, what, subject):
             axis.text(
                 j,
                 i,
-                f"{cell.best:.2f}" if cell.best < 9.95 else f"{cell.best:.0f}",
+                report.factor(cell.best),
                 ha="center",
                 va="center",
                 size=8,
@@ -229,7 +227,7 @@ def times(table, op, dtype, clock, subject):
             axis.plot(floor.batch, floor.floor_s, color="black", linestyle="--", linewidth=1)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xticks(batches, [short(b) for b in batches])
+            axis.set_xticks(batches, every_other([short(b) for b in batches]))
             axis.minorticks_off()
         axis_row[0].set_ylabel(f"{direction}\ntime of a call")
         axis_row[0].yaxis.set_major_formatter(EngFormatter("s"))
@@ -248,6 +246,13 @@ def short(count):
     ('64', '4k')
     """
     return str(count) if count < 1024 or count % 1024 else f"{count // 1024}k"
+
+
+def every_other(labels):
+    """Where there are many, every second label is left out."""
+    if len(labels) < 5:
+        return labels
+    return [label if i % 2 == 0 else "" for i, label in enumerate(labels)]
 
 
 def bandwidth(table, what, subject):
@@ -297,16 +302,17 @@ def peak_memory(table, dtype, subject):
         axis.axhspan(i - 0.5, i + 0.5, color="#f4f4f4", lw=0)
     axis.grid(visible=False, axis="y")
     names = providers(table)
+    scale, unit = (2**30, "GiB") if table.peak_bytes.max() > 2**32 else (2**20, "MiB")
     for name in names:
         one = table[table.provider == name]
         spread = (names.index(name) - (len(names) - 1) / 2) * 0.8 / len(names)
         colour, marker = LOOKS[name]
         positions = [ops.index(op) - spread for op in one.op]
-        axis.scatter(one.peak_bytes / 2**20, positions, color=colour, marker=marker, s=34, zorder=3)
+        axis.scatter(one.peak_bytes / scale, positions, color=colour, marker=marker, s=34, zorder=3)
     axis.set_yticks(range(len(ops)), ops)
     axis.set_ylim(len(ops) - 0.5, -0.5)
     axis.set_xlim(left=0)
-    axis.set_xlabel("peak of live allocations (MiB)")
+    axis.set_xlabel(f"peak of live allocations ({unit})")
     legend(figure, names, height)
     return figure
 
@@ -338,7 +344,7 @@ def overview(speedups, clock, subject):
                     [mean] * 2, [i + shift - 0.16, i + shift + 0.16], color=colours[dtype], lw=3
                 )
                 axis.annotate(
-                    times_format(mean), (mean, i + shift), xytext=(4, 5), size=7,
+                    report.ratio(mean), (mean, i + shift), xytext=(4, 5), size=7,
                     textcoords="offset points", color=colours[dtype], weight="bold",
                 )  # fmt: skip
         low = math.floor(min(math.log2(cells[column].min()), -1))

@@ -51,16 +51,25 @@ def subject(device):
 
 
 def table(headers, rows):
-    """A Markdown table; the first column is left-aligned, the others right."""
-    align = ["---", *["---:"] * (len(headers) - 1)]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headers, align, *rows])
+    """A Markdown table."""
+    rule = ["---"] * len(headers)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [headers, rule, *rows])
 
 
 def ratio(value):
-    """1.35 with two digits, 12.1 with one, and a multiplication sign."""
-    if math.isnan(value):
-        return DASH
-    return f"{value:.2f}{TIMES}" if value < 9.95 else f"{value:.1f}{TIMES}"
+    """1.35 with a multiplication sign, or a dash for nan."""
+    return DASH if math.isnan(value) else f"{factor(value)}{TIMES}"
+
+
+def factor(value):
+    """A ratio with two or three digits.
+
+    >>> factor(0.0123), factor(0.62), factor(1.352), factor(12.34)
+    ('0.012', '0.62', '1.35', '12.3')
+    """
+    if value < 0.095:
+        return f"{value:.2g}"
+    return f"{value:.2f}" if value < 9.95 else f"{value:.1f}"
 
 
 def seconds(value):

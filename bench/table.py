@@ -11,6 +11,15 @@ from . import plot, report, results
 from .cases import DIRECTIONS
 from .plot import present, providers
 
+# In narrow columns.
+HEADERS = {
+    "compile": "com-\npile",
+    "distributions": "distri-\nbutions",
+    "compile-max": "com-\npile-\nmax",
+    "compile-reduce-overhead": "reduce-\nover-\nhead",
+    "fused_elbo": "fused_\nelbo",
+}
+
 
 def tint(value, shown):
     """Blue where fused_elbo is faster, red where it is slower, plain within 3 %."""
@@ -51,19 +60,28 @@ def time_table(cells, title):
     """Median times at the largest problem, a column a provider; the fastest in bold."""
     cells = cells[cells.batch * cells.latent == (cells.batch * cells.latent).max()]
     names = providers(cells)
-    shown = bare_table(title)
+    scale, unit = (1e-3, "ms") if cells.median_s.min() >= 1e-3 else (1e-6, "µs")
+    shown = bare_table(f"{title} ({unit})")
     for name in (*names, "floor"):
-        # Long names may break at their hyphens, and distributions anywhere.
-        shown.add_column(name.replace("distributions", "distri- butions"), justify="right")
+        shown.add_column(HEADERS.get(name, name), justify="right", no_wrap=True)
     for op in present(cells):
         one = cells[cells.op == op].set_index("provider")
         fastest = one.median_s.idxmin()
         texts = []
         for name in names:
-            value = report.seconds(one.median_s[name]) if name in one.index else report.DASH
+            value = digits(one.median_s[name] / scale) if name in one.index else report.DASH
             texts.append(Text(value, style="bold" if name == fastest else ""))
-        shown.add_row(op, *texts, report.seconds(one.floor_s.iloc[0]))
+        shown.add_row(op, *texts, digits(one.floor_s.iloc[0] / scale))
     return shown
+
+
+def digits(value):
+    """Three digits, and no exponent.
+
+    >>> digits(1.2345), digits(1234.5)
+    ('1.23', '1,234')
+    """
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def show(device, console):
