@@ -1,0 +1,487 @@
+"""Bounds of the evidence and the estimators of their gradients, behind one interface.
+
+``estimate(name, ...)`` draws K samples of q once and returns the bound's estimate for each
+example and a surrogate: maximise the surrogate's mean, and its gradient is the estimator's.
+``ESTIMATORS`` says of each name what it is, where it is from, and what is unbiased.
+
+Notation: w_k = p(x, z_k) / q(z_k|x), z_k ~ q; normalised weights v_k = w_k / sum_j w_j; theta
+the parameters of p, phi those of q.
+"""
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from . import sampling as samplers
+from . import textbook, validate
+from .functional import Implementation, gaussian_kl, gaussian_log_prob
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns; [...] is the shape of the examples, [K, ...] one a sample."""
+
+    value: Tensor  # [...]: the bound's estimate in nats, detached
+    surrogate: Tensor  # [...]: its gradient is the estimator's, its value means nothing
+    log_weights: Tensor  # [K, ...]: log w_k, detached, for the diagnostics
+    z: Tensor  # [K, ..., D]: the samples, detached
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One pass: samples of q and what p and q say of them. Lazily, since few need it all."""
+
+    target: Callable[[Tensor], Tensor]
+    joint: bool
+    mu: Tensor
+    logvar: Tensor
+    prior: tuple[Tensor | None, Tensor | None]
+    eps: Tensor
+    impl: Implementation
+
+    def z(self) -> Tensor:
+        """The reparameterised samples: their gradient reaches mu and logvar."""
+        return textbook.gaussian_sample(self.mu, self.logvar, self.eps)
+
+    def log_q(self) -> Tensor:
+        """log q(z|x) from the noise; its gradient is the total one, through z and q."""
+        return -0.5 * (self.eps.square() + self.logvar + textbook.LOG_2PI).sum(-1)
+
+    def log_q_at(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+        """log N(z; mu, exp logvar) as a function of its arguments."""
+        return gaussian_log_prob(z, mu, logvar, impl=self.impl)
+
+    def log_q_path(self, z: Tensor) -> Tensor:
+        """log q(z|x) whose gradient flows through z alone (Roeder et al. 2017)."""
+        return self.log_q_at(z, self.mu.detach(), self.logvar.detach())
+
+    def log_q_score(self, z: Tensor) -> Tensor:
+        """log q(z|x) whose gradient is the score's: z is held fixed."""
+        return self.log_q_at(z.detach(), self.mu, self.logvar)
+
+    def log_likelihood(self, z: Tensor) -> Tensor:
+        """log p(x|z), checked."""
+        if self.joint:
+            raise ValueError("this estimator needs log_likelihood, and got log_joint")
+        return self._call(z)
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(x, z), checked."""
+        return self._call(z) if self.joint else self._call(z) + self.log_prior(z)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z)."""
+        mu, logvar = (z.new_zeros(z.shape[-1]) if p is None else p for p in self.prior)
+        return gaussian_log_prob(z, mu, logvar, impl=self.impl)
+
+    def kl(self) -> Tensor:
+        """KL(q(z|x) || p(z))."""
+        return gaussian_kl(self.mu, self.logvar, *self.prior, impl=self.impl)
+
+    def kl_per_dimension(self) -> Tensor:
+        """The same before its sum: [..., D]."""
+        mu, logvar = self.mu.unsqueeze(-1), self.logvar.unsqueeze(-1)
+        prior = (None if p is None else p.unsqueeze(-1) for p in self.prior)
+        return gaussian_kl(mu, logvar, *prior, impl=self.impl)
+
+    def _call(self, z):
+        name = "log_joint" if self.joint else "log_likelihood"
+        value = self.target(z)
+        if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name}(z) must have shape {tuple(z.shape[:-1])} for z {tuple(z.shape)}, got {got}"
+            )
+        if z.requires_grad and not value.requires_grad:
+            raise ValueError(f"{name}(z) has no gradient in z: it left the graph")
+        # On a CPU only: elsewhere the look would wait for the device, and NaN shows in the loss.
+        if value.device.type == "cpu" and value.isnan().any():
+            raise ValueError(f"{name}(z) is NaN at {int(value.isnan().sum())} samples")
+        return value
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """log (1/K) sum_k w_k over the first dimension."""
+    return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """v_k, detached; where softmax would be NaN its limits.
+
+    All weights 0: no sample says anything, and all v_k are 0. Some infinite: they share.
+    """
+    log_weights = log_weights.detach()
+    greatest = log_weights.max(0).values
+    infinite = (log_weights == torch.inf).to(log_weights.dtype)
+    weights = torch.softmax(log_weights, 0)
+    weights = torch.where(greatest == -torch.inf, 0.0, weights)
+    return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
+
+
+def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
+    """mean_k log p(x|z_k) - beta KL(q || p), the KL in closed form (K&W, eq. 7).
+
+    The default: unbiased, and of the lowest variance far from the posterior. ``free_bits``
+    nats of KL, for each dimension or in total, cost nothing (Kingma et al., "Improved
+    variational inference with inverse autoregressive flow", 2016, here for each example): that
+    keeps latents in use early on; it hurts as a bound, of which it is none.
+    """
+    z = draws.z()
+    log_likelihood = draws.log_likelihood(z)
+    if free_bits:
+        validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
+    if free_bits and free_bits_per == "dimension":
+        kl = draws.kl_per_dimension().clamp(min=free_bits).sum(-1)
+    else:
+        kl = draws.kl().clamp(min=free_bits) if free_bits else draws.kl()
+    with torch.no_grad():
+        log_weights = log_likelihood + draws.log_prior(z) - draws.log_q()
+    return log_weights, log_likelihood.mean(0) - beta * kl
+
+
+def elbo_monte_carlo(draws, *, beta=1.0):
+    """mean_k [log p(x|z_k) + beta (log p(z_k) - log q(z_k|x))] (K&W, eq. 6).
+
+    For priors or posteriors without a closed-form KL. It hurts near the posterior: the
+    score of q, of mean zero, adds variance that never goes away.
+    """
+    z, log_q = draws.z(), draws.log_q()
+    if beta == 1.0:
+        log_weights = draws.log_joint(z) - log_q
+        return log_weights, log_weights.mean(0)
+    log_likelihood, log_ratio = draws.log_likelihood(z), draws.log_prior(z) - log_q
+    return log_likelihood + log_ratio, (log_likelihood + beta * log_ratio).mean(0)
+
+
+def elbo_entropy(draws):
+    """mean_k log p(x, z_k) + H[q], the entropy in closed form (Hoffman & Johnson 2016).
+
+    For a joint that does not split into likelihood and prior, as in Bayesian inference.
+    """
+    log_joint = draws.log_joint(draws.z())
+    return log_joint - draws.log_q(), log_joint.mean(0) + textbook.gaussian_entropy(draws.logvar)
+
+
+def stl(draws):
+    """ "Sticking the landing": the ELBO without the score of q (Roeder et al. 2017).
+
+    Its gradient's variance is zero where q is the posterior: best late in training, with a
+    q that can reach the posterior. It hurts far from there: the score it drops may have
+    been correlated with the rest, and the variance be larger than the ELBO's.
+    """
+    z = draws.z()
+    log_joint = draws.log_joint(z)
+    log_weights = (log_joint - draws.log_q()).detach()
+    return log_weights, (log_joint - draws.log_q_path(z)).mean(0), log_weights.mean(0)
+
+
+def reinforce(draws):
+    """The ELBO by the score function, each sample's baseline the mean of the others.
+
+    Mnih & Rezende 2016, section 2.3; Kool et al. 2019. For models whose log-likelihood has no
+    gradient in z, or whose z is discrete. It hurts wherever z has one: its variance grows with
+    the dimension, by orders of magnitude over a reparameterised gradient.
+    """
+    z = draws.z().detach()
+    leaves_another(len(z), "reinforce")
+    log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
+    log_weights = (log_joint - log_q).detach()
+    others = (log_weights.sum(0) - log_weights) / (len(z) - 1)
+    surrogate = ((log_weights - others) * log_q + log_joint).mean(0)
+    return log_weights, surrogate, log_weights.mean(0)
+
+
+def vimco(draws):
+    """IWAE's bound by the score function with leave-one-out baselines (Mnih & Rezende 2016).
+
+    The baseline of sample k is the bound with w_k replaced by the geometric mean of the
+    others (eq. 7 to 10). For discrete or black-box models with several samples.
+    """
+    z = draws.z().detach()
+    leaves_another(len(z), "vimco")
+    log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
+    log_ratio = log_joint - log_q
+    log_weights = log_ratio.detach()
+    samples = len(z)
+    diagonal = torch.eye(samples, dtype=torch.bool, device=z.device)
+    diagonal = diagonal.view(samples, samples, *(1,) * (log_weights.dim() - 1))
+    table = log_weights.unsqueeze(1).expand(samples, samples, *log_weights.shape[1:])
+    geometric = torch.where(diagonal, 0.0, table).sum(0) / (samples - 1)
+    without = log_mean_exp(torch.where(diagonal, geometric, table))
+    bound = log_mean_exp(log_weights)
+    signal = torch.where(bound == -torch.inf, 0.0, bound - without)
+    weighted = weighted_sum(normalised(log_weights), log_ratio)
+    return log_weights, (signal * log_q).sum(0) + weighted, bound
+
+
+def iwae(draws):
+    """log (1/K) sum_k w_k, a tighter bound as K grows (Burda et al. 2016, eq. 8).
+
+    For theta, and to evaluate. It hurts phi: the signal-to-noise ratio of its gradient falls
+    as K^(-1/2) (Rainforth et al. 2018).
+    """
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    weighted = weighted_sum(normalised(log_weights), log_weights)
+    return log_weights, weighted, log_mean_exp(log_weights.detach())
+
+
+def miwae(draws, *, groups=1):
+    """The mean over M groups of IWAE's bound of K = num_samples / M (Rainforth et al. 2018).
+
+    Between IWAE (M = 1) and the ELBO (K = 1): trades tightness for a better encoder gradient.
+    """
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    grouped = in_groups(log_weights, groups)  # [K, M, ...]
+    weighted = weighted_sum(normalised(grouped), grouped).mean(0)
+    return log_weights, weighted, log_mean_exp(grouped.detach()).mean(0)
+
+
+def ciwae(draws, *, mix=0.5):
+    """mix ELBO + (1 - mix) IWAE on the same samples (Rainforth et al. 2018, eq. 12)."""
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    weighted = weighted_sum(normalised(log_weights), log_weights)
+    surrogate = mix * log_weights.mean(0) + (1 - mix) * weighted
+    fixed = log_weights.detach()
+    return log_weights, surrogate, mix * fixed.mean(0) + (1 - mix) * log_mean_exp(fixed)
+
+
+def piwae(draws, *, groups=1):
+    """IWAE over all M K samples for theta, MIWAE over M groups of K for phi (Rainforth 2018).
+
+    The best of both for a large budget of samples; the value is IWAE's over all of them.
+    """
+    z, log_q = draws.z(), draws.log_q()
+    leaf = z.detach().requires_grad_(z.requires_grad)
+    log_joint = draws.log_joint(leaf)
+    log_weights = (log_joint - log_q).detach()
+    grouped = normalised(in_groups(log_weights, groups)) / groups
+    encoder_weights = grouped.transpose(0, 1).reshape(log_weights.shape)
+    surrogate = weighted_sum(normalised(log_weights), log_joint)
+    if z.requires_grad:
+        weighted = weighted_sum(encoder_weights, log_joint).sum()
+        (gradient,) = torch.autograd.grad(weighted, leaf, retain_graph=True)
+        surrogate = surrogate + (gradient * z).sum((0, -1))
+        surrogate = surrogate - weighted_sum(encoder_weights, log_q)
+    return log_weights, surrogate, log_mean_exp(log_weights)
+
+
+def dreg(draws):
+    """Doubly reparameterised IWAE (Tucker et al. 2019, eq. 8): v_k for theta, v_k^2 for phi.
+
+    An unbiased gradient of IWAE's bound whose encoder part gains from K: the signal-to-noise
+    ratio rises as K^(1/2). It hurts, as STL does, where K = 1 and q is far from the posterior.
+    """
+    z = draws.z()
+    log_joint, log_q_path = draws.log_joint(z), draws.log_q_path(z)
+    log_weights = (log_joint - draws.log_q()).detach()
+    weights = normalised(log_weights)
+    if z.requires_grad:
+        # Everything that reaches phi passes z, and takes its second factor v_k there.
+        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    return log_weights, weighted_sum(weights, log_joint - log_q_path), log_mean_exp(log_weights)
+
+
+def rws(draws):
+    """Reweighted wake-sleep: IWAE for theta, the wake update for phi (Le et al. 2019).
+
+    phi follows sum_k v_k grad log q(z_k|x), towards the inclusive KL(p(z|x) || q): it needs
+    no reparameterisation and gains from K. Biased at finite K, and no bound's gradient.
+    """
+    z = draws.z().detach()
+    log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
+    log_weights = (log_joint - log_q).detach()
+    surrogate = weighted_sum(normalised(log_weights), log_joint + log_q)
+    return log_weights, surrogate, log_mean_exp(log_weights)
+
+
+def renyi(draws, *, alpha=0.5):
+    """Renyi's variational bound, 1/(1 - alpha) log mean_k w_k^(1 - alpha) (Li & Turner 2016).
+
+    alpha = 0 is IWAE, alpha = 1 (its limit) the ELBO; alpha > 1 more mode-seeking still, and a
+    bound from above for alpha < 0. At finite K its Monte Carlo estimate is biased, downwards
+    for alpha < 1.
+    """
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    if alpha == 1:
+        return log_weights, log_weights.mean(0)
+    powered = (1 - alpha) * log_weights
+    surrogate = weighted_sum(normalised(powered), log_weights)
+    return log_weights, surrogate, log_mean_exp(powered.detach()) / (1 - alpha)
+
+
+def cubo(draws, *, order=2.0):
+    """The chi upper bound, 1/n log mean_k w_k^n >= log p(x) (Dieng et al. 2017): Renyi's 1 - n.
+
+    With an ELBO it brackets the evidence. Its estimate is biased downwards, by much where the
+    weights vary: with few samples it may lie under log p(x). An upper bound: minimise it.
+    """
+    if order <= 0:
+        raise ValueError(f"order must be positive, got {order}")
+    return renyi(draws, alpha=1.0 - order)
+
+
+def jackknife(draws, *, order=1):
+    """IWAE with its bias of order 1/K ... 1/K^m removed (Nowozin 2018, eq. 9 and 10).
+
+    To evaluate log p(x): bias O(K^-(m+1)) for an m-fold jackknife, and more variance. No bound.
+    """
+    samples = len(draws.eps)
+    if not 0 <= order < samples:
+        raise ValueError(f"order must be in 0 ... num_samples - 1 = {samples - 1}, got {order}")
+    if math.comb(samples, order) > MAX_SUBSETS:
+        raise ValueError(
+            f"order {order} with {samples} samples needs {math.comb(samples, order)} subsets, "
+            f"more than {MAX_SUBSETS}"
+        )
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    value = 0.0
+    for left_out in range(order + 1):
+        sign, size = (-1) ** left_out, samples - left_out
+        scale = size**order / (math.factorial(order - left_out) * math.factorial(left_out))
+        subsets = list(itertools.combinations(range(samples), size))
+        index = torch.tensor(subsets, device=log_weights.device).T  # [size, subsets]
+        value = value + sign * scale * log_mean_exp(log_weights[index]).mean(0)
+    return log_weights, value
+
+
+MAX_SUBSETS = 10_000
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """What is known of an estimator before it is run."""
+
+    function: Callable[..., Any]
+    paper: str
+    bound: str  # what the value estimates
+    value_unbiased: bool  # for that bound
+    gradient_unbiased: str  # the parameters for which the gradient is, of that bound
+    reparameterised: bool  # needs the gradient of the log-likelihood in z
+
+
+ESTIMATORS = {
+    "elbo": Estimator(elbo, "Kingma & Welling 2014, eq. 7", "ELBO", True, "theta, phi", True),
+    "elbo-monte-carlo": Estimator(
+        elbo_monte_carlo, "Kingma & Welling 2014, eq. 6", "ELBO", True, "theta, phi", True
+    ),
+    "elbo-entropy": Estimator(
+        elbo_entropy, "Hoffman & Johnson 2016", "ELBO", True, "theta, phi", True
+    ),
+    "stl": Estimator(stl, "Roeder et al. 2017", "ELBO", True, "theta, phi", True),
+    "reinforce": Estimator(
+        reinforce, "Mnih & Rezende 2016; Kool et al. 2019", "ELBO", True, "theta, phi", False
+    ),
+    "vimco": Estimator(vimco, "Mnih & Rezende 2016", "IWAE", True, "theta, phi", False),
+    "iwae": Estimator(iwae, "Burda et al. 2016", "IWAE", True, "theta, phi", True),
+    "miwae": Estimator(
+        miwae, "Rainforth et al. 2018", "IWAE of K / groups", True, "theta, phi", True
+    ),
+    "ciwae": Estimator(
+        ciwae, "Rainforth et al. 2018", "mix ELBO + (1 - mix) IWAE", True, "theta, phi", True
+    ),
+    "piwae": Estimator(
+        piwae, "Rainforth et al. 2018", "IWAE; for phi IWAE of K / groups", True, "theta, phi", True
+    ),
+    "dreg": Estimator(dreg, "Tucker et al. 2019", "IWAE", True, "theta, phi", True),
+    "rws": Estimator(rws, "Le et al. 2019", "IWAE", True, "theta", False),
+    "renyi": Estimator(renyi, "Li & Turner 2016", "Renyi bound of order alpha", False, "", True),
+    "cubo": Estimator(cubo, "Dieng et al. 2017", "chi upper bound", False, "", True),
+    "jackknife": Estimator(jackknife, "Nowozin 2018", "log p(x)", False, "", True),
+}
+
+
+def estimate(
+    name: str,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int = 1,
+    *,
+    log_likelihood: Callable[[Tensor], Tensor] | None = None,
+    log_joint: Callable[[Tensor], Tensor] | None = None,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    sampling: str = "independent",
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+    **options: Any,
+) -> Estimate:
+    """Estimate a bound of log p(x), and a gradient of it, from K samples of q.
+
+    Args:
+        name: a key of :data:`ESTIMATORS`.
+        mu, logvar: of q(z|x), ``[..., D]``.
+        num_samples: K, over all groups.
+        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats.
+        log_joint: instead, z to log p(x, z); the prior is then in it, and ``"elbo"``, which
+            needs the likelihood apart, cannot be had.
+        prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
+        sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``; the score-function
+            estimators take independent samples only.
+        generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
+        impl: as in :func:`fused_elbo.gaussian_log_prob`, for the densities.
+        **options: of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),
+            ``beta`` (``"elbo-monte-carlo"``), ``groups`` (``"miwae"``, ``"piwae"``), ``mix``
+            (``"ciwae"``), ``alpha`` (``"renyi"``), ``order`` (``"cubo"``, ``"jackknife"``).
+
+    Returns:
+        :class:`Estimate`: ``(value, surrogate, log_weights, z)``. Train with
+        ``(-estimate.surrogate.mean()).backward()``; report ``value``.
+
+    Raises:
+        ValueError: an unknown name or option; K too small for the estimator, odd with
+            antithetic pairs, or no multiple of ``groups``; a callable whose result has the
+            wrong shape, is NaN (checked on CPUs) or has left the graph.
+
+    >>> mu = torch.zeros(3, 2, requires_grad=True)
+    >>> log_likelihood = lambda z: -0.5 * (z - 1).square().sum(-1)
+    >>> result = estimate("iwae", mu, torch.zeros(3, 2), 8, log_likelihood=log_likelihood)
+    >>> result.value.shape, result.log_weights.shape
+    (torch.Size([3]), torch.Size([8, 3]))
+    """
+    validate.choice("name", name, tuple(ESTIMATORS))
+    validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    shape = validate.broadcast(mu=mu, logvar=logvar)
+    validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    if (log_likelihood is None) == (log_joint is None):
+        raise ValueError("expected exactly one of log_likelihood and log_joint")
+    if log_joint is not None and not (prior_mu is None and prior_logvar is None):
+        raise ValueError("prior_mu and prior_logvar go with log_likelihood; log_joint is given")
+    estimator = ESTIMATORS[name]
+    if sampling != "independent" and name in ("reinforce", "vimco"):
+        raise ValueError(f"{name} needs sampling='independent', got {sampling!r}")
+    allowed = tuple(inspect.signature(estimator.function).parameters)[1:]
+    for option in options:
+        if option not in allowed:
+            takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
+            raise ValueError(f"{name} {takes}, got {option}")
+    mu, logvar = mu.expand(shape), logvar.expand(shape)
+    eps = samplers.draw(num_samples, mu.detach(), sampling=sampling, generator=generator)
+    target: Any = log_joint if log_likelihood is None else log_likelihood
+    draws = Draws(target, log_joint is not None, mu, logvar, (prior_mu, prior_logvar), eps, impl)
+    log_weights, surrogate, *value = estimator.function(draws, **options)
+    value = value[0] if value else surrogate
+    return Estimate(value.detach(), surrogate, log_weights.detach(), draws.z().detach())
+
+
+def leaves_another(samples, name):
+    """Leave-one-out baselines need another sample."""
+    if samples < 2:
+        raise ValueError(f"{name} needs num_samples >= 2, got {samples}")
+
+
+def in_groups(log_weights, groups):
+    """[M K, ...] as [K, M, ...]."""
+    samples = len(log_weights)
+    if groups < 1 or samples % groups:
+        raise ValueError(f"num_samples must be a multiple of groups, got {samples} and {groups}")
+    return log_weights.unflatten(0, (groups, samples // groups)).transpose(0, 1)
+
+
+def weighted_sum(weights, values):
+    """sum_k v_k value_k over the first dimension; a weight of 0 silences -inf."""
+    return torch.where(weights == 0, 0.0, weights * values).sum(0)

@@ -1,0 +1,60 @@
+"""Standard normal noise [K, ..., D]: independent, antithetic, or quasi-Monte-Carlo."""
+
+import torch
+from torch import Generator, Tensor
+
+from . import reference, validate
+
+SAMPLINGS = ("independent", "antithetic", "sobol")
+
+
+def draw(
+    num_samples: int,
+    like: Tensor,
+    *,
+    sampling: str = "independent",
+    generator: Generator | None = None,
+) -> Tensor:
+    """eps [K, ..., D], each N(0, I), in the dtype and on the device of ``like`` [..., D].
+
+    ``"antithetic"`` gives the pairs (eps, -eps), and needs an even K: exact for the odd part
+    of an integrand, and worse than nothing for a purely even one. ``"sobol"`` gives, for
+    every example on its own, K points of a scrambled Sobol sequence through the normal
+    quantile function: faster convergence for smooth integrands in few dimensions, but not
+    the K independent samples that a score function's baseline or a sample variance assumes.
+    Owen, "Monte Carlo theory, methods and examples", 2013, chapters 8 and 17.
+
+    >>> eps = draw(4, torch.zeros(3, 2), sampling="antithetic")
+    >>> torch.equal(eps[:2], -eps[2:])
+    True
+    """
+    validate.choice("sampling", sampling, SAMPLINGS)
+    validate.samples(num_samples)
+    if sampling == "independent":
+        return reference.standard_normal((num_samples, *like.shape), like, generator)
+    if sampling == "antithetic":
+        if num_samples % 2:
+            raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
+        half = reference.standard_normal((num_samples // 2, *like.shape), like, generator)
+        return torch.cat([half, -half])
+    return _sobol(num_samples, like, generator)
+
+
+def _sobol(num_samples, like, generator):
+    """One base sequence, and for every example its own random shift modulo 1."""
+    dimension = like.shape[-1]
+    if dimension > torch.quasirandom.SobolEngine.MAXDIM:
+        raise ValueError(
+            f"sobol sampling takes up to {torch.quasirandom.SobolEngine.MAXDIM} dimensions, "
+            f"got {dimension}"
+        )
+    device = like.device
+    seed = torch.randint(2**62, (), generator=generator, device=device).item()
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+    points = engine.draw(num_samples, dtype=torch.float64).to(device)
+    shift = torch.rand(like.shape, dtype=torch.float64, device=device, generator=generator)
+    shape = (num_samples, *(1,) * (like.dim() - 1), dimension)
+    uniform = (points.view(shape) + shift) % 1.0
+    # Centred in its cell: 0 and 1 have infinite quantiles.
+    tiny = torch.finfo(torch.float64).eps
+    return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).to(like.dtype)

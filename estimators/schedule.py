@@ -1,0 +1,71 @@
+"""Schedules of the KL's weight beta during training."""
+
+import warnings
+
+
+class KLSchedule:
+    """beta as a function of the training step, from ``start`` to ``end``.
+
+    ``KLSchedule.linear(warmup)`` rises over ``warmup`` steps and stays (Bowman et al. 2016;
+    Sonderby et al. 2016). ``KLSchedule.cyclical(period, ratio)`` rises over the first ``ratio``
+    of every period, stays for its rest and starts again (Fu et al. 2019). Used as a context
+    manager it warns when training ended inside the (first) warm-up: the model was then never
+    trained on the ELBO, and its losses are not comparable.
+
+    >>> with KLSchedule.linear(warmup=2) as schedule:
+    ...     [schedule.step() for _ in range(4)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, warmup: int, period: int | None = None, start: float = 0.0, end: float = 1.0
+    ):
+        if warmup < 1:
+            raise ValueError(f"warmup must be at least 1 step, got {warmup}")
+        if period is not None and period < warmup:
+            raise ValueError(f"period must be at least warmup = {warmup} steps, got {period}")
+        self.warmup, self.period, self.start, self.end = warmup, period, start, end
+        self.steps = 0
+
+    @classmethod
+    def linear(cls, warmup: int, *, start: float = 0.0, end: float = 1.0) -> "KLSchedule":
+        """One rise over ``warmup`` steps."""
+        return cls(warmup, None, start, end)
+
+    @classmethod
+    def cyclical(
+        cls, period: int, ratio: float = 0.5, *, start: float = 0.0, end: float = 1.0
+    ) -> "KLSchedule":
+        """A rise over the first ``ratio`` of every ``period`` steps."""
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio must be in (0, 1], got {ratio}")
+        return cls(max(1, round(ratio * period)), period, start, end)
+
+    def beta(self, step: int) -> float:
+        """beta at a step, counted from 0."""
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        within = step if self.period is None else step % self.period
+        return self.start + (self.end - self.start) * min(1.0, within / self.warmup)
+
+    def step(self) -> float:
+        """beta of this step; the next call is the next step's."""
+        beta = self.beta(self.steps)
+        self.steps += 1
+        return beta
+
+    def check_finished(self) -> None:
+        """Warn if fewer steps were taken than the warm-up has."""
+        if self.steps <= self.warmup:
+            warnings.warn(
+                f"training ended after {self.steps} steps, inside the KL's warm-up of "
+                f"{self.warmup}: beta never stayed at {self.end}",
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> "KLSchedule":
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.check_finished()
