@@ -122,7 +122,7 @@ def legend(figure, names, height, floor=False):
     if floor:
         text = "floor: necessary bytes at the measured copy's speed"
         handles.append(Line2D([], [], color="black", linestyle="--", label=text))
-    columns = 4 if len(handles) > 6 else len(handles)
+    columns = len(handles) if len(handles) < 6 else 4 if len(handles) > 6 else 3
     figure.legend(
         handles=handles,
         loc="lower center",

@@ -171,11 +171,21 @@ def write_device_readme(device, charts):
         table(["what", "value"], hardware_rows(info)),
         "## Runs",
         table(
-            ["run", "commit", "command", "measurements", "copy, read + write", "torch", "triton"],
+            [
+                "run",
+                "commit",
+                "command",
+                "measurements",
+                "copy, read + write",
+                "load before",
+                "torch",
+                "triton",
+            ],
             [run_row(name, run) for name, run in results.runs(device)],
         ),
         "`pytest --benchmark --results results` writes such a run; `make bench` also redraws "
-        "what is here. A chart shows each cell from one run: ratios are never taken across runs.",
+        "what is here. The load is the system's one-minute average before the run: what others "
+        "were doing. A chart shows each cell from one run: ratios are never taken across runs.",
         "## Clocks and columns",
         clocks_text(data, info["device"]),
         "## Charts",
@@ -227,13 +237,14 @@ def run_row(name, run):
     commit = run["commit_info"]["id"][:7] + (" + changes" if run["commit_info"]["dirty"] else "")
     copy = run["copy_bytes_per_s"]
     speed = f"{copy / 1e9:.4g} GB/s" if copy else DASH
-    info = run["machine_info"]
+    info, load = run["machine_info"], run.get("load_average_before")
     return [
         f"[{name}]({name}.json)",
         commit,
         f"`{run['command']}`",
         len(run["benchmarks"]),
         speed,
+        DASH if load is None else f"{load:.2f}",
         info["torch"],
         info["triton"],
     ]

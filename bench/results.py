@@ -77,25 +77,25 @@ def shorten(value):
 
 def runs(device):
     """(name, JSON) of every run of a device, oldest first."""
-    for path in sorted(Path(device).glob("*.json")):
+    for path in run_files(device):
         yield path.stem, json.loads(path.read_text(encoding="utf-8"))
+
+
+def run_files(device):
+    """The files named as runs are, 20261121T093000-abcdef0.json, oldest first."""
+    digits = "[0-9]"
+    return sorted(Path(device).glob(f"{8 * digits}T{6 * digits}-*.json"))
 
 
 def devices(folder):
     """The device folders that have runs."""
-    return sorted({path.parent for path in Path(folder).glob("*/*-*.json") if is_run(path)})
-
-
-def is_run(path):
-    """Whether a file is named as runs are: 20261121T093000-abcdef0.json."""
-    stamp = path.stem.partition("-")[0]
-    return len(stamp) == 15 and stamp[8] == "T" and stamp.replace("T", "").isdigit()
+    return sorted(path for path in Path(folder).glob("*/") if run_files(path))
 
 
 def latest(folder):
     """The device folder with the newest run."""
     found = devices(folder)
-    return max(found, key=lambda d: max(p.name for p in d.glob("*.json"))) if found else None
+    return max(found, key=lambda d: run_files(d)[-1].name) if found else None
 
 
 def rows_of(name, run):

@@ -3,6 +3,7 @@
 ``conftest.py`` registers it; pytest alone, without the option, never imports it.
 """
 
+import os
 import shutil
 import time
 
@@ -33,6 +34,8 @@ class Session:
         self.started = 0
         self.total = 0
         self.last_line = 0.0
+        # Of others, for we have not begun: above a fraction of one, times are in doubt.
+        self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         self._ceiling = None
         self._measured = None
 
@@ -115,6 +118,7 @@ class Session:
     def pytest_benchmark_update_json(self, output_json):
         output_json["grid"] = self.config.getoption("grid")
         output_json["command"] = command(self.config)
+        output_json["load_average_before"] = self.load_average
         output_json["copy_bytes_per_s"] = self._ceiling
         output_json["not_timed"] = self.not_timed
 

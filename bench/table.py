@@ -38,8 +38,8 @@ def bare_table(title):
 def speedup_table(speedups, direction, dtype, title):
     """Speed-ups of an operation over the grid, a row an operation."""
     shown = bare_table(title)
-    for name in ("over eager", "over best", "worst cell", "best cell", "won/even/lost"):
-        shown.add_column(name, justify="right", no_wrap=name.endswith("cell"))
+    for name in ("over\neager", "over\nbest", "worst cell", "best cell", "won/even\n/lost"):
+        shown.add_column(name, justify="right", no_wrap=True)
     cells = speedups[(speedups.direction == direction) & (speedups.dtype == dtype)]
     for op in present(cells):
         one = cells[cells.op == op]
