@@ -6,7 +6,10 @@ everything but the first dimension. The noise is torch's own: ``noise.stream`` i
 kernels' noise, at 2.6 times the cost on a CPU.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 
 from . import textbook
 
@@ -51,12 +54,18 @@ def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
 
 def gaussian_nll(recon, x, recon_logvar=0.0):
     """Twin of :func:`fused_elbo.gaussian_nll`."""
-    learned = isinstance(recon_logvar, torch.Tensor)
-    recon, x, logvar = accumulate(recon, x, recon_logvar if learned else None)
-    if not learned:
-        logvar = recon.new_full((), recon_logvar)
-    logvar = logvar.expand(recon.shape)
-    return -textbook.gaussian_log_prob(x.flatten(1), recon.flatten(1), logvar.flatten(1))
+    if isinstance(recon_logvar, torch.Tensor):
+        recon, x, logvar = accumulate(recon, x, recon_logvar.expand(recon.shape))
+        return -textbook.gaussian_log_prob(x.flatten(1), recon.flatten(1), logvar.flatten(1))
+    # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
+    recon, x = accumulate(recon, x)
+    squares = F.mse_loss(recon, x, reduction="none").flatten(1).sum(1)
+    constant = math.prod(recon.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
+    try:
+        precision = math.exp(-recon_logvar)
+    except OverflowError:
+        precision = math.inf
+    return 0.5 * precision * squares + 0.5 * constant
 
 
 def bernoulli_nll(logits, x):

@@ -24,7 +24,7 @@ def gaussian_log_prob(x, mu, logvar):
     """
     # Scaled before squaring: 0 * inf does not arise where the density is finite.
     residual = (x - mu) * torch.exp(-0.5 * logvar)
-    return -0.5 * (residual.square() + logvar + LOG_2PI).sum(-1)
+    return -0.5 * ((residual.square() + logvar).sum(-1) + residual.shape[-1] * LOG_2PI)
 
 
 def bernoulli_log_prob(x, logits):
