@@ -2,7 +2,7 @@
 
 ``cases`` says what is timed, ``providers`` who competes, ``oracle`` who is right,
 ``traffic`` how many bytes an operation must move, ``clock`` and ``memory`` how it is
-measured, ``machine`` on what; ``test_operations`` puts them together under
+measured, ``quiet`` when, ``machine`` on what; ``test_operations`` puts them together under
 ``pytest --benchmark`` with the help of ``session``. ``results`` reads and writes
 ``results/<device>/``; ``plot``, ``report`` and ``table`` draw from there without torch.
 """

@@ -72,9 +72,9 @@ class Prepared:
         return time.perf_counter() - start
 
 
-def round_setup(prepared):
-    """What pytest-benchmark runs before each round, untimed: the next inputs, and on a GPU
-    the same cold state of the device."""
+def round_setup(prepared, quiet):
+    """What pytest-benchmark runs before each round, untimed: the next inputs, and the same
+    state of the machine: a cold device, or a CPU that others leave alone."""
     sets = prepared.sets
     cold = None
     if prepared.device == "cuda":
@@ -86,6 +86,9 @@ def round_setup(prepared):
         turn += 1
         if cold is not None:
             cold()
+        elif turn == 1 or quiet.disturbed():
+            quiet.wait()
+            prepared.warm_up()
         return (sets[turn % len(sets)],), {}
 
     return setup

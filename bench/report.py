@@ -255,7 +255,8 @@ def clocks_text(data, device):
     if device == "cpu":
         lines = [
             "- **host**: wall-clock (`perf_counter`) of one call, the only clock on a CPU. Inputs "
-            "rotate over up to 4 sets."
+            "rotate over up to 4 sets. Where the kernel took the processor away in a round, the "
+            "next waits until no other process wants to run."
         ]
         compiling = "with symbolic sizes, once an operation and direction"
         memory = (

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from . import cases, clock, machine, results
+from . import cases, clock, machine, quiet, results
 
 NAME = "fused-elbo-benchmarks"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,6 +36,7 @@ class Session:
         self.last_line = 0.0
         # Of others, for we have not begun: above a fraction of one, times are in doubt.
         self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        self.quiet = quiet.Quiet()
         self._ceiling = None
         self._measured = None
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from . import cases, clock, measure, oracle, providers, session
+from . import cases, clock, measure, oracle, providers, quiet, session
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PARAMETERS = "op, provider, batch, latent, dtype, direction"
@@ -35,10 +35,14 @@ def test_operation(benchmark, suite, op, provider, batch, latent, dtype, directi
     benchmark.extra_info["clock"] = "device" if DEVICE == "cuda" else "host"
     benchmark.extra_info["peak_bytes"] = measure.peak_memory(prepared)
 
+    interrupted = quiet.preemptions()
     rounds = clock.rounds_for(grid.seconds, prepared.seconds, grid.rounds)
-    benchmark.pedantic(prepared.call, setup=measure.round_setup(prepared), rounds=rounds)
+    benchmark.pedantic(
+        prepared.call, setup=measure.round_setup(prepared, suite.quiet), rounds=rounds
+    )
     if benchmark.disabled:
         return
+    benchmark.extra_info["preemptions"] = quiet.preemptions() - interrupted
     median = benchmark.stats.stats.median
     benchmark.extra_info.update(measure.bandwidth(case, median, suite.ceiling()))
     benchmark.extra_info.update(measure.other_clocks(prepared, grid))

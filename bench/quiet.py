@@ -1,0 +1,55 @@
+"""On a CPU: notice when others take the processor, and wait until they are done.
+
+Two threads that meet at a barrier lose a whole time slice, some 8 ms, when a third wants to
+run; a median of a few rounds does not survive that. A round after which the kernel reports
+that it took the processor from us is followed by a wait, a minute a run in all.
+"""
+
+import time
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+LOADAVG = Path("/proc/loadavg")
+NAP = 0.004  # long enough for our own idle threads to fall asleep
+SAMPLES = 3
+
+
+def preemptions():
+    """How often the processor was taken from this process, all threads; 0 where unknown."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+
+
+def others_run():
+    """Whether another process wants to run just now; False where unknown."""
+    try:
+        running = LOADAVG.read_text().split()[3].partition("/")[0]
+    except (OSError, IndexError):
+        return False
+    return int(running) > 1
+
+
+class Quiet:
+    """Waits for a quiet machine, ``seconds`` in all."""
+
+    def __init__(self, seconds=60.0):
+        self.left = seconds
+        self.seen = preemptions()
+
+    def disturbed(self):
+        """Whether we were interrupted since the last call."""
+        before, self.seen = self.seen, preemptions()
+        return self.seen > before
+
+    def wait(self):
+        """Until nobody else runs, as often as SAMPLES looks can tell."""
+        start = time.monotonic()
+        calm = 0
+        while calm < SAMPLES and time.monotonic() - start < self.left:
+            time.sleep(NAP)
+            calm = 0 if others_run() else calm + 1
+        self.left = max(0.0, self.left - (time.monotonic() - start))
+        self.seen = preemptions()
