@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 from . import sampling as samplers
 from . import textbook, validate
 from .functional import Implementation, gaussian_kl, gaussian_log_prob
+from .reference import accumulate
 
 
 class Estimate(NamedTuple):
@@ -50,7 +51,8 @@ class Draws:
 
     def log_q(self) -> Tensor:
         """log q(z|x) from the noise; its gradient is the total one, through z and q."""
-        return -0.5 * (self.eps.square() + self.logvar + textbook.LOG_2PI).sum(-1)
+        eps, logvar = accumulate(self.eps, self.logvar)
+        return -0.5 * (eps.square() + logvar + textbook.LOG_2PI).sum(-1)
 
     def log_q_at(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         """log N(z; mu, exp logvar) as a function of its arguments."""
@@ -131,10 +133,11 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     variational inference with inverse autoregressive flow", 2016, here for each example): that
     keeps latents in use early on; it hurts as a bound, of which it is none.
     """
+    validate.number("beta", beta)
+    validate.number("free_bits", free_bits, least=0.0)
+    validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
     z = draws.z()
     log_likelihood = draws.log_likelihood(z)
-    if free_bits:
-        validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
     if free_bits and free_bits_per == "dimension":
         kl = draws.kl_per_dimension().clamp(min=free_bits).sum(-1)
     else:
@@ -150,6 +153,7 @@ def elbo_monte_carlo(draws, *, beta=1.0):
     For priors or posteriors without a closed-form KL. It hurts near the posterior: the
     score of q, of mean zero, adds variance that never goes away.
     """
+    validate.number("beta", beta)
     z, log_q = draws.z(), draws.log_q()
     if beta == 1.0:
         log_weights = draws.log_joint(z) - log_q
@@ -164,7 +168,9 @@ def elbo_entropy(draws):
     For a joint that does not split into likelihood and prior, as in Bayesian inference.
     """
     log_joint = draws.log_joint(draws.z())
-    return log_joint - draws.log_q(), log_joint.mean(0) + textbook.gaussian_entropy(draws.logvar)
+    return log_joint - draws.log_q(), log_joint.mean(0) + textbook.gaussian_entropy(
+        *accumulate(draws.logvar)
+    )
 
 
 def stl(draws):
@@ -192,7 +198,8 @@ def reinforce(draws):
     log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
     log_weights = (log_joint - log_q).detach()
     others = (log_weights.sum(0) - log_weights) / (len(z) - 1)
-    surrogate = ((log_weights - others) * log_q + log_joint).mean(0)
+    signal = finite_or_zero(log_weights - others)
+    surrogate = (signal * log_q + log_joint).mean(0)
     return log_weights, surrogate, log_weights.mean(0)
 
 
@@ -214,7 +221,7 @@ def vimco(draws):
     geometric = torch.where(diagonal, 0.0, table).sum(0) / (samples - 1)
     without = log_mean_exp(torch.where(diagonal, geometric, table))
     bound = log_mean_exp(log_weights)
-    signal = torch.where(bound == -torch.inf, 0.0, bound - without)
+    signal = finite_or_zero(bound - without)
     weighted = weighted_sum(normalised(log_weights), log_ratio)
     return log_weights, (signal * log_q).sum(0) + weighted, bound
 
@@ -243,6 +250,9 @@ def miwae(draws, *, groups=1):
 
 def ciwae(draws, *, mix=0.5):
     """mix ELBO + (1 - mix) IWAE on the same samples (Rainforth et al. 2018, eq. 12)."""
+    validate.number("mix", mix, least=0.0, most=1.0)
+    if mix in (0, 1):  # 0 times a bound of -inf is not 0
+        return elbo_monte_carlo(draws) if mix else iwae(draws)
     log_weights = draws.log_joint(draws.z()) - draws.log_q()
     weighted = weighted_sum(normalised(log_weights), log_weights)
     surrogate = mix * log_weights.mean(0) + (1 - mix) * weighted
@@ -306,12 +316,18 @@ def renyi(draws, *, alpha=0.5):
     bound from above for alpha < 0. At finite K its Monte Carlo estimate is biased, downwards
     for alpha < 1.
     """
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    validate.number("alpha", alpha)
     if alpha == 1:
-        return log_weights, log_weights.mean(0)
-    powered = (1 - alpha) * log_weights
+        return elbo_monte_carlo(draws)
+    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    powered = (1 - alpha) * log_weights.detach()
     surrogate = weighted_sum(normalised(powered), log_weights)
-    return log_weights, surrogate, log_mean_exp(powered.detach()) / (1 - alpha)
+    # Near alpha = 1 the logarithm cancels: there it is taken of 1 + something small.
+    mean = powered.mean(0)
+    excess = powered - mean
+    near_one = torch.log1p(torch.expm1(excess).mean(0)) + mean
+    bound = torch.where(excess.abs().max(0).values < 0.5, near_one, log_mean_exp(powered))
+    return log_weights, surrogate, bound / (1 - alpha)
 
 
 def cubo(draws, *, order=2.0):
@@ -320,6 +336,7 @@ def cubo(draws, *, order=2.0):
     With an ELBO it brackets the evidence. Its estimate is biased downwards, by much where the
     weights vary: with few samples it may lie under log p(x). An upper bound: minimise it.
     """
+    validate.number("order", order)
     if order <= 0:
         raise ValueError(f"order must be positive, got {order}")
     return renyi(draws, alpha=1.0 - order)
@@ -331,22 +348,27 @@ def jackknife(draws, *, order=1):
     To evaluate log p(x): bias O(K^-(m+1)) for an m-fold jackknife, and more variance. No bound.
     """
     samples = len(draws.eps)
-    if not 0 <= order < samples:
-        raise ValueError(f"order must be in 0 ... num_samples - 1 = {samples - 1}, got {order}")
+    validate.count("order", order, least=0)
+    if order >= samples:
+        raise ValueError(f"order must be less than num_samples = {samples}, got {order}")
     if math.comb(samples, order) > MAX_SUBSETS:
         raise ValueError(
             f"order {order} with {samples} samples needs {math.comb(samples, order)} subsets, "
             f"more than {MAX_SUBSETS}"
         )
     log_weights = draws.log_joint(draws.z()) - draws.log_q()
-    value = 0.0
+    value, surrogate = 0.0, 0.0
     for left_out in range(order + 1):
         sign, size = (-1) ** left_out, samples - left_out
         scale = size**order / (math.factorial(order - left_out) * math.factorial(left_out))
         subsets = list(itertools.combinations(range(samples), size))
         index = torch.tensor(subsets, device=log_weights.device).T  # [size, subsets]
-        value = value + sign * scale * log_mean_exp(log_weights[index]).mean(0)
-    return log_weights, value
+        chosen = log_weights[index]  # [size, subsets, ...]
+        value = value + sign * scale * log_mean_exp(chosen.detach()).mean(0)
+        weighted = weighted_sum(normalised(chosen), chosen)
+        surrogate = surrogate + sign * scale * weighted.mean(0)
+    impossible = log_weights.detach().max(0).values == -torch.inf
+    return log_weights, surrogate, torch.where(impossible, -torch.inf, value)
 
 
 MAX_SUBSETS = 10_000
@@ -474,10 +496,16 @@ def leaves_another(samples, name):
         raise ValueError(f"{name} needs num_samples >= 2, got {samples}")
 
 
+def finite_or_zero(signal):
+    """A learning signal; none comes from an infinite one, as of weights that are 0."""
+    return torch.where(signal.isfinite(), signal, 0.0)
+
+
 def in_groups(log_weights, groups):
     """[M K, ...] as [K, M, ...]."""
     samples = len(log_weights)
-    if groups < 1 or samples % groups:
+    validate.count("groups", groups)
+    if samples % groups:
         raise ValueError(f"num_samples must be a multiple of groups, got {samples} and {groups}")
     return log_weights.unflatten(0, (groups, samples // groups)).transpose(0, 1)
 

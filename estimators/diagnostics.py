@@ -4,18 +4,20 @@ import torch
 from torch import Tensor
 
 from . import validate
+from .bounds import normalised
 from .functional import Implementation, gaussian_kl
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """(sum_k w_k)^2 / sum_k w_k^2, of log weights [K, ...]: in [1, K].
+    """(sum_k w_k)^2 / sum_k w_k^2, of log weights [K, ...]: in [1, K], or 0 if all w_k are.
 
     Its share of K tends to 1 / (1 + chi^2(p(z|x) || q)). Kong, Liu & Wong 1994.
 
     >>> effective_sample_size(torch.zeros(10, 3))
-    tensor([10., 10., 10.])
+    tensor([10.0000, 10.0000, 10.0000])
     """
-    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
+    squares = normalised(log_weights).square().sum(0)
+    return torch.where(squares == 0, 0.0, 1 / squares)
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
@@ -24,8 +26,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     Under 0.5 the weights have a finite variance, over 0.7 importance sampling with them is not
     to be trusted at any practical K. Fitted to the largest min(K / 5, 3 sqrt K) weights, by the
     posterior mean of Zhang & Stephens (2009) with the weak prior of PSIS. NaN where the tail is
-    shorter than 5, so K < 25, or constant. Vehtari et al., "Pareto smoothed importance
-    sampling", JMLR 2024.
+    shorter than 5, so K < 25, or a quarter of it equals its threshold, as with equal weights.
+    Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024.
     """
     samples = log_weights.shape[0]
     tail = min(samples // 5, int(3 * samples**0.5)) if samples >= 25 else 0

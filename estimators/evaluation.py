@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Generator, Tensor
 
+from . import validate
 from .bounds import estimate
 from .functional import Implementation
 
@@ -36,9 +37,8 @@ def log_likelihood_bound(
     >>> log_likelihood_bound(mu, logvar, log_likelihood=lambda z: 0 * z.sum(-1))
     tensor([0., 0.])
     """
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    validate.count("num_samples", num_samples)
+    validate.count("chunk_size", chunk_size)
     sizes = [chunk_size] * (num_samples // chunk_size)
     if num_samples % chunk_size:
         sizes.append(num_samples % chunk_size)

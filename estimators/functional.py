@@ -140,7 +140,8 @@ def gaussian_rsample(
     """
     validate.tensors(mu=mu, logvar=logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
-    validate.samples(num_samples)
+    if num_samples is not None:
+        validate.count("num_samples", num_samples)
     if not validate.use_kernels(impl, mu):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     from ..kernels.gaussian_rsample import gaussian_rsample as kernel

@@ -29,7 +29,7 @@ def draw(
     True
     """
     validate.choice("sampling", sampling, SAMPLINGS)
-    validate.samples(num_samples)
+    validate.count("num_samples", num_samples)
     if sampling == "independent":
         return reference.standard_normal((num_samples, *like.shape), like, generator)
     if sampling == "antithetic":

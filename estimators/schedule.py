@@ -2,6 +2,8 @@
 
 import warnings
 
+from . import validate
+
 
 class KLSchedule:
     """beta as a function of the training step, from ``start`` to ``end``.
@@ -20,10 +22,9 @@ class KLSchedule:
     def __init__(
         self, warmup: int, period: int | None = None, start: float = 0.0, end: float = 1.0
     ):
-        if warmup < 1:
-            raise ValueError(f"warmup must be at least 1 step, got {warmup}")
-        if period is not None and period < warmup:
-            raise ValueError(f"period must be at least warmup = {warmup} steps, got {period}")
+        validate.count("warmup", warmup)
+        if period is not None:
+            validate.count("period", period, least=warmup + 1)
         self.warmup, self.period, self.start, self.end = warmup, period, start, end
         self.steps = 0
 
@@ -37,14 +38,15 @@ class KLSchedule:
         cls, period: int, ratio: float = 0.5, *, start: float = 0.0, end: float = 1.0
     ) -> "KLSchedule":
         """A rise over the first ``ratio`` of every ``period`` steps."""
-        if not 0 < ratio <= 1:
-            raise ValueError(f"ratio must be in (0, 1], got {ratio}")
-        return cls(max(1, round(ratio * period)), period, start, end)
+        validate.count("period", period, least=2)
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        warmup = min(max(1, round(ratio * period)), period - 1)
+        return cls(warmup, period, start, end)
 
     def beta(self, step: int) -> float:
         """beta at a step, counted from 0."""
-        if step < 0:
-            raise ValueError(f"step must not be negative, got {step}")
+        validate.count("step", step, least=0)
         within = step if self.period is None else step % self.period
         return self.start + (self.end - self.start) * min(1.0, within / self.warmup)
 

@@ -1,6 +1,7 @@
 """Checks of arguments: every error names the argument and says what was found."""
 
 import importlib.util
+import math
 import os
 
 import torch
@@ -16,10 +17,20 @@ def choice(name, value, allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def number(name, value):
-    """``value`` must be a real number, and no tensor or bool."""
+def number(name, value, least=-math.inf, most=math.inf):
+    """``value`` must be a real number in [least, most], and no tensor, bool or NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be a number in [{least}, {most}], got {value}")
+
+
+def count(name, value, least=1):
+    """``value`` must be an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def tensors(**named):
@@ -94,16 +105,6 @@ def within(shape, **named):
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
         if tensor.dim() > len(shape) or any(a not in (1, b) for a, b in pairs):
             raise ValueError(f"{name} {tuple(tensor.shape)} does not broadcast to {tuple(shape)}")
-
-
-def samples(num_samples):
-    """A count of samples, or None."""
-    if num_samples is None:
-        return
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
-        raise TypeError(f"num_samples must be an int or None, got {type(num_samples).__name__}")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
 
 
 def use_kernels(impl, tensor):
