@@ -126,7 +126,7 @@ class ELBOLoss(KernelFunction):
     def backward(ctx, dloss, dnll, dkl, *_):
         needs = ctx.needs_input_grad
         recon, x, logvar, kl = ctx.saved_tensors
-        factor = add(dloss, dnll, 1.0)
+        factor = weighted_sum((dloss, 1.0), (dnll, 1.0))
         gradients, ctx.gradients = ctx.gradients, None
         if factor is None:
             gradients = (None, None, None)
@@ -144,17 +144,17 @@ class ELBOLoss(KernelFunction):
             else:
                 gradients = bernoulli_nll_backward_op(grad, recon, x, likelihood_needs[:2])
             gradients = spread(gradients, needs[:3])
-        kl_grad = add(dkl, dloss, ctx.beta) if needs[4] else None
-        if kl_grad is not None:
-            kl_grad = (kl_grad * ctx.scale).expand(kl.shape[0])
+        kl_grad = None
+        if needs[4]:
+            kl_grad = weighted_sum((dloss, ctx.beta * ctx.scale), (dkl, ctx.scale))
+            kl_grad = None if kl_grad is None else kl_grad.expand(kl.shape[0])
         return *gradients, None, kl_grad, None, None, None, None
 
 
-def add(a, b, alpha):
-    """a + alpha * b, where None is nothing."""
-    if a is None or b is None:
-        return a if b is None else b * alpha
-    return torch.add(a, b, alpha=alpha)
+def weighted_sum(*terms):
+    """sum of weight * tensor over the tensors that are there; a weight of 1 is no launch."""
+    present = [t if weight == 1.0 else t * weight for t, weight in terms if t is not None]
+    return sum(present[1:], start=present[0]) if present else None
 
 
 def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
