@@ -35,7 +35,7 @@ def others_run():
 class Quiet:
     """Waits for a quiet machine, ``seconds`` in all."""
 
-    def __init__(self, seconds=60.0):
+    def __init__(self, seconds):
         self.left = seconds
         self.seen = preemptions()
 
