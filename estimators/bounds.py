@@ -372,6 +372,9 @@ def jackknife(draws, *, order=1):
 
 
 MAX_SUBSETS = 10_000
+# Leave-one-out baselines, and the second reparameterisation, which moves one sample while the
+# others stay, hold for independent samples only.
+INDEPENDENT_ONLY = ("reinforce", "vimco", "dreg")
 
 
 @dataclass(frozen=True)
@@ -443,7 +446,8 @@ def estimate(
             needs the likelihood apart, cannot be had.
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
         sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``; the score-function
-            estimators take independent samples only.
+            estimators and ``"dreg"`` take independent samples only. With the others IWAE and
+            its kin estimate a bound of their own: below log p(x) too, but not L_K.
         generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
         impl: as in :func:`fused_elbo.gaussian_log_prob`, for the densities.
         **options: of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),
@@ -474,7 +478,7 @@ def estimate(
     if log_joint is not None and not (prior_mu is None and prior_logvar is None):
         raise ValueError("prior_mu and prior_logvar go with log_likelihood; log_joint is given")
     estimator = ESTIMATORS[name]
-    if sampling != "independent" and name in ("reinforce", "vimco"):
+    if sampling != "independent" and name in INDEPENDENT_ONLY:
         raise ValueError(f"{name} needs sampling='independent', got {sampling!r}")
     allowed = tuple(inspect.signature(estimator.function).parameters)[1:]
     for option in options:

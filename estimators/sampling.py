@@ -22,6 +22,8 @@ def draw(
     every example on its own, K points of a scrambled Sobol sequence through the normal
     quantile function: faster convergence for smooth integrands in few dimensions, but not
     the K independent samples that a score function's baseline or a sample variance assumes.
+    One scramble serves a call, each example shifting it at random: the errors of nonlinear
+    values such as IWAE's then go together over a batch.
     Owen, "Monte Carlo theory, methods and examples", 2013, chapters 8 and 17.
 
     >>> eps = draw(4, torch.zeros(3, 2), sampling="antithetic")
