@@ -130,3 +130,22 @@ def log1p_unit(x, PTX: tl.constexpr):
     series = series * q + 0.33333161
     series = series * q + 1.0
     return 2.0 * s * series
+
+
+@triton.jit
+def in_units_of_prior(
+    mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride, mask,
+    ACC: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """(mean distance, log variance ratio, 1 / prior std) of q; no prior is the standard one.
+
+    The root of the precision, not the precision: its square may overflow where products with
+    it do not.
+    """
+    if prior_mu_ptr is not None:
+        prior_mu = load_tile(prior_mu_ptr, row, col, mu_stride, mask, ACC)
+        prior_logvar = load_tile(prior_logvar_ptr, row, col, logvar_stride, mask, ACC)
+        root = exp_scaled(prior_logvar, -0.5, PTX)
+        return (mu - prior_mu) * root, logvar - prior_logvar, root
+    else:
+        return mu, logvar, 1.0

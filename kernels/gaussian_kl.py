@@ -12,6 +12,7 @@ from .device import (
     exp_scaled,
     expm1,
     expm1_minus_x,
+    in_units_of_prior,
     load_rows,
     load_tile,
     store_rows,
@@ -66,32 +67,26 @@ def gaussian_kl_kernel(
 
     mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
+    distance, log_ratio, root = in_units_of_prior(
+        mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
+        prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+    )  # fmt: skip
     if prior_mu_ptr is not None:
-        prior_mu = load_tile(prior_mu_ptr, row, col, prior_mu_stride * VEC, mask, ACC)
-        prior_logvar = load_tile(prior_logvar_ptr, row, col, prior_logvar_stride * VEC, mask, ACC)
-        # Roots and ratios first: squares may overflow where products do not, and exp of the
-        # difference would blow up that difference's rounding error.
-        precision_root = exp_scaled(prior_logvar, -0.5, PTX)
-        distance = (mu - prior_mu) * precision_root
-        ratio = exp_scaled(logvar, 0.5, PTX) * precision_root
+        # Not exp(log_ratio), which would blow up the rounding error of that difference.
+        ratio = exp_scaled(logvar, 0.5, PTX) * root
         variance = ratio * ratio
-        logvar -= prior_logvar
     else:
-        distance = mu
         variance = exp_scaled(logvar, 1.0, PTX)
 
     if kl_ptr is not None:
-        kl = distance * distance + expm1_minus_x(logvar, variance)
+        kl = distance * distance + expm1_minus_x(log_ratio, variance)
         kl = 0.5 * tl.sum(kl, axis=1)
         store_rows(kl_ptr, kl, row, rows, col_tiles)
 
     if grad_ptr is not None:
         grad = load_rows(grad_ptr, row, grad_stride, rows, ACC)
-        if prior_mu_ptr is not None:
-            dmu = grad * (distance * precision_root)
-        else:
-            dmu = grad * distance
-        dlogvar = 0.5 * grad * expm1(logvar, variance)
+        dmu = grad * (distance * root)
+        dlogvar = 0.5 * grad * expm1(log_ratio, variance)
         if dmu_ptr is not None:
             store_tile(dmu_ptr, row, col, cols, mask, dmu)
         if dlogvar_ptr is not None:

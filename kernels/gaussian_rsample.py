@@ -11,6 +11,7 @@ from .device import (
     exp_scaled,
     expm1,
     expm1_minus_x,
+    in_units_of_prior,
     load_rows,
     load_tile,
     store_rows,
@@ -72,19 +73,12 @@ def rsample_kernel(
         store_tile(z_ptr, row + tl.full((), sample, tl.int64) * rows, col, cols, mask, z)
 
     if kl_ptr is not None:
-        if prior_mu_ptr is not None:
-            prior_mu = load_tile(prior_mu_ptr, row, col, prior_mu_stride * VEC, mask, ACC)
-            prior_logvar = load_tile(
-                prior_logvar_ptr, row, col, prior_logvar_stride * VEC, mask, ACC
-            )
-            logvar -= prior_logvar
-            precision_root = exp_scaled(prior_logvar, -0.5, PTX)
-            distance = (mu - prior_mu) * precision_root
-            ratio = std * precision_root
-        else:
-            distance = mu
-            ratio = std
-        kl = distance * distance + expm1_minus_x(logvar, ratio * ratio)
+        distance, log_ratio, root = in_units_of_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+        )  # fmt: skip
+        ratio = std * root
+        kl = distance * distance + expm1_minus_x(log_ratio, ratio * ratio)
         store_rows(kl_ptr, 0.5 * tl.sum(kl, axis=1), row, rows, col_tiles)
 
 
@@ -140,21 +134,13 @@ def rsample_backward_kernel(
     if dkl_ptr is not None:
         dkl = load_rows(dkl_ptr, row, dkl_stride, rows, ACC)
         mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
-        if prior_mu_ptr is not None:
-            prior_mu = load_tile(prior_mu_ptr, row, col, prior_mu_stride * VEC, mask, ACC)
-            prior_logvar = load_tile(
-                prior_logvar_ptr, row, col, prior_logvar_stride * VEC, mask, ACC
-            )
-            logvar -= prior_logvar
-            precision_root = exp_scaled(prior_logvar, -0.5, PTX)
-            distance = (mu - prior_mu) * precision_root
-            ratio = std * precision_root
-            dkl_dmu = dkl * (distance * precision_root)
-        else:
-            distance = mu
-            ratio = std
-            dkl_dmu = dkl * distance
-        dkl_dlogvar = 0.5 * dkl * expm1(logvar, ratio * ratio)
+        distance, log_ratio, root = in_units_of_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+        )  # fmt: skip
+        ratio = std * root
+        dkl_dmu = dkl * (distance * root)
+        dkl_dlogvar = 0.5 * dkl * expm1(log_ratio, ratio * ratio)
         dmu += dkl_dmu
         dlogvar += dkl_dlogvar
         if dprior_mu_ptr is not None:
