@@ -103,6 +103,8 @@ def rows_of(name, run):
     common = {"run": name, "commit": run["commit_info"]["id"][:7]}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
+        if info.get("suite") == "quality":
+            continue  # quality_results reads those
         clocks = {"host": info.get("host"), "graph": info.get("graph")}
         clocks[info["clock"]] = benchmark["stats"]
         for clock, stats in clocks.items():
@@ -194,5 +196,10 @@ def measured(folder, commit):
         for _, run in runs(device):
             if run["commit_info"]["id"] == commit:
                 infos = [b["extra_info"] for b in run["benchmarks"]] + run.get("not_timed", [])
-                found |= {case_id(Case(*(info[k] for k in KEY))) for info in infos}
+                found |= {identity(info) for info in infos}
     return found
+
+
+def identity(info):
+    """The id of a case from its extra_info."""
+    return info.get("id") or case_id(Case(*(info[k] for k in KEY)))

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from . import cases, clock, machine, quiet, results
+from . import cases, clock, machine, quality_results, quiet, results
 
 NAME = "fused-elbo-benchmarks"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,6 +130,7 @@ class Session:
         timed = [b for b in benchmarks.benchmarks if b]
         if self.folder and (timed or self.not_timed):
             self.written = results.write(self.folder, full_json(self.config, benchmarks, timed))
+            quality_results.write_csv(self.written.parent)
 
 
 def refuse_interpreter():
