@@ -1,0 +1,196 @@
+"""What the package shows: names, signatures, imports, and what it does not import."""
+
+import ast
+import doctest
+import importlib
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fused_elbo
+import fused_elbo.estimators
+
+ROOT = Path(__file__).parents[1]
+SIGNATURES = {
+    "gaussian_log_prob": "x mu logvar * impl='auto'",
+    "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * impl='auto'",
+    "gaussian_rsample": "mu logvar num_samples=None * generator=None impl='auto'",
+    "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * generator=None impl='auto'",
+    "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
+    "bernoulli_nll": "logits x * impl='auto'",
+    "elbo_loss": "recon x mu=None logvar=None * kl=None likelihood='bernoulli' recon_logvar=0.0 "
+    "prior_mu=None prior_logvar=None beta=1.0 reduction='mean' return_parts=False impl='auto'",
+    "ELBOLoss": "* likelihood='bernoulli' recon_logvar=0.0 beta=1.0 reduction='mean' "
+    "return_parts=False impl='auto'",
+}
+
+
+def spelled(function):
+    """'a b=1 * c=2': names, defaults, and where keyword-only arguments begin."""
+    words, keyword_only = [], False
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not keyword_only:
+            words.append("*")
+            keyword_only = True
+        words.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+    return " ".join(words)
+
+
+def test_names():
+    assert set(fused_elbo.__all__) == {*SIGNATURES, "ELBOParts"}
+    assert all(hasattr(fused_elbo, name) for name in fused_elbo.__all__)
+    assert fused_elbo.__version__ == importlib.metadata.version("fused-elbo")
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    assert spelled(getattr(fused_elbo, name)) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(SIGNATURES) - {"ELBOLoss"}))
+def test_docstring_has_what_a_reader_needs(name):
+    doc = getattr(fused_elbo, name).__doc__
+    for part in (".. math::", "Equivalent PyTorch", "Args:", "Returns:", "Raises:", ">>>", "nats"):
+        if (name, part) in {("gaussian_rsample", "nats"), ("rsample_kl", ".. math::")}:
+            continue  # a sample has no unit; rsample_kl refers to its two halves
+        assert part in doc, part
+    assert "2014" in doc  # the source
+
+
+def modules():
+    for package in (fused_elbo, fused_elbo.estimators):
+        yield package.__name__
+        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            yield info.name
+
+
+@pytest.mark.parametrize("name", sorted(set(modules())))
+def test_doctests(name):
+    result = doctest.testmod(
+        importlib.import_module(name), extraglobs={"torch": __import__("torch")}
+    )
+    assert result.failed == 0
+
+
+def imports(path):
+    """Relative and project imports of a file as (level, module)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+
+
+OUTSIDE = {
+    "kernels": {"torch", "triton"},
+    "estimators": {"torch"},
+    "api": {"importlib"},
+}
+BELOW = {"kernels": (), "estimators": ("kernels",), "api": ("estimators",)}
+
+
+@pytest.mark.parametrize("folder", OUTSIDE)
+def test_import_arrows(folder):
+    """api -> estimators -> kernels; kernels know torch and triton alone."""
+    for path in (ROOT / folder).glob("*.py"):
+        for level, module in imports(path):
+            top = module.split(".")[0]
+            if level == 0:
+                allowed = OUTSIDE[folder] | set(sys.stdlib_module_names)
+                assert top in allowed, f"{path.name} imports {module}"
+            elif level == 2 or folder == "api":
+                assert top in BELOW[folder], f"{path.name} imports {module}"
+
+
+def test_nothing_installed_reaches_the_tools():
+    for path in (p for folder in OUTSIDE for p in (ROOT / folder).glob("*.py")):
+        assert not {m.split(".")[0] for _, m in imports(path)} & {"bench", "tests", "examples"}
+
+
+def test_no_bare_names_are_installed():
+    """`kernels` and `estimators` at the top level would collide with other distributions."""
+    names = importlib.metadata.packages_distributions()
+    for bare in ("kernels", "estimators", "api", "bench"):
+        assert "fused-elbo" not in names.get(bare, [])
+    assert "fused-elbo" in importlib.metadata.distribution("fused-elbo").metadata["Name"]
+
+
+ALL_OPERATIONS = """
+import torch, fused_elbo as fe
+a, b = torch.rand(3, 4, requires_grad=True), torch.rand(3, 4)
+fe.gaussian_log_prob(a, b, b); fe.gaussian_kl(a, b); fe.gaussian_rsample(a, b, 2)
+fe.rsample_kl(a, b); fe.gaussian_nll(a, b); fe.bernoulli_nll(a, b)
+fe.elbo_loss(a, b, mu=a, logvar=b).backward(); fe.ELBOLoss()(a, b, a, b)
+"""
+BLOCK_TRITON = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "triton":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "triton" else real(name, *a)
+"""
+
+
+def run(code, **environment):
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_cpu_tensors_import_no_triton():
+    """What torch itself imports does not count: the look is at what our operations add."""
+    code = "import torch, sys\nbefore = set(sys.modules)\n" + ALL_OPERATIONS
+    code += "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'triton'])\n"
+    code += "print([m for m in sys.modules if m.startswith('fused_elbo.kernels')])"
+    assert run(code).split() == ["[]", "[]"]
+
+
+def test_works_without_triton():
+    code = BLOCK_TRITON + ALL_OPERATIONS
+    code += """
+try:
+    fe.gaussian_kl(a, b, impl="triton")
+except RuntimeError as error:
+    print(error)
+"""
+    assert "pip install triton" in run(code)
+
+
+def test_kernels_on_a_cpu_need_the_interpreter():
+    code = (
+        ALL_OPERATIONS
+        + """
+try:
+    fe.gaussian_kl(a, b, impl="triton")
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    pytest.importorskip("triton")
+    assert "TRITON_INTERPRET=1" in run(code, TRITON_INTERPRET="0")
+
+
+def test_import_is_quick():
+    """Beside torch, the package's own import is small: no pandas, no scipy, no kernels."""
+    code = "import torch, sys\nbefore = set(sys.modules)\nimport fused_elbo\n"
+    code += "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    added = set(run(code).split()) - set(sys.stdlib_module_names)
+    assert {m for m in added if not m.startswith(("_", "fused_elbo"))} <= {
+        "__editable___fused_elbo"
+    }
