@@ -117,11 +117,11 @@ class TestStream:
         set_seed(monkeypatch, 77)
         assert_same_noise(kernel_stream(2, rows, cols, device), stream(77, 2, rows, cols))
 
-    def test_half_a_million_normals(self, device, monkeypatch):
-        """Enough words for the ends of their range: both tails, and u near 1."""
+    def test_all_of_their_range(self, device, monkeypatch):
+        """131,072 words each: both tails, u near 1, and angles near -pi, 0 and pi."""
         set_seed(monkeypatch, 123)
-        actual, expected = kernel_stream(128, 4, 1024, device), stream(123, 128, 4, 1024)
-        assert expected.abs().max() > 4.5
+        actual, expected = kernel_stream(32, 4, 1024, device), stream(123, 32, 4, 1024)
+        assert expected.abs().max() > 4
         assert_same_noise(actual, expected)
 
 
@@ -327,10 +327,10 @@ class TestQuality:
         assert (off.abs() < 4 / math.sqrt(lanes.shape[0])).all()
 
     def test_seeds_that_differ_in_one_bit_are_uncorrelated(self):
-        n = 2**14
-        base = stream(0, 1, 64, 256).double().flatten()
+        n = 2**12
+        base = stream(0, 1, 64, 64).double().flatten()
         for bit in range(63):
-            other = stream(1 << bit, 1, 64, 256).double().flatten()
+            other = stream(1 << bit, 1, 64, 64).double().flatten()
             # 63 looks: five standard errors.
             assert abs((base * other).mean()) < 5 / math.sqrt(n), bit
 

@@ -178,7 +178,7 @@ def test_kl_keeps_its_digits_near_the_prior(logvar, dtype, device):
 @pytest.mark.parametrize("dtype", [F32, F16, BF16, F64], ids=NAMES.get)
 def test_kl_is_never_negative(dtype, device):
     """A sweep through and around q = p, where the usual formula's sign is noise."""
-    logvar = torch.linspace(-0.6, 0.6, 12_001, dtype=F64)[:, None]
+    logvar = torch.linspace(-0.6, 0.6, 1_501, dtype=F64)[:, None]
     logvar = torch.cat((logvar, logvar * 1e-3, logvar * 1e-6)).to(device, dtype)
     mu = torch.zeros_like(logvar)
     prior = (torch.zeros_like(mu), logvar.roll(1, 0))

@@ -72,7 +72,7 @@ def sampled(model):
     generator = torch.Generator().manual_seed(2)
     eps = torch.randn(SAMPLES, *model.mu.shape, generator=generator, dtype=torch.float64)
     z = textbook.gaussian_sample(model.mu, model.logvar, eps)
-    logvar = torch.tensor(SIGMA2).double().log()
+    logvar = torch.tensor(math.log(SIGMA2), dtype=torch.float64)
     log_likelihood = textbook.gaussian_log_prob(model.x, model.decode(z), logvar)
     zero = torch.zeros_like(z)
     log_prior = textbook.gaussian_log_prob(z, zero, zero)
@@ -133,6 +133,22 @@ def test_diagonal_posterior_reaches_the_evidence():
     model.mu, model.logvar = model.mean, model.covariance.diagonal().log().expand(2, 3)
     elbo = model.expected_log_likelihood() - textbook.gaussian_kl(model.mu, model.logvar)
     torch.testing.assert_close(elbo, model.log_evidence(), rtol=1e-12, atol=1e-11)
+
+
+def test_every_sample_has_the_evidence_where_q_is_the_posterior():
+    """log p(x, z) - log q(z|x) = log p(x) for any z at all: no expectation is needed."""
+    model = Model(2, 3, 5)
+    q = scipy.stats.multivariate_normal(np.zeros(3), model.covariance.numpy())
+    z = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(5)).double()
+    log_likelihood = textbook.gaussian_log_prob(
+        model.x, model.decode(z), torch.tensor(math.log(SIGMA2), dtype=torch.float64)
+    )
+    log_prior = textbook.gaussian_log_prob(z, torch.zeros(3), torch.zeros(3).double())
+    log_q = torch.tensor(q.logpdf((z - model.mean).numpy()))
+    bound = textbook.elbo_monte_carlo(log_likelihood, log_prior, log_q)
+    torch.testing.assert_close(bound, model.log_evidence(), rtol=1e-12, atol=1e-11)
+    terms = log_likelihood + log_prior - log_q
+    torch.testing.assert_close(terms, bound.expand(7, 2), rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -201,6 +217,23 @@ def test_normalising_constants_are_kept():
     value = fused_elbo.gaussian_nll(torch.zeros(1, 5), torch.zeros(1, 5), math.log(0.25))
     expected = -5 * scipy.stats.norm(0, 0.5).logpdf(0)
     torch.testing.assert_close(value, torch.tensor([expected], dtype=torch.float32))
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_likelihoods_are_normalised(impl, device):
+    """They sum to 1 over the data: not without a constant, nor with a logit for a probability."""
+    step = 0.01
+    x = torch.arange(-12, 12, step, device=device, dtype=torch.float64)[:, None]
+    recon, logvar = torch.full_like(x, 0.3), math.log(1.7)
+    density = (-fused_elbo.gaussian_nll(recon, x, logvar, impl=impl)).exp()
+    assert (density.sum() * step).item() == pytest.approx(1, abs=1e-9)
+    density = fused_elbo.gaussian_log_prob(x, recon, recon, impl=impl).exp()
+    assert (density.sum() * step).item() == pytest.approx(1, abs=1e-9)
+    for logit in (-3.0, 0.4, 5.0):
+        x = torch.tensor([[0.0], [1.0]], device=device, dtype=torch.float64)
+        nll = fused_elbo.bernoulli_nll(torch.full_like(x, logit), x, impl=impl)
+        assert (-nll).exp().sum().item() == pytest.approx(1, abs=1e-12)
+        assert (-nll[1]).exp().item() == pytest.approx(scipy.special.expit(logit), abs=1e-12)
 
 
 def test_logits_are_not_probabilities():
