@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from . import report, results
+from . import quality_results, report, results
 from .cases import DIRECTIONS, OPERATIONS
 from .report import TIMES
 
@@ -51,12 +51,14 @@ CLOCK_TEXT = {
 
 def draw_device(device):
     """All charts of a device's folder; returns their paths."""
+    from . import quality_plot  # which draws on this module's canvas
+
     table = results.load(device)
     speedups = results.speedups(table)
     right = results.newest(table)
     clock = results.main_clock(right)
     subject = report.subject(device)
-    charts = {"overview": overview(speedups, clock, subject)}
+    charts = {} if speedups.empty else {"overview": overview(speedups, clock, subject)}
     for dtype in sorted(right.dtype.unique()):
         for direction in DIRECTIONS:
             where = f"{slug(direction)}-{dtype}"
@@ -77,6 +79,7 @@ def draw_device(device):
         memory = main[main.peak_bytes.notna() & (main.direction == DIRECTIONS[0])]
         if not memory.empty:
             charts[f"memory-{dtype}"] = peak_memory(memory, dtype, subject)
+    charts |= quality_plot.charts(device, subject)
     folder = Path(device) / "plots"
     folder.mkdir(exist_ok=True)
     for name in {path.stem for path in folder.glob("*.png")} - set(charts):
@@ -377,6 +380,7 @@ def main(arguments=None):
         with mpl.rc_context(STYLE):
             charts = draw_device(device)
         results.write_summary(device)
+        quality_results.write_csv(device)
         report.write_device_readme(device, charts)
         print(f"{device}: {len(charts)} charts, summary.csv, README.md")
     report.update_project_readme(options.results)

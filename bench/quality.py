@@ -22,6 +22,9 @@ F64 = torch.float64
 NOISE_VARIANCE = 1.0
 CHUNK = 2**18  # elements of [K, pairs, D + P]: fits a core's cache
 RESAMPLES = 200
+# An SNR past this says how float32 rounds: antithetic pairs leave mu's gradient no variance at
+# all here, where the log-likelihood is quadratic.
+ROUNDING = 1e4
 PARTS = ("model", "encoder")
 
 
@@ -209,7 +212,9 @@ def measure(estimator, samples, distance, latent, grid, device="cpu"):
     }
     for part in PARTS:
         info[f"{part}_variance"], info[f"{part}_variance_error"] = with_error(trace, sums[part])
-        info[f"{part}_snr"], info[f"{part}_snr_error"] = with_error(signal_to_noise, sums[part])
+        snr, snr_error = with_error(signal_to_noise, sums[part])
+        known = snr < ROUNDING
+        info[f"{part}_snr"], info[f"{part}_snr_error"] = (snr, snr_error) if known else (None, None)
     return info
 
 
@@ -238,7 +243,7 @@ def time_to_snr(seconds, quartiles, rounds, snr, snr_error):
     first order, from the SNR's and the median time's. None where the SNR is not two standard
     errors from 0.
     """
-    if not snr > 2 * snr_error:
+    if snr is None or not snr > 2 * snr_error:
         return None, None
     value = seconds / quality_cases.BATCH / snr**2
     # Of a median of normal rounds: 1.253 sigma / sqrt(n), and 1.349 sigma between quartiles.

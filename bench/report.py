@@ -135,6 +135,8 @@ def losses(speedups):
 
 def write_device_readme(device, charts):
     """README.md of a device's folder, from the JSON; ``notes.md`` beside it is kept and added."""
+    from . import quality_report  # which uses this module's tables
+
     device = Path(device)
     data = results.load(device)
     speedups = results.speedups(data)
@@ -163,6 +165,7 @@ def write_device_readme(device, charts):
         losing_text(speedups),
         *not_timed_text(data),
     ]  # fmt: skip
+    parts += quality_report.sections(device)
     notes = device / "notes.md"
     if notes.exists():
         parts += ["## Notes", notes.read_text(encoding="utf-8").strip()]
@@ -267,6 +270,8 @@ def clocks_text(data, device):
         compiling = "anew for every shape"
         memory = "`torch.cuda.max_memory_allocated` less what was allocated before the call"
     rounds = data.rounds.dropna()
+    if rounds.empty:
+        return "\n".join(lines)
     lines += [
         f"- Every figure is a median with quartiles, of {rounds.min():.0f} to "
         f"{rounds.max():.0f} rounds; warm-up and compilation come before.",
@@ -284,19 +289,29 @@ def clocks_text(data, device):
 
 
 def update_project_readme(folder):
-    """Put the short table between the markers of README.md; without markers, leave it alone."""
+    """Put the short tables between their markers in README.md; without markers, leave it alone."""
+    from . import quality_report
+
     folder = Path(folder).resolve()
     if folder.parent != ROOT:
         return
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        return
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    new = f"{before}{BEGIN}\n{project_table(folder)}\n{END}{after}"
+    new = filled(text, BEGIN, END, project_table(folder))
+    new = filled(
+        new, quality_report.BEGIN, quality_report.END, quality_report.project_section(folder)
+    )
     if new != text:
         readme.write_text(new, encoding="utf-8", newline="\n")
+
+
+def filled(text, begin, end, content):
+    """The text with ``content`` between two markers, or as it is where they are absent."""
+    if begin not in text or end not in text:
+        return text
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def project_table(folder):

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from . import plot, report, results
+from . import plot, quality_report, report, results
 from .cases import DIRECTIONS
 from .plot import present, providers
 
@@ -111,6 +111,7 @@ def show(device, console):
             size = cells.loc[(cells.batch * cells.latent).idxmax()]
             title = f"time of a call: {what}, {size.batch} x {size.latent}"
             console.print(time_table(cells, title))
+    quality_report.show(device, console)
     for entry in data[data.status != "right"].itertuples():
         where = f"{entry.op} {entry.batch}x{entry.latent} {entry.dtype} {entry.direction}"
         console.print(
