@@ -5,4 +5,8 @@
 measured, ``quiet`` when, ``machine`` on what; ``test_operations`` puts them together under
 ``pytest --benchmark`` with the help of ``session``. ``results`` reads and writes
 ``results/<device>/``; ``plot``, ``report`` and ``table`` draw from there without torch.
+
+The estimators' quality likewise: ``quality_cases`` says what is swept, ``quality`` what is
+measured, ``quality_exact`` what the truth is, ``test_quality`` runs it; ``quality_results``,
+``quality_plot`` and ``quality_report`` are what the others call for it.
 """

@@ -6,6 +6,7 @@ outputs mu and logvar. Estimates are in float32, as in training; sums over repli
 exact answers in float64.
 """
 
+import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -20,7 +21,9 @@ from .quality_exact import Exact
 
 F64 = torch.float64
 NOISE_VARIANCE = 1.0
-CHUNK = 2**18  # elements of [K, pairs, D + P]: fits a core's cache
+# Elements of [K, pairs, D + P] at once: what a core's cache holds, or what fills a GPU. It takes
+# part in saying which noise is drawn.
+CHUNK = {"cpu": 2**18, "cuda": 2**24}
 RESAMPLES = 200
 # An SNR past this says how float32 rounds: antithetic pairs leave mu's gradient no variance at
 # all here, where the log-likelihood is quadratic.
@@ -144,6 +147,18 @@ def with_error(statistic, sums):
     return value.item(), resampled.std().item()
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Chunks fit a cache, and threads that meet after each operation gain nothing on them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def replicate(entry, samples, made, count, seed, device="cpu"):
     """Sums of the value and of the effective sample size [EXAMPLES], and of both gradients.
 
@@ -157,7 +172,7 @@ def replicate(entry, samples, made, count, seed, device="cpu"):
     sums = {name: Sums() for name in ("value", "ess", *PARTS)}
     done = 0
     while done < count:
-        size = min(max(CHUNK // each, 1), count - done)
+        size = min(max(CHUNK[device] // each, 1), count - done)
         index = torch.arange(done, done + size) * quality_cases.BLOCKS // count
         done += size
         leaves = [

@@ -137,7 +137,7 @@ def replicates(grid, estimator, samples, distance, latent):
     if distance == SLOPE_DISTANCE:
         work *= 4
         if latent == grid.latents[0]:
-            work, most = work * ENTRIES[estimator].more, most * 4
+            work, most = work * ENTRIES[estimator].more, 4 * most * ENTRIES[estimator].more
     each = samples * EXAMPLES * (latent + pixels(latent))
     wanted = min(max(work // each, grid.replicates[0]), most)
     return -(-wanted // BLOCKS) * BLOCKS

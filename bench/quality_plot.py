@@ -112,13 +112,13 @@ def bounds(table, subject):
                 0.97, 0.04, f"KL(q || posterior) = {kl:.2g} nats", transform=axis.transAxes,
                 ha="right", size=7, color="#555555",
             )  # fmt: skip
-            if row is axes[0]:
+            if latent == latents[0]:
                 axis.set_title(side(distance), loc="left", weight="bold")
         row[0].set_ylabel(f"D = {latent}\nnats an example")
         # A failing upper bound must not hide the rest.
         part = table[(table.latent == latent) & table.distance.isin(distances)]
         low, high = part.exact_elbo.min(), part.log_evidence.max()
-        row[0].set_ylim(low - 0.2 * (high - low), high + 0.25 * (high - low))
+        row[0].set_ylim(low - 0.2 * (high - low), high + 0.5 * (high - low))
     for axis in axes[-1]:
         axis.set_xlabel("samples K")
     extra = [
@@ -171,7 +171,7 @@ def signals(table, slopes, subject):
                 0.02, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", size=7,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )  # fmt: skip
-            if row is axes[0]:
+            if latent == latents[0]:
                 axis.set_title(TITLES[part], loc="left", weight="bold")
         top = row[0].get_ylim()[1]
         row[0].set_ylim(lowest / 2, top * 4)
@@ -264,7 +264,7 @@ def time_to_snr(table, subject):
             against_samples(axis, table)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(EngFormatter("s"))
-            if row is axes[0]:
+            if latent == latents[0]:
                 axis.set_title(TITLES[part], loc="left", weight="bold")
         row[0].set_ylabel(f"D = {latent}\ntime an example")
     for axis in axes[-1]:
@@ -304,7 +304,7 @@ def losses(table, subject):
                 )
             axis.axhline(1, color="black", linewidth=1)
             axis.set_yscale("log")
-            if row is axes[0]:
+            if latent == latents[0]:
                 axis.set_title(f"{ours} / {plain}", loc="left", weight="bold")
         row[0].set_ylabel(f"D = {latent}\nvariance ratio")
     for axis in axes[-1]:

@@ -46,6 +46,7 @@ def test_quality(benchmark, suite, estimator, samples, distance, latent):
         latent=latent,
         dtype="float32",
         batch=quality_cases.BATCH,
+        clock="device" if DEVICE == "cuda" else "host",
     )
     info.update(quality.measure(estimator, samples, distance, latent, grid, DEVICE))
     info["peak_bytes"] = peak_bytes(estimator, samples, latent)
