@@ -150,8 +150,9 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
 def elbo_monte_carlo(draws, *, beta=1.0):
     """mean_k [log p(x|z_k) + beta (log p(z_k) - log q(z_k|x))] (K&W, eq. 6).
 
-    For priors or posteriors without a closed-form KL. It hurts near the posterior: the
-    score of q, of mean zero, adds variance that never goes away.
+    For priors without a closed-form KL. log q is taken from the noise, and then the gradient
+    is ``elbo-entropy``'s sample by sample; only the value is noisier. It hurts near the
+    posterior, where the gradient's noise, which STL cancels, never goes away.
     """
     validate.number("beta", beta)
     z, log_q = draws.z(), draws.log_q()
@@ -165,7 +166,8 @@ def elbo_monte_carlo(draws, *, beta=1.0):
 def elbo_entropy(draws):
     """mean_k log p(x, z_k) + H[q], the entropy in closed form (Hoffman & Johnson 2016).
 
-    For a joint that does not split into likelihood and prior, as in Bayesian inference.
+    For a joint that does not split into likelihood and prior, as in Bayesian inference; the
+    gradient is ``elbo-monte-carlo``'s.
     """
     log_joint = draws.log_joint(draws.z())
     return log_joint - draws.log_q(), log_joint.mean(0) + textbook.gaussian_entropy(
@@ -441,7 +443,8 @@ def estimate(
         name: a key of :data:`ESTIMATORS`.
         mu, logvar: of q(z|x), ``[..., D]``.
         num_samples: K, over all groups.
-        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats.
+        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats. (The likelihoods
+            of :mod:`fused_elbo` sum over all but the first dimension: flatten [K, B] for them.)
         log_joint: instead, z to log p(x, z); the prior is then in it, and ``"elbo"``, which
             needs the likelihood apart, cannot be had.
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
