@@ -76,7 +76,7 @@ class Grid(NamedTuple):
 GRIDS = {
     "smoke": Grid((1, 4, 16), (SLOPE_DISTANCE,), (2,), 2**17, (64, 256), 0.003, (3, 5)),
     "default": Grid(
-        (1, 4, 16, 64, 256), (-1.0, 0.0, SLOPE_DISTANCE, 1.0), (4,),
+        (1, 4, 16, 64, 256), (-1.0, 0.0, SLOPE_DISTANCE, 1.0), (4, 16),
         2**20, (256, 2048), 0.01, (7, 15), (32, 128),
     ),
     "full": Grid(
