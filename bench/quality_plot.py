@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from . import plot, quality_results
 from .quality_cases import SLOPE_DISTANCE
@@ -219,6 +219,7 @@ def frontier(table, subject):
             axis.step(best[0], best[1], where="post", color="black", linewidth=3, alpha=0.25)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(EngFormatter("s"))
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.set_title(f"D = {latent}, {TITLES[part]}", loc="left", weight="bold")
@@ -252,7 +253,7 @@ def time_to_snr(table, subject):
         len(latents), 2, height, f"Time to reach an SNR of 1, {Q_TEXT(SLOPE_DISTANCE)}",
         subject, 1.15, sharex=True, sharey="row",
     )  # fmt: skip
-    figure.subplots_adjust(wspace=0.08, hspace=0.14)
+    figure.subplots_adjust(left=0.13, wspace=0.08, hspace=0.14)
     for row, latent in zip(axes, latents, strict=True):
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
@@ -290,6 +291,7 @@ def losses(table, subject):
         "variance, relative", subject, 1.1, sharex=True, sharey="row",
     )  # fmt: skip
     figure.subplots_adjust(wspace=0.08, hspace=0.16)
+    distances = sorted(table.distance.unique())
     # One run's K: the smallest, one in the middle, and the greatest at more than one distance.
     wide = table.groupby("samples").distance.nunique()
     counts = sorted(wide[wide == wide.max()].index)
@@ -304,6 +306,7 @@ def losses(table, subject):
                 )
             axis.axhline(1, color="black", linewidth=1)
             axis.set_yscale("log")
+            axis.set_xticks(distances, [f"{d:g}".replace("-", "\u2212") for d in distances])
             if latent == latents[0]:
                 axis.set_title(f"{ours} / {plain}", loc="left", weight="bold")
         row[0].set_ylabel(f"D = {latent}\nvariance ratio")
