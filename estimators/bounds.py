@@ -133,8 +133,8 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     variational inference with inverse autoregressive flow", 2016, here for each example): that
     keeps latents in use early on; it hurts as a bound, of which it is none.
     """
-    validate.number("beta", beta)
-    validate.number("free_bits", free_bits, least=0.0)
+    validate.number("beta", beta, -validate.FINITE, validate.FINITE)
+    validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
     validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
     z = draws.z()
     log_likelihood = draws.log_likelihood(z)
@@ -154,7 +154,7 @@ def elbo_monte_carlo(draws, *, beta=1.0):
     is ``elbo-entropy``'s sample by sample; only the value is noisier. It hurts near the
     posterior, where the gradient's noise, which STL cancels, never goes away.
     """
-    validate.number("beta", beta)
+    validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     z, log_q = draws.z(), draws.log_q()
     if beta == 1.0:
         log_weights = draws.log_joint(z) - log_q
@@ -318,7 +318,7 @@ def renyi(draws, *, alpha=0.5):
     bound from above for alpha < 0. At finite K its Monte Carlo estimate is biased, downwards
     for alpha < 1.
     """
-    validate.number("alpha", alpha)
+    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     if alpha == 1:
         return elbo_monte_carlo(draws)
     log_weights = draws.log_joint(draws.z()) - draws.log_q()
@@ -338,7 +338,7 @@ def cubo(draws, *, order=2.0):
     With an ELBO it brackets the evidence. Its estimate is biased downwards, by much where the
     weights vary: with few samples it may lie under log p(x). An upper bound: minimise it.
     """
-    validate.number("order", order)
+    validate.number("order", order, least=0.0, most=validate.FINITE)
     if order <= 0:
         raise ValueError(f"order must be positive, got {order}")
     return renyi(draws, alpha=1.0 - order)

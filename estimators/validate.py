@@ -3,9 +3,11 @@
 import importlib.util
 import math
 import os
+import sys
 
 import torch
 
+FINITE = sys.float_info.max
 IMPLEMENTATIONS = ("auto", "triton", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
