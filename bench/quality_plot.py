@@ -72,7 +72,8 @@ def note(figure, height, y, text):
 def against_samples(axis, table):
     samples = sorted(int(k) for k in table.samples.unique())
     axis.set_xscale("log", base=2)
-    axis.set_xticks(samples, samples)
+    # Powers of 4 are labelled; those between them have a tick.
+    axis.set_xticks(samples, [k if k.bit_length() % 2 else "" for k in samples])
     axis.xaxis.set_minor_locator(NullLocator())
 
 
