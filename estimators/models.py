@@ -79,7 +79,9 @@ def renyi_divergence(q: Gaussian, p: Gaussian, alpha: float) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(mixed)
     # Where S is not positive definite the integral diverges; any factor does until the end.
     fine = (failed == 0)[..., None, None]
-    factor = torch.where(fine, factor, torch.eye(mixed.shape[-1], dtype=mixed.dtype))
+    factor = torch.where(
+        fine, factor, torch.eye(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
+    )
     d = (p.mean - q.mean).unsqueeze(-1)
     distance = (d * torch.cholesky_solve(d, factor)).sum((-2, -1))
     mixed_log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -120,7 +122,7 @@ class LinearGaussianModel:
 
     def _precision(self) -> Tensor:
         """The posterior's: I + W' W / sigma^2 [D, D]; it is the same for every x."""
-        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype)
+        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
         return eye + self.weight.mT @ self.weight / self.noise_variance
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class LinearGaussianModel:
 
     def evidence(self) -> Gaussian:
         """p(x) = N(b, W W' + sigma^2 I) (Tipping & Bishop, eq. 4)."""
-        eye = torch.eye(self.weight.shape[0], dtype=self.weight.dtype)
+        eye = torch.eye(self.weight.shape[0], dtype=self.weight.dtype, device=self.weight.device)
         covariance = self.weight @ self.weight.mT + self.noise_variance * eye
         return Gaussian(self.bias, covariance)
 
@@ -206,7 +208,7 @@ class BayesianLinearRegression:
 
     def _precision(self) -> Tensor:
         """The posterior's: X' X / sigma^2 + I / tau^2 [D, D] (Bishop, eq. 3.54)."""
-        eye = torch.eye(self.design.shape[1], dtype=self.design.dtype)
+        eye = torch.eye(self.design.shape[1], dtype=self.design.dtype, device=self.design.device)
         return self.design.mT @ self.design / self.noise_variance + eye / self.prior_variance
 
     def _log(self, value: float) -> Tensor:
