@@ -28,6 +28,15 @@ def _fixed_seed():
     torch.manual_seed(20140414)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Many small operations: on a busy machine threads wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what needs a GPU where kernels are interpreted or there is none."""
     if ON_GPU:

@@ -60,13 +60,7 @@ WIDE = PLANE._replace(logvar=f64([[0.1, 0.2]]))
 NARROW = PLANE._replace(logvar=f64([[-0.8, -1.3]]))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many small operations: on a busy machine threads wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def generator(seed=0):

@@ -26,13 +26,7 @@ from fused_elbo.estimators.models import (
 PROBLEMS = pytest.mark.parametrize("problem", [LINE, PLANE, SPACE], ids=["line", "plane", "space"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many small operations: on a busy machine threads wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
