@@ -12,19 +12,27 @@ from .estimators.functional import (
     gaussian_log_prob,
     gaussian_nll,
     gaussian_rsample,
+    importance_weights,
     rsample_kl,
+    rsample_log_ratio,
 )
+from .estimators.iwae import IWAEParts, chunked_iwae_loss, iwae_loss
 from .estimators.loss import ELBOLoss, ELBOParts, elbo_loss
 
 __version__ = version("fused-elbo")
 __all__ = [
     "ELBOLoss",
     "ELBOParts",
+    "IWAEParts",
     "bernoulli_nll",
+    "chunked_iwae_loss",
     "elbo_loss",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_nll",
     "gaussian_rsample",
+    "importance_weights",
+    "iwae_loss",
     "rsample_kl",
+    "rsample_log_ratio",
 ]

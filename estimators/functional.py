@@ -1,14 +1,16 @@
 """The public operations: check the arguments, then run the kernel or its PyTorch twin."""
 
 import math
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 
-from . import reference, validate
+from . import noise, reference, validate
 
 Implementation: TypeAlias = Literal["auto", "triton", "reference"]
+Gradient: TypeAlias = Literal["total", "path", "dreg"]
+GRADIENTS = ("total", "path", "dreg")
 
 
 def gaussian_log_prob(
@@ -191,11 +193,117 @@ def rsample_kl(
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if not validate.use_kernels(impl, mu):
         return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
-    from ..kernels.gaussian_rsample import rsample_kl as kernel
+    from ..kernels.rsample_kl import rsample_kl as kernel
 
     prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
     z, kl = kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar), generator=generator)
     return _view(z, shape), _view(kl, shape[:-1])
+
+
+def rsample_log_ratio(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""K reparameterised samples and log p(z) - log q(z|x) of each, in one pass.
+
+    .. math:: z_k = \mu + e^{\ell / 2} \odot \epsilon_k, \qquad
+              \log p(z_k) - \log q(z_k \mid x)
+              = \tfrac12 \sum_d \big[\epsilon_{kd}^2 - (z_{kd} - m_d)^2 e^{-s_d} + \ell_d - s_d\big]
+
+    The encoder's half of an importance-weighted bound: give z to the decoder and the log
+    ratio to :func:`iwae_loss`. mu and logvar are read once for all K samples, and backward
+    sums over them without storing noise. Equivalent PyTorch::
+
+        q, p = Normal(mu, (0.5 * logvar).exp()), Normal(0.0, 1.0)
+        z = q.rsample((num_samples,))
+        log_ratio = (p.log_prob(z) - q.log_prob(z)).sum(-1)
+
+    Args:
+        mu, logvar: of q, ``[..., D]``, broadcast together.
+        num_samples: K >= 1.
+        prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
+        gradient: what reaches mu and logvar. ``"total"``: the gradient of the values.
+            ``"path"``: what flows through z alone, the score of q left out (Roeder et al.
+            2017, "sticking the landing"). ``"dreg"``: that of ``"path"`` and of z, multiplied
+            by the normalised importance weight once more (Tucker et al. 2019): the right
+            gradient of :func:`iwae_loss` with ``alpha=0``, of less variance. It takes the
+            weights from the gradient of the log ratio, which must be a multiple of them. The
+            prior's and the decoder's gradients are the same for all three.
+        antithetic: pairs of samples of (eps, -eps), 2k and 2k + 1; not with ``"dreg"``.
+        generator: as in :func:`gaussian_rsample`.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``(z, log_ratio)``: z ``[K, ..., D]`` in the dtype of ``mu``; log_ratio ``[K, ...]`` in
+        nats, in float32, or float64 for float64 inputs. Differentiable once in every tensor.
+
+    Raises:
+        ValueError: also for ``num_samples < 1``, an odd one with ``antithetic``, an unknown
+            ``gradient``, and ``"dreg"`` with ``antithetic``, which is biased.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, eq. 8 and 13.
+
+    >>> z, log_ratio = rsample_log_ratio(torch.zeros(3, 2), torch.zeros(3, 2), 5)
+    >>> z.shape, log_ratio.abs().max()
+    (torch.Size([5, 3, 2]), tensor(0.))
+    """
+    check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
+    options = {"gradient": gradient, "antithetic": antithetic}
+    prior = prior_mu, prior_logvar
+    if not validate.use_kernels(impl, mu):
+        return reference.rsample_log_ratio(
+            mu, logvar, num_samples, *prior, **options, generator=generator
+        )
+    from ..kernels.noise import draw_seed
+
+    seed = draw_seed(mu.device, generator)
+    return samples_from(seed, 0, num_samples, mu, logvar, *prior, **options, impl=impl)
+
+
+def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
+    """The arguments of rsample_log_ratio; returns the shape of q."""
+    validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    shape = validate.broadcast(mu=mu, logvar=logvar)
+    validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    validate.count("num_samples", num_samples)
+    validate.choice("gradient", gradient, GRADIENTS)
+    if antithetic and num_samples % 2:
+        raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
+    if antithetic and gradient == "dreg":
+        raise ValueError("gradient='dreg' needs independent samples, and antithetic=True is given")
+    return shape
+
+
+def samples_from(
+    seed, first, num_samples, mu, logvar, prior_mu, prior_logvar, *, gradient, antithetic, impl
+):
+    """rsample_log_ratio for samples first, first + 1, ... of the kernels' noise stream.
+
+    The reference draws from the stream's twin: chunks of samples are those of one call.
+    """
+    options = {"gradient": gradient, "antithetic": antithetic}
+    shape = torch.broadcast_shapes(mu.shape, logvar.shape)
+    if validate.use_kernels(impl, mu):
+        from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
+
+        tensors = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
+        z, log_ratio = kernel(*tensors, num_samples, **options, seed=seed, first=first)
+        return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
+    draws = 1 + antithetic
+    rows = math.prod(shape[:-1]), shape[-1]
+    eps = noise.stream(seed, num_samples // draws, *rows, first=first // draws)
+    eps = eps.view(-1, *shape).to(mu.dtype)
+    eps = reference.with_antithetic(eps) if antithetic else eps
+    return reference.log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient)
 
 
 def gaussian_nll(
@@ -217,18 +325,19 @@ def gaussian_nll(
         F.gaussian_nll_loss(recon, x, recon_logvar.exp(), full=True, reduction="none").sum(...)
 
     Args:
-        recon: the decoder's mean, ``[B, ...]``.
-        x: the data, of the same shape.
+        recon: the decoder's mean, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
+        x: the data ``[B, ...]``; not copied for the samples.
         recon_logvar: log variance of the decoder's noise: a float (fixed), a scalar tensor
             (one learned sigma), or a tensor that broadcasts to ``recon``.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` in float32, or float64 for float64 inputs; differentiable once (the
-        reference: any number of times) in every tensor.
+        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable once
+        (the reference: any number of times) in every tensor.
 
     Raises:
-        ValueError: also where ``recon`` and ``x`` differ in shape: nothing is broadcast.
+        ValueError: also where ``recon`` is neither of the shape of ``x`` nor samples of it:
+            nothing else is broadcast.
         TypeError, RuntimeError: as :func:`gaussian_log_prob`.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
@@ -238,7 +347,7 @@ def gaussian_nll(
     """
     learned = isinstance(recon_logvar, torch.Tensor)
     validate.tensors(recon=recon, x=x, recon_logvar=recon_logvar if learned else None)
-    validate.examples(recon=recon, x=x)
+    shape = validate.samples_of_examples(recon=recon, x=x)
     if learned:
         validate.within(recon.shape, recon_logvar=recon_logvar)
     else:
@@ -247,7 +356,7 @@ def gaussian_nll(
         return reference.gaussian_nll(recon, x, recon_logvar)
     from ..kernels.gaussian_nll import gaussian_nll as kernel
 
-    return kernel(*likelihood_rows(recon, x, recon_logvar))
+    return _view(kernel(*likelihood_rows(recon, x, recon_logvar)), shape)
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
@@ -263,16 +372,18 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
         F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
 
     Args:
-        logits: the decoder's output before any sigmoid, ``[B, ...]``.
-        x: the data, of the same shape and dtype.
+        logits: the decoder's output before any sigmoid, ``[B, ...]``, or ``[K, B, ...]`` for
+            K samples of z.
+        x: the data ``[B, ...]``, of the same dtype; not copied for the samples.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` in float32, or float64 for float64 inputs; differentiable once (the
-        reference: any number of times) in both arguments.
+        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable once
+        (the reference: any number of times) in both arguments.
 
     Raises:
-        ValueError: also where ``logits`` and ``x`` differ in shape: nothing is broadcast.
+        ValueError: also where ``logits`` is neither of the shape of ``x`` nor samples of it:
+            nothing else is broadcast.
         TypeError, RuntimeError: as :func:`gaussian_log_prob`.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.1.
@@ -281,27 +392,98 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     tensor([1.3863])
     """
     validate.tensors(logits=logits, x=x)
-    validate.examples(logits=logits, x=x)
+    shape = validate.samples_of_examples(logits=logits, x=x)
     if not validate.use_kernels(impl, logits):
         return reference.bernoulli_nll(logits, x)
     from ..kernels.bernoulli_nll import bernoulli_nll as kernel
 
-    return kernel(logits.flatten(1), x.flatten(1))
+    return _view(kernel(*example_rows(logits, x)), shape)
+
+
+class ImportanceWeights(NamedTuple):
+    """A bound, the weights that are its gradient, and their effective sample size."""
+
+    bound: Tensor  # [...]
+    weights: Tensor  # [K, ...], of sum 1 over K
+    ess: Tensor  # [...], in [1, K], or 0 where all weights are
+
+
+def importance_weights(
+    log_weights: Tensor, alpha: float = 0.0, *, impl: Implementation = "auto"
+) -> ImportanceWeights:
+    r"""The importance-weighted bound of K log weights, in nats, and the normalised weights.
+
+    .. math:: \tfrac1a \log \tfrac1K \sum_k w_k^a, \qquad
+              v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad
+              \mathrm{ESS} = 1 \big/ \textstyle\sum_k v_k^2, \qquad a = 1 - \alpha
+
+    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's. Equivalent
+    PyTorch, for alpha = 0::
+
+        torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
+
+    but where all weights of an example are 0: the bound is then -inf, and the weights, so the
+    gradients, are 0 instead of NaN.
+
+    Args:
+        log_weights: log w_k = log p(x, z_k) - log q(z_k|x), ``[K, ...]``.
+        alpha: the order of Renyi's bound.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``(bound, weights, ess)``, in float32, or float64 for float64 inputs. The bound is
+        differentiable once (the reference: any number of times); the others are detached.
+
+    Raises:
+        ValueError: ``log_weights`` without samples, or an ``alpha`` that is not finite.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Burda et al. 2016, eq. 8; Li & Turner, "Renyi divergence variational inference", NeurIPS
+    2016, eq. 7; Kong, Liu & Wong 1994 (ESS).
+
+    >>> bound, weights, ess = importance_weights(torch.zeros(4, 1))
+    >>> bound, ess
+    (tensor([0.]), tensor([4.]))
+    """
+    validate.tensors(log_weights=log_weights)
+    if log_weights.dim() == 0 or log_weights.shape[0] == 0:
+        shape = tuple(log_weights.shape)
+        raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
+    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    if not validate.use_kernels(impl, log_weights):
+        bound, weights, ess = reference.importance_weights(log_weights, alpha)
+        return ImportanceWeights(bound, weights, ess)
+    from ..kernels.importance_weights import importance_weights as kernel
+
+    shape = log_weights.shape[1:]
+    rows = _view(log_weights, (len(log_weights), math.prod(shape)))
+    bound, weights, ess, _ = kernel(rows, alpha=alpha)
+    return ImportanceWeights(
+        _view(bound, shape), _view(weights, log_weights.shape), _view(ess, shape)
+    )
+
+
+def example_rows(recon, x):
+    """What the likelihoods' kernels take: recon [K B, events] and x [B, events]."""
+    x = x.flatten(1)
+    return _view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
 
 def likelihood_rows(recon, x, recon_logvar):
-    """What the Gaussian likelihood's kernels take: rows, and logvar as tensor or as float.
+    """For the Gaussian likelihood those rows, and logvar as tensor or as float.
 
     A logvar that is constant over an example's events stays one number a row.
     """
-    recon_rows, x_rows = recon.flatten(1), x.flatten(1)
+    recon_rows, x_rows = example_rows(recon, x)
     if not isinstance(recon_logvar, torch.Tensor):
         return recon_rows, x_rows, None, float(recon_logvar)
     aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
-    if all(size == 1 for size in aligned.shape[1:]):
-        rows = aligned.reshape(-1, 1).expand(recon.shape[0], 1)
+    leading = recon.shape[: recon.dim() - x.dim() + 1]
+    if all(size == 1 for size in aligned.shape[len(leading) :]):
+        rows = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
+        rows = rows.reshape(-1, 1)
     else:
-        rows = recon_logvar.expand(recon.shape).flatten(1)
+        rows = recon_logvar.expand(recon.shape).reshape(recon_rows.shape)
     return recon_rows, x_rows, rows, 0.0
 
 

@@ -57,8 +57,9 @@ def elbo_loss(
 
     Args:
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
-            ``"gaussian"``.
-        x: the data, of the same shape.
+            ``"gaussian"``; or ``[K, B, ...]``, over whose K samples the likelihood's term is
+            averaged.
+        x: the data ``[B, ...]``; not copied for the samples.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
@@ -89,21 +90,18 @@ def elbo_loss(
     validate.choice("reduction", reduction, REDUCTIONS)
     validate.number("beta", beta)
     learned = isinstance(recon_logvar, torch.Tensor)
-    if likelihood == "bernoulli" and (learned or recon_logvar != 0.0):
-        raise ValueError("recon_logvar is an argument of likelihood='gaussian' only")
-    if not learned:
-        validate.number("recon_logvar", recon_logvar)
+    validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
     operands = {"recon": recon, "x": x, "recon_logvar": recon_logvar if learned else None}
     validate.tensors(**operands)
-    validate.examples(recon=recon, x=x)
+    validate.samples_of_examples(recon=recon, x=x)
     if learned:
         validate.within(recon.shape, recon_logvar=recon_logvar)
-    kl = _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl)
+    kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
 
     if reduction != "none" and _gradient_in_forward(impl, recon):
         from ..kernels.elbo_loss import elbo_loss as kernel
 
-        batch = recon.shape[0]
+        batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         rows = likelihood_rows(recon, x, recon_logvar)
         totals = kernel(*rows, kl=kl, likelihood=likelihood, beta=float(beta), scale=scale)
@@ -113,13 +111,15 @@ def elbo_loss(
             nll = bernoulli_nll(recon, x, impl=impl)
         else:
             nll = gaussian_nll(recon, x, recon_logvar, impl=impl)
+        if nll.dim() > 1:
+            nll = nll.flatten(0, -2).mean(0)
         parts = ELBOParts(torch.add(nll, kl, alpha=beta), nll, kl)
         if reduction != "none":
             parts = ELBOParts(*(getattr(part, reduction)() for part in parts))
     return parts if return_parts else parts.loss
 
 
-def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
+def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
     """The KL of each example [B], given or computed: exactly one of the two."""
     if (kl is None) == (mu is None and logvar is None) or (mu is None) != (logvar is None):
         raise ValueError("expected exactly one of kl and (mu, logvar)")
@@ -127,18 +127,18 @@ def _kl_of_examples(recon, kl, mu, logvar, prior_mu, prior_logvar, impl):
         if prior_mu is not None or prior_logvar is not None:
             raise ValueError("prior_mu and prior_logvar go with mu and logvar, but kl is given")
         validate.tensors(kl=kl)
-        validate.same_device(recon=recon, kl=kl)
-        if kl.shape != recon.shape[:1]:
-            shapes = validate.describe({"kl": kl, "recon": recon})
-            raise ValueError(f"expected kl [B] for recon [B, ...], got {shapes}")
+        validate.same_device(x=x, kl=kl)
+        if kl.shape != x.shape[:1]:
+            shapes = validate.describe({"kl": kl, "x": x})
+            raise ValueError(f"expected kl [B] for x [B, ...], got {shapes}")
         return kl
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
-    validate.tensors(recon=recon, **named)
+    validate.tensors(x=x, **named)
     shape = validate.broadcast(**named)
-    if len(shape) < 2 or 0 in shape[1:] or shape[0] != recon.shape[0]:
-        shapes = validate.describe({"mu": mu, "logvar": logvar, "recon": recon})
+    if len(shape) < 2 or 0 in shape[1:] or shape[0] != x.shape[0]:
+        shapes = validate.describe({"mu": mu, "logvar": logvar, "x": x})
         raise ValueError(
-            f"expected mu and logvar [B, ...], not empty, for recon [B, ...], got {shapes}"
+            f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
 
     def flat(t):

@@ -33,15 +33,23 @@ def box_muller(a, b):
     return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
-def stream(seed, samples, rows, cols):
+def draw_seed(device, generator=None):
+    """An int64 scalar from torch's generator."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device, generator=generator)
+
+
+def stream(seed, samples, rows, cols, *, first=0):
     """The float32 normals [samples, rows, cols] that the kernels draw from an integer seed.
+
+    ``first`` is the number of the first sample. On the device of the seed, if it is a tensor.
 
     >>> stream(0, 1, 2, 3).shape
     torch.Size([1, 2, 3])
     """
-    sample = torch.arange(samples).view(-1, 1, 1)
-    row = torch.arange(rows).view(1, -1, 1)
-    group = torch.arange(-(-cols // 4)).view(1, 1, -1)
+    device = seed.device if isinstance(seed, torch.Tensor) else None
+    sample = torch.arange(first, first + samples, device=device).view(-1, 1, 1)
+    row = torch.arange(rows, device=device).view(1, -1, 1)
+    group = torch.arange(-(-cols // 4), device=device).view(1, 1, -1)
     counter = torch.broadcast_tensors(group, row & WORD, row >> 32, sample)
     a, b, c, d = philox(counter, (seed & WORD, seed >> 32 & WORD))
     normals = torch.stack((*box_muller(a, b), *box_muller(c, d)), -1)

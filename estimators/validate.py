@@ -90,13 +90,32 @@ def broadcast(**named):
     return shape
 
 
-def examples(**named):
-    """Tensors of one shape [B, ...] with at least one event dimension, none of size 0."""
-    shape, *others = (t.shape for t in named.values())
-    if any(other != shape for other in others):
-        raise ValueError(f"expected equal shapes, got {describe(named)}")
-    if len(shape) < 2 or 0 in shape[1:]:
+def samples_of_examples(**named):
+    """The shape of the values of ``named``'s first tensor [K, B, ...], given x [B, ...]: [K, B].
+
+    Any number of dimensions of samples, none included, stand before those of x.
+    """
+    (_, first), (_, x) = named.items()
+    if x.dim() < 2 or 0 in x.shape[1:]:
         raise ValueError(f"expected [B, ...] with events that are not empty, got {describe(named)}")
+    samples = first.dim() - x.dim()
+    if samples < 0 or first.shape[samples:] != x.shape:
+        raise ValueError(
+            f"expected equal shapes, or {next(iter(named))} with samples [K, *x.shape], "
+            f"got {describe(named)}"
+        )
+    if 0 in first.shape[:samples]:
+        raise ValueError(f"expected at least one sample, got {describe(named)}")
+    return first.shape[: samples + 1]
+
+
+def bernoulli_has_no_logvar(likelihood, recon_logvar):
+    """``recon_logvar`` is a float or a tensor of a Gaussian likelihood, and of no other."""
+    learned = isinstance(recon_logvar, torch.Tensor)
+    if likelihood == "bernoulli" and (learned or recon_logvar != 0.0):
+        raise ValueError("recon_logvar is an argument of likelihood='gaussian' only")
+    if not learned:
+        number("recon_logvar", recon_logvar)
 
 
 def within(shape, **named):

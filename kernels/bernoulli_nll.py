@@ -27,7 +27,9 @@ from .launch import (
     launch,
     partial_sums,
     row_sums,
+    samples_of,
     stride_of,
+    sum_samples,
     tiling,
 )
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
@@ -45,7 +47,7 @@ def bernoulli_nll_kernel(
     x_stride,
     grad_stride,
     scale: tl.float64,
-    rows,
+    rows,  # of x, and of logits for every sample
     cols,
     col_tiles,
     SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
@@ -56,24 +58,26 @@ def bernoulli_nll_kernel(
     PTX: tl.constexpr,
 ):
     cols *= VEC
-    row = tile_rows(col_tiles, BLOCK_ROWS)
+    x_row = tile_rows(col_tiles, BLOCK_ROWS)
+    row = x_row + tl.program_id(1).to(tl.int64) * rows
+    valid = x_row < rows
     col = tile_cols(col_tiles, BLOCK_COLS)
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    mask = valid[:, None] & (col < cols)[None, :]
 
     logits = load_tile(logits_ptr, row, col, logits_stride * VEC, mask, ACC)
-    x = load_tile(x_ptr, row, col, x_stride * VEC, mask, ACC)
+    x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
     odds = exp_scaled(tl.abs(logits), -1.0, PTX)
 
     if nll_ptr is not None:
         nll = tl.maximum(logits, 0.0) - x * logits + log1p_unit(odds, PTX)
         nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
         if SUM_ROWS:
-            store_tile_sum(nll_ptr, nll, row, rows)
+            store_tile_sum(nll_ptr, nll, valid)
         else:
-            store_rows(nll_ptr, nll, row, rows, col_tiles)
+            store_rows(nll_ptr, nll, row, valid, tl.num_programs(1).to(tl.int64) * rows, col_tiles)
 
     if grad_ptr is not None:
-        grad = load_rows(grad_ptr, row, grad_stride, rows, ACC)
+        grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
     if dlogits_ptr is not None:
@@ -84,23 +88,28 @@ def bernoulli_nll_kernel(
 
 
 def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=(False,) * 2):
-    """Launch on [rows, cols].
+    """Launch on logits [rows, cols].
 
-    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
-    program). Returns it with the gradients that ``needs`` asks of (logits, x).
+    x may have fewer rows, of which logits then holds samples one after another. ``output`` is
+    None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program). Returns it
+    with the gradients that ``needs`` asks of (logits, x).
     """
     logits, x = as_rows(logits), as_rows(x)
-    rows, cols = logits.shape
+    cols, x_rows = logits.shape[1], x.shape[0]
+    samples, x = samples_of(logits, x)
+    rows = x.shape[0]
     acc = accumulator(logits, x)
-    gradients = [empty_like_rows(t, n) for t, n in zip((logits, x), needs, strict=True)]
-    tiles = tiling(rows, cols, logits, x)
-    nll = partial_sums(logits, acc, tiles, output)
+    dlogits = empty_like_rows(logits, needs[0])
+    dx = logits.new_empty(logits.shape, dtype=x.dtype) if needs[1] else None
+    tiles = tiling(rows, cols, logits, x, samples=samples)
+    nll = partial_sums(logits, acc, tiles, output, samples)
     arguments = [
         logits,
         x,
         grad,
         nll,
-        *gradients,
+        dlogits,
+        dx,
         stride_of(logits, tiles.vector),
         stride_of(x, tiles.vector),
         stride_of(grad),
@@ -111,10 +120,15 @@ def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=
     ]
     flags = {"SUM_ROWS": output == "tiles"}
     if rows:
-        launch(bernoulli_nll_kernel, tiles.programs, arguments, flags | constants(tiles, acc))
+        launch(
+            bernoulli_nll_kernel,
+            (tiles.programs, samples),
+            arguments,
+            flags | constants(tiles, acc),
+        )
     if output == "rows":
         nll = row_sums(nll)
-    return nll, [g for g in gradients if g is not None]
+    return nll, [g for g in (dlogits, sum_samples(dx, x_rows)) if g is not None]
 
 
 def _forward(logits, x):
@@ -160,5 +174,5 @@ class BernoulliNLL(KernelFunction):
 
 
 def bernoulli_nll(logits, x):
-    """Twin of ``reference.bernoulli_nll`` on [rows, cols]."""
+    """Twin of ``reference.bernoulli_nll`` on [rows, cols]; x as in the launcher."""
     return BernoulliNLL.apply(logits, x)

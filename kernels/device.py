@@ -34,22 +34,23 @@ def store_tile(ptr, row, col, stride, mask, value):
 
 
 @triton.jit
-def store_rows(ptr, value, row, rows, col_tiles):
+def store_rows(ptr, value, row, valid, rows, col_tiles):
     """One number a row of the tile, into partial sums [col_tiles, rows]."""
     offset = (tl.program_id(0) % col_tiles).to(tl.int64) * rows + row
-    tl.store(ptr + offset, value, mask=row < rows)
+    tl.store(ptr + offset, value, mask=valid)
 
 
 @triton.jit
-def store_tile_sum(ptr, value, row, rows):
+def store_tile_sum(ptr, value, valid):
     """The sum over the rows of the tile, into partial sums [programs]."""
-    tl.store(ptr + tl.program_id(0), tl.sum(tl.where(row < rows, value, 0.0), axis=0))
+    program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(ptr + program, tl.sum(tl.where(valid, value, 0.0), axis=0))
 
 
 @triton.jit
-def load_rows(ptr, row, stride, rows, ACC: tl.constexpr):
+def load_rows(ptr, row, valid, stride, ACC: tl.constexpr):
     """One number a row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
-    return tl.load(ptr + row * stride, mask=row < rows, other=0.0).to(ACC)[:, None]
+    return tl.load(ptr + row * stride, mask=valid, other=0.0).to(ACC)[:, None]
 
 
 @triton.jit

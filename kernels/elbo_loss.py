@@ -1,4 +1,4 @@
-"""The reduced loss, scale * sum over rows of (nll + beta * kl), and its gradients.
+"""The reduced loss, scale * sum over rows of (mean nll + beta * kl), and its gradients.
 
 The gradient of a training step's loss is known but for one factor before the loss is:
 the likelihood kernels write it in the forward pass, where their inputs are in registers.
@@ -28,7 +28,8 @@ def total_kernel(
     rows,
     kl_stride,
     beta: tl.float64,
-    scale: tl.float64,
+    nll_scale: tl.float64,
+    kl_scale: tl.float64,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -42,8 +43,8 @@ def total_kernel(
         for start in range(0, rows, BLOCK):
             offset = (start + lane).to(tl.int64) * kl_stride
             kl += tl.load(kl_ptr + offset, mask=start + lane < rows, other=0.0).to(ACC)
-    nll = tl.sum(nll, axis=0) * tl.full((), scale, ACC)
-    kl = tl.sum(kl, axis=0) * tl.full((), scale, ACC)
+    nll = tl.sum(nll, axis=0) * tl.full((), nll_scale, ACC)
+    kl = tl.sum(kl, axis=0) * tl.full((), kl_scale, ACC)
     tl.store(loss_out, nll + tl.full((), beta, ACC) * kl)
     tl.store(nll_out, nll)
     tl.store(kl_out, kl)
@@ -60,19 +61,25 @@ def scale_kernel(tensor_ptr, factor_ptr, n, BLOCK: tl.constexpr):
         tl.store(tensor_ptr + offset, value, mask=offset < n)
 
 
+def samples_in(recon, x):
+    """The samples of each example in recon [samples * rows, cols], for x [rows, cols]."""
+    return recon.shape[0] // x.shape[0] if x.shape[0] else 1
+
+
 def _elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
     """[loss, nll, kl, then the wanted gradients of recon, x and logvar]."""
-    options = {"scale": scale, "output": "tiles", "needs": needs}
+    nll_scale = scale / samples_in(recon, x)
+    options = {"scale": nll_scale, "output": "tiles", "needs": needs}
     if likelihood == "gaussian":
         nll, gradients = launch_gaussian_nll(recon, x, logvar, logvar_value, **options)
     else:
         nll, gradients = launch_bernoulli_nll(recon, x, **options | {"needs": needs[:2]})
     totals = [nll.new_empty(()) for _ in range(3)]
-    rows = recon.shape[0]
+    rows = x.shape[0]
     kl_stride = 0 if kl is None else kl.stride(0)
-    arguments = [nll, kl, *totals, nll.numel(), rows, kl_stride, beta, scale]
+    arguments = [nll, kl, *totals, nll.numel(), rows, kl_stride, beta, nll_scale, scale]
     acc = tl.float64 if nll.dtype == torch.float64 else tl.float32
-    launch(total_kernel, 1, arguments, {"BLOCK": BLOCK, "ACC": acc})
+    launch(total_kernel, (1,), arguments, {"BLOCK": BLOCK, "ACC": acc})
     return [*totals, *gradients]
 
 
@@ -85,7 +92,7 @@ def _elbo_loss_fake(recon, x, logvar, logvar_value, kl, likelihood, beta, scale,
 def _scale_(tensor, factor):
     n = tensor.numel()
     if n:
-        launch(scale_kernel, divide_up(n, BLOCK), [tensor, factor, n], {"BLOCK": BLOCK})
+        launch(scale_kernel, (divide_up(n, BLOCK),), [tensor, factor, n], {"BLOCK": BLOCK})
 
 
 elbo_loss_op = register(
@@ -135,7 +142,7 @@ class ELBOLoss(KernelFunction):
                 scale_op(gradient, factor)
             gradients = spread(gradients, needs[:3])
         else:
-            grad = (factor * ctx.scale).expand(recon.shape[0])
+            grad = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
             likelihood_needs = list(needs[:3])
             if ctx.likelihood == "gaussian":
                 gradients = gaussian_nll_backward_op(
@@ -160,7 +167,8 @@ def weighted_sum(*terms):
 def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
-    ``recon`` and ``x`` [rows, cols], ``logvar`` as in the launcher, ``kl`` [rows] or None.
+    ``x`` [rows, cols], ``recon`` [samples * rows, cols], whose nll is the mean over samples,
+    ``logvar`` as in the launcher, ``kl`` [rows] or None.
     """
     operands = (recon, x, logvar)
     track = torch.is_grad_enabled()

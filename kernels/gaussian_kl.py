@@ -81,10 +81,10 @@ def gaussian_kl_kernel(
     if kl_ptr is not None:
         kl = distance * distance + expm1_minus_x(log_ratio, variance)
         kl = 0.5 * tl.sum(kl, axis=1)
-        store_rows(kl_ptr, kl, row, rows, col_tiles)
+        store_rows(kl_ptr, kl, row, row < rows, rows, col_tiles)
 
     if grad_ptr is not None:
-        grad = load_rows(grad_ptr, row, grad_stride, rows, ACC)
+        grad = load_rows(grad_ptr, row, row < rows, grad_stride, ACC)
         dmu = grad * (distance * root)
         dlogvar = 0.5 * grad * expm1(log_ratio, variance)
         if dmu_ptr is not None:
@@ -121,7 +121,7 @@ def launch_gaussian_kl(inputs, *, grad=None, needs=(False,) * 4):
         tiles.col_tiles,
     ]
     if rows:
-        launch(gaussian_kl_kernel, tiles.programs, arguments, constants(tiles, acc))
+        launch(gaussian_kl_kernel, (tiles.programs,), arguments, constants(tiles, acc))
     return row_sums(kl) if grad is None else [g for g in gradients if g is not None]
 
 

@@ -26,7 +26,9 @@ from .launch import (
     launch,
     partial_sums,
     row_sums,
+    samples_of,
     stride_of,
+    sum_samples,
     tiling,
 )
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
@@ -48,7 +50,7 @@ def gaussian_nll_kernel(
     grad_stride,
     logvar_value: tl.float64,
     scale: tl.float64,
-    rows,
+    rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
     LOGVAR: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
@@ -62,18 +64,21 @@ def gaussian_nll_kernel(
 ):
     LOG_2PI: tl.constexpr = 1.8378770664093454836
     cols *= VEC
-    row = tile_rows(col_tiles, BLOCK_ROWS)
+    x_row = tile_rows(col_tiles, BLOCK_ROWS)
+    row = x_row + tl.program_id(1).to(tl.int64) * rows
+    valid = x_row < rows
+    all_rows = tl.num_programs(1).to(tl.int64) * rows
     col = tile_cols(col_tiles, BLOCK_COLS)
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    mask = valid[:, None] & (col < cols)[None, :]
     # The columns of this tile: what is constant along a row is added once, times this.
     count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
 
     recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
-    x = load_tile(x_ptr, row, col, x_stride * VEC, mask, ACC)
+    x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
     if LOGVAR == "element":
         logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     elif LOGVAR == "row":
-        logvar = load_rows(logvar_ptr, row, logvar_stride, rows, ACC)
+        logvar = load_rows(logvar_ptr, row, valid, logvar_stride, ACC)
     else:
         logvar = tl.full((BLOCK_ROWS, 1), logvar_value, ACC)
     inverse_std = exp_scaled(logvar, -0.5, PTX)
@@ -90,12 +95,12 @@ def gaussian_nll_kernel(
             nll = tl.sum(square, axis=1) + count * tl.sum(logvar + LOG_2PI, axis=1)
         nll *= 0.5 * SIGN
         if SUM_ROWS:
-            store_tile_sum(nll_ptr, nll, row, rows)
+            store_tile_sum(nll_ptr, nll, valid)
         else:
-            store_rows(nll_ptr, nll, row, rows, col_tiles)
+            store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
 
     if grad_ptr is not None:
-        grad = SIGN * load_rows(grad_ptr, row, grad_stride, rows, ACC)
+        grad = SIGN * load_rows(grad_ptr, row, valid, grad_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC) * SIGN
     dx = grad * (residual * inverse_std)
@@ -108,25 +113,29 @@ def gaussian_nll_kernel(
             store_tile(dlogvar_ptr, row, col, cols, mask, 0.5 * grad * (1.0 - square))
         else:
             dlogvar = 0.5 * tl.sum(grad, axis=1) * (count - tl.sum(square, axis=1))
-            store_rows(dlogvar_ptr, dlogvar, row, rows, col_tiles)
+            store_rows(dlogvar_ptr, dlogvar, row, valid, all_rows, col_tiles)
 
 
 def launch_gaussian_nll(
     recon, x, logvar, logvar_value, *, grad=None, scale=1.0, sign=1, output=None, needs=(False,) * 3
 ):
-    """Launch on [rows, cols]; ``logvar`` [rows, cols], [rows, 1] or None for the float.
+    """Launch on recon [rows, cols]; ``logvar`` [rows, cols], [rows, 1] or None for the float.
+
+    x may have fewer rows, of which recon then holds samples one after another.
 
     ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
     program). Returns it with the gradients that ``needs`` asks of (recon, x, logvar).
     """
     recon, x, logvar = as_rows(recon), as_rows(x), as_rows(logvar)
-    rows, cols = recon.shape
+    cols, x_rows = recon.shape[1], x.shape[0]
+    samples, x = samples_of(recon, x)
+    rows = x.shape[0]
     per_element = logvar is not None and logvar.shape[1] == cols
     acc = accumulator(recon, x, logvar)
     drecon = empty_like_rows(recon, needs[0])
-    dx = empty_like_rows(x, needs[1])
-    tiles = tiling(rows, cols, recon, x, logvar if per_element else None)
-    nll = partial_sums(recon, acc, tiles, output)
+    dx = recon.new_empty(recon.shape, dtype=x.dtype) if needs[1] else None
+    tiles = tiling(rows, cols, recon, x, logvar if per_element else None, samples=samples)
+    nll = partial_sums(recon, acc, tiles, output, samples)
     if per_element:
         dlogvar = empty_like_rows(logvar, needs[2])
     else:
@@ -153,12 +162,14 @@ def launch_gaussian_nll(
     mode = "value" if logvar is None else "element" if per_element else "row"
     flags = {"LOGVAR": mode, "SIGN": sign, "SUM_ROWS": output == "tiles"}
     if rows:
-        launch(gaussian_nll_kernel, tiles.programs, arguments, flags | constants(tiles, acc))
+        launch(
+            gaussian_nll_kernel, (tiles.programs, samples), arguments, flags | constants(tiles, acc)
+        )
     if needs[2] and not per_element:
         dlogvar = row_sums(dlogvar).to(logvar.dtype)[:, None]
     if output == "rows":
         nll = row_sums(nll)
-    return nll, [g for g in (drecon, dx, dlogvar) if g is not None]
+    return nll, [g for g in (drecon, sum_samples(dx, x_rows), dlogvar) if g is not None]
 
 
 def _forward(recon, x, logvar, logvar_value, sign):
@@ -211,7 +222,7 @@ class GaussianNLL(KernelFunction):
 
 
 def gaussian_nll(recon, x, logvar=None, logvar_value=0.0):
-    """Twin of ``reference.gaussian_nll`` on [rows, cols]; logvar as in the launcher."""
+    """Twin of ``reference.gaussian_nll`` on [rows, cols]; x and logvar as in the launcher."""
     return GaussianNLL.apply(recon, x, logvar, logvar_value, 1)
 
 

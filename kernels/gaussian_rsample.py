@@ -1,20 +1,24 @@
-"""Reparameterised Gaussian samples, z = mu + exp(logvar / 2) eps, and with them the KL.
+"""K reparameterised samples, z = mu + exp(logvar / 2) eps, and log p(z) - log q(z) of each.
 
-The backward kernel draws the same eps again from the seed: no noise is stored. Without
-a KL the prior operands are None, and z may have several samples [samples, rows, cols].
+A program reads mu and logvar of its tile once for all its samples. Backward draws the same
+eps again from the seed and sums over the samples in registers: neither noise nor anything
+else of size [samples, rows, cols] is stored but z and its gradient.
+
+The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
+0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
+where q is close to the prior.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from .device import (
     exp_scaled,
     expm1,
-    expm1_minus_x,
     in_units_of_prior,
     load_rows,
     load_tile,
-    store_rows,
     store_tile,
     tile_cols,
     tile_rows,
@@ -23,15 +27,36 @@ from .launch import (
     accumulator,
     as_rows,
     constants,
-    empty_like_rows,
+    divide_up,
     launch,
-    partial_sums,
     row_sums,
     stride_of,
     tiling,
 )
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 from .noise import draw_seed, normal_tile
+
+# Programs that fill a GPU: 132 SMs x 8. Fewer tiles than that, and the samples are shared out.
+PROGRAMS = 1056
+# What a backward program sums at least: its partial sums are that much smaller than dz.
+LEAST_SUMMED = 8
+# Elements of a tile: of twice as many the loop over samples, which keeps what it sums in
+# registers, takes 250 of them a thread for one instruction in 24 less.
+LARGEST = 1024
+
+
+@triton.jit
+def write_sample(
+    z_ptr, log_ratio_ptr, sample, eps, mu, std, distance, growth, constant, row, col, col_tile,
+    samples, rows, cols, mask,
+):  # fmt: skip
+    sample_row = row + tl.full((), sample, tl.int64) * rows
+    store_tile(z_ptr, sample_row, col, cols, mask, mu + std * eps)
+    if log_ratio_ptr is not None:
+        delta = distance + growth * eps
+        log_ratio = constant - 0.5 * tl.sum(delta * (delta + 2.0 * eps), axis=1)
+        offset = col_tile.to(tl.int64) * samples * rows + sample_row
+        tl.store(log_ratio_ptr + offset, log_ratio, mask=row < rows)
 
 
 @triton.jit
@@ -42,15 +67,18 @@ def rsample_kernel(
     prior_logvar_ptr,
     seed_ptr,
     z_ptr,
-    kl_ptr,
+    log_ratio_ptr,
     mu_stride,
     logvar_stride,
     prior_mu_stride,
     prior_logvar_stride,
-    samples,
+    first,  # the draw of the noise stream that the first sample takes
+    draws,  # samples, or pairs of them
+    share,  # draws of a program
     rows,
     cols,
     col_tiles,
+    ANTITHETIC: tl.constexpr,  # a draw makes two samples, of eps and of -eps
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -66,20 +94,76 @@ def rsample_kernel(
     mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     std = exp_scaled(logvar, 0.5, PTX)
-    seed = tl.load(seed_ptr)
-    for sample in range(samples):
-        eps = normal_tile(seed, row, col_tile, sample, BLOCK_ROWS, BLOCK_COLS, PTX)
-        z = mu + std * eps.to(ACC)
-        store_tile(z_ptr, row + tl.full((), sample, tl.int64) * rows, col, cols, mask, z)
-
-    if kl_ptr is not None:
-        distance, log_ratio, root = in_units_of_prior(
+    if log_ratio_ptr is not None:
+        distance, variance_log_ratio, root = in_units_of_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
             prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
         )  # fmt: skip
-        ratio = std * root
-        kl = distance * distance + expm1_minus_x(log_ratio, ratio * ratio)
-        store_rows(kl_ptr, 0.5 * tl.sum(kl, axis=1), row, rows, col_tiles)
+        growth = expm1(0.5 * variance_log_ratio, std * root)
+        constant = 0.5 * tl.sum(variance_log_ratio, axis=1)
+    else:
+        distance, growth, constant = mu, std, mu  # not used
+
+    seed = tl.load(seed_ptr)
+    start = tl.program_id(1) * share
+    samples = draws * (2 if ANTITHETIC else 1)
+    for draw in range(start, tl.minimum(start + share, draws)):
+        eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
+        if ANTITHETIC:
+            write_sample(
+                z_ptr, log_ratio_ptr, 2 * draw, eps, mu, std, distance, growth, constant,
+                row, col, col_tile, samples, rows, cols, mask,
+            )  # fmt: skip
+            write_sample(
+                z_ptr, log_ratio_ptr, 2 * draw + 1, -eps, mu, std, distance, growth, constant,
+                row, col, col_tile, samples, rows, cols, mask,
+            )  # fmt: skip
+        else:
+            write_sample(
+                z_ptr, log_ratio_ptr, draw, eps, mu, std, distance, growth, constant,
+                row, col, col_tile, samples, rows, cols, mask,
+            )  # fmt: skip
+
+
+@triton.jit
+def sample_gradients(
+    dz_ptr, dlog_ratio_ptr, total, sample, eps, std, inverse_std, distance, growth, ratio, root,
+    row, col, rows, dz_stride, dlog_ratio_stride, dlog_ratio_row_stride, mask,
+    GRADIENT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """What one sample adds to (dmu, 2 dlogvar, dprior_mu, 2 dprior_logvar).
+
+    Into q the gradient at z flows, and in "total" that of q's own density too; "path" leaves
+    that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
+    """
+    zero = tl.zeros(eps.shape, ACC)
+    dmu, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero
+    weight = tl.full((eps.shape[0], 1), 1.0, ACC)
+    dlog_ratio = weight
+    if dlog_ratio_ptr is not None:
+        offset = tl.full((), sample, tl.int64) * dlog_ratio_stride
+        dlog_ratio = load_rows(dlog_ratio_ptr + offset, row, row < rows, dlog_ratio_row_stride, ACC)
+        delta = distance + growth * eps
+        u = eps + delta
+        dprior_mu = dlog_ratio * u * root
+        dprior_logvar = dlog_ratio * (u * u - 1.0)
+        if GRADIENT == "dreg":
+            # All weights zero: no sample says anything.
+            weight = tl.where(total == 0.0, 0.0, dlog_ratio / total)
+            dlog_ratio *= weight
+        if GRADIENT == "total":
+            dmu = -dlog_ratio * u * root
+            dlogvar = dlog_ratio * (1.0 - u * ratio * eps)
+        else:
+            excess = delta + growth * u  # u ratio - eps, without cancelling
+            dmu = -dlog_ratio * excess * inverse_std
+            dlogvar = -dlog_ratio * excess * eps
+    if dz_ptr is not None:
+        sample_row = row + tl.full((), sample, tl.int64) * rows
+        dz = load_tile(dz_ptr, sample_row, col, dz_stride, mask, ACC) * weight
+        dmu += dz
+        dlogvar += dz * (std * eps)
+    return dmu, dlogvar, dprior_mu, dprior_logvar
 
 
 @triton.jit
@@ -90,7 +174,8 @@ def rsample_backward_kernel(
     prior_logvar_ptr,
     seed_ptr,
     dz_ptr,
-    dkl_ptr,
+    dlog_ratio_ptr,
+    total_ptr,
     dmu_ptr,
     dlogvar_ptr,
     dprior_mu_ptr,
@@ -100,11 +185,16 @@ def rsample_backward_kernel(
     prior_mu_stride,
     prior_logvar_stride,
     dz_stride,
-    dkl_stride,
-    samples,
+    dlog_ratio_stride,
+    dlog_ratio_row_stride,
+    first,
+    draws,
+    share,
     rows,
     cols,
     col_tiles,
+    GRADIENT: tl.constexpr,
+    ANTITHETIC: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -119,106 +209,155 @@ def rsample_backward_kernel(
 
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     std = exp_scaled(logvar, 0.5, PTX)
-    dmu = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
-    dlogvar = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
-    if dz_ptr is not None:
-        seed = tl.load(seed_ptr)
-        for sample in range(samples):
-            sample_row = row + tl.full((), sample, tl.int64) * rows
-            dz = load_tile(dz_ptr, sample_row, col, dz_stride * VEC, mask, ACC)
-            eps = normal_tile(seed, row, col_tile, sample, BLOCK_ROWS, BLOCK_COLS, PTX)
-            dmu += dz
-            dlogvar += dz * eps.to(ACC)
-        dlogvar *= 0.5 * std
-
-    if dkl_ptr is not None:
-        dkl = load_rows(dkl_ptr, row, dkl_stride, rows, ACC)
+    if dlog_ratio_ptr is not None:
         mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
-        distance, log_ratio, root = in_units_of_prior(
+        distance, variance_log_ratio, root = in_units_of_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
             prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
         )  # fmt: skip
         ratio = std * root
-        dkl_dmu = dkl * (distance * root)
-        dkl_dlogvar = 0.5 * dkl * expm1(log_ratio, ratio * ratio)
-        dmu += dkl_dmu
-        dlogvar += dkl_dlogvar
-        if dprior_mu_ptr is not None:
-            store_tile(dprior_mu_ptr, row, col, cols, mask, -dkl_dmu)
-        if dprior_logvar_ptr is not None:
-            dprior_logvar = -dkl_dlogvar - 0.5 * dkl * (distance * distance)
-            store_tile(dprior_logvar_ptr, row, col, cols, mask, dprior_logvar)
+        growth = expm1(0.5 * variance_log_ratio, ratio)
+    else:
+        distance, growth, ratio, root = std, std, std, std  # not used
+    inverse_std = exp_scaled(logvar, -0.5, PTX) if GRADIENT != "total" else std
+    total = load_rows(total_ptr, row, row < rows, 1, ACC) if GRADIENT == "dreg" else std
 
+    seed = tl.load(seed_ptr)
+    zero = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
+    dmu, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero
+    start = tl.program_id(1) * share
+    for draw in range(start, tl.minimum(start + share, draws)):
+        eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
+        a, b, c, d = sample_gradients(
+            dz_ptr, dlog_ratio_ptr, total, 2 * draw if ANTITHETIC else draw, eps, std,
+            inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
+            dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
+        )  # fmt: skip
+        dmu += a
+        dlogvar += b
+        dprior_mu += c
+        dprior_logvar += d
+        if ANTITHETIC:
+            a, b, c, d = sample_gradients(
+                dz_ptr, dlog_ratio_ptr, total, 2 * draw + 1, -eps, std,
+                inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
+                dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
+            )  # fmt: skip
+            dmu += a
+            dlogvar += b
+            dprior_mu += c
+            dprior_logvar += d
+
+    # One partial sum a share, [shares, rows, cols].
+    row_out = row + tl.program_id(1).to(tl.int64) * rows
+    mask = (row < rows)[:, None] & (col < cols)[None, :]
     if dmu_ptr is not None:
-        store_tile(dmu_ptr, row, col, cols, mask, dmu)
+        store_tile(dmu_ptr, row_out, col, cols, mask, dmu)
     if dlogvar_ptr is not None:
-        store_tile(dlogvar_ptr, row, col, cols, mask, dlogvar)
+        store_tile(dlogvar_ptr, row_out, col, cols, mask, 0.5 * dlogvar)
+    if dprior_mu_ptr is not None:
+        store_tile(dprior_mu_ptr, row_out, col, cols, mask, dprior_mu)
+    if dprior_logvar_ptr is not None:
+        store_tile(dprior_logvar_ptr, row_out, col, cols, mask, 0.5 * dprior_logvar)
 
 
-def launch_rsample(inputs, seed, samples=1, *, with_kl):
-    """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols] or None.
+def shared_out(draws, programs, least=1):
+    """Draws of a program: all, unless there are too few tiles to fill a GPU."""
+    return max(divide_up(draws, divide_up(PROGRAMS, programs)), least)
 
-    Returns z [samples, rows, cols] and, if asked, the KL [rows], else None.
+
+def launch_rsample(inputs, seed, samples, *, first=0, antithetic=False, with_log_ratio):
+    """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
+
+    Returns z [samples, rows, cols] and, if asked, the log ratio [samples, rows], else None.
+    ``first`` is where in the noise stream the samples begin, in draws: samples, or pairs.
     """
     inputs = [as_rows(t) for t in inputs]
     rows, cols = inputs[0].shape
     acc = accumulator(*inputs)
     z = inputs[0].new_empty(samples, rows, cols)
-    tiles = tiling(rows, cols, *inputs)
-    kl = partial_sums(z[0], acc, tiles, "rows" if with_kl else None)
+    tiles = tiling(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
+    log_ratio = None
+    if with_log_ratio:
+        shape = (tiles.col_tiles, samples, rows)
+        log_ratio = torch.empty(shape, dtype=acc, device=z.device)
+    draws = samples // 2 if antithetic else samples
+    share = shared_out(draws, tiles.programs)
     arguments = [
         *inputs,
         seed,
         z,
-        kl,
+        log_ratio,
         *(stride_of(t, tiles.vector) for t in inputs),
-        samples,
+        first,
+        draws,
+        share,
         rows,
         cols // tiles.vector,
         tiles.col_tiles,
     ]
+    grid = (tiles.programs, divide_up(draws, share))
     if rows:
-        launch(rsample_kernel, tiles.programs, arguments, constants(tiles, acc))
-    return z, row_sums(kl) if with_kl else None
+        flags = {"ANTITHETIC": antithetic}
+        launch(rsample_kernel, grid, arguments, flags | constants(tiles, acc))
+    return z, row_sums(log_ratio) if with_log_ratio else None
 
 
-def launch_rsample_backward(dz, dkl, inputs, seed, needs):
-    """The wanted gradients, from dz [samples, rows, cols] and dkl [rows]; either may be None.
+def launch_rsample_backward(
+    dz, dlog_ratio, inputs, seed, needs, *, samples, first=0, gradient="total", antithetic=False
+):
+    """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows].
 
-    Without dkl mu may be None too: the gradient of a sample does not depend on it.
+    Either may be None. Without dlog_ratio mu may be None too: the gradient of a sample does
+    not depend on it.
     """
     inputs = [as_rows(t) for t in inputs]
     mu, logvar, prior_mu, prior_logvar = inputs
     outputs = (logvar if mu is None else mu, logvar, prior_mu, prior_logvar)
     rows, cols = logvar.shape
-    samples = 1 if dz is None else dz.shape[0]
-    dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
-    gradients = [empty_like_rows(t, n) for t, n in zip(outputs, needs, strict=True)]
-    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
-        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
-    tiles = tiling(rows, cols, *inputs, dz)
     acc = accumulator(*inputs)
+    if dz is None and dlog_ratio is None:
+        return [torch.zeros_like(t) for t, n in zip(outputs, needs, strict=True) if n]
+    dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
+    total = dlog_ratio.sum(0) if gradient == "dreg" and dlog_ratio is not None else None
+    tiles = tiling(rows, cols, *inputs, dz, largest=LARGEST if samples > 1 else None)
+    draws = samples // 2 if antithetic else samples
+    share = shared_out(draws, tiles.programs, LEAST_SUMMED)
+    shares = divide_up(draws, share)
+    gradients = []
+    for tensor, needed in zip(outputs, needs, strict=True):
+        dtype = None if tensor is None else tensor.dtype if shares == 1 else acc
+        shape = (shares, rows, cols)
+        gradients.append(torch.empty(shape, dtype=dtype, device=seed.device) if needed else None)
     arguments = [
         *inputs,
         seed,
         dz,
-        dkl,
+        dlog_ratio,
+        total,
         *gradients,
         *(stride_of(t, tiles.vector) for t in inputs),
         stride_of(dz, tiles.vector),
-        stride_of(dkl),
-        samples,
+        *((0, 0) if dlog_ratio is None else dlog_ratio.stride()),
+        first,
+        draws,
+        share,
         rows,
         cols // tiles.vector,
         tiles.col_tiles,
     ]
     if rows:
-        launch(rsample_backward_kernel, tiles.programs, arguments, constants(tiles, acc))
-    return [g for g in gradients if g is not None]
+        flags = {"GRADIENT": gradient if dlog_ratio is not None else "total"}
+        flags["ANTITHETIC"] = antithetic
+        grid = (tiles.programs, shares)
+        launch(rsample_backward_kernel, grid, arguments, flags | constants(tiles, acc))
+    return [
+        row_sums(g).to(t.dtype) for g, t in zip(gradients, outputs, strict=True) if g is not None
+    ]
 
 
 def _rsample(mu, logvar, seed, samples):
-    return launch_rsample((mu, logvar, None, None), seed, samples, with_kl=False)[0]
+    return launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]
 
 
 def _rsample_fake(mu, logvar, seed, samples):
@@ -227,29 +366,51 @@ def _rsample_fake(mu, logvar, seed, samples):
 
 def _rsample_backward(dz, logvar, seed, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
-    return launch_rsample_backward(dz, None, inputs, seed, needs)
+    return launch_rsample_backward(dz, None, inputs, seed, needs, samples=dz.shape[0])
 
 
 def _rsample_backward_fake(dz, logvar, seed, needs):
     return gradients_like((logvar, logvar), needs)
 
 
-def _rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
-    z, kl = launch_rsample((mu, logvar, prior_mu, prior_logvar), seed, with_kl=True)
-    return z.squeeze(0), kl
+def _log_ratio(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic):
+    return launch_rsample(
+        (mu, logvar, prior_mu, prior_logvar),
+        seed,
+        samples,
+        first=first,
+        antithetic=antithetic,
+        with_log_ratio=True,
+    )
 
 
-def _rsample_kl_fake(mu, logvar, prior_mu, prior_logvar, seed):
+def _log_ratio_fake(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic):
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
-    return mu.new_empty(mu.shape), mu.new_empty(mu.shape[0], dtype=acc)
+    z = mu.new_empty(samples, *mu.shape)
+    return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
 
 
-def _rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
-    dz = None if dz is None else dz[None]
-    return launch_rsample_backward(dz, dkl, (mu, logvar, prior_mu, prior_logvar), seed, needs)
+def _log_ratio_backward(
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
+    antithetic, needs,
+):  # fmt: skip
+    return launch_rsample_backward(
+        dz,
+        dlog_ratio,
+        (mu, logvar, prior_mu, prior_logvar),
+        seed,
+        needs,
+        samples=samples,
+        first=first,
+        gradient=gradient,
+        antithetic=antithetic,
+    )
 
 
-def _rsample_kl_backward_fake(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
+def _log_ratio_backward_fake(
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
+    antithetic, needs,
+):  # fmt: skip
     return gradients_like((mu, logvar, prior_mu, prior_logvar), needs)
 
 
@@ -263,17 +424,18 @@ rsample_backward_op = register(
     _rsample_backward,
     _rsample_backward_fake,
 )
-rsample_kl_op = register(
-    "rsample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed)"
-    " -> (Tensor, Tensor)",
-    _rsample_kl,
-    _rsample_kl_fake,
+log_ratio_op = register(
+    "rsample_log_ratio(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+    "Tensor seed, SymInt first, SymInt samples, bool antithetic) -> (Tensor, Tensor)",
+    _log_ratio,
+    _log_ratio_fake,
 )
-rsample_kl_backward_op = register(
-    "rsample_kl_backward(Tensor? dz, Tensor? dkl, Tensor mu, Tensor logvar, Tensor? prior_mu, "
-    "Tensor? prior_logvar, Tensor seed, bool[] needs) -> Tensor[]",
-    _rsample_kl_backward,
-    _rsample_kl_backward_fake,
+log_ratio_backward_op = register(
+    "rsample_log_ratio_backward(Tensor? dz, Tensor? dlog_ratio, Tensor mu, Tensor logvar, "
+    "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, SymInt first, SymInt samples, "
+    "str gradient, bool antithetic, bool[] needs) -> Tensor[]",
+    _log_ratio_backward,
+    _log_ratio_backward_fake,
 )
 
 
@@ -294,22 +456,24 @@ class GaussianRsample(KernelFunction):
         return *spread(gradients, needs), None, None
 
 
-class RsampleKL(KernelFunction):
+class RsampleLogRatio(KernelFunction):
     @staticmethod
-    def forward(mu, logvar, prior_mu, prior_logvar, seed):
-        return rsample_kl_op(mu, logvar, prior_mu, prior_logvar, seed)
+    def forward(mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, antithetic):
+        return log_ratio_op(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+        *tensors, ctx.first, ctx.samples, ctx.gradient, ctx.antithetic = inputs
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dz, dkl):
+    def backward(ctx, dz, dlog_ratio):
         needs = ctx.needs_input_grad[:4]
-        gradients = rsample_kl_backward_op(dz, dkl, *ctx.saved_tensors, list(needs))
-        return *spread(gradients, needs), None
+        options = ctx.first, ctx.samples, ctx.gradient, ctx.antithetic
+        gradients = log_ratio_backward_op(dz, dlog_ratio, *ctx.saved_tensors, *options, list(needs))
+        return *spread(gradients, needs), *(None,) * 5
 
 
 def gaussian_rsample(mu, logvar, samples=1, *, generator=None):
@@ -317,7 +481,15 @@ def gaussian_rsample(mu, logvar, samples=1, *, generator=None):
     return GaussianRsample.apply(mu, logvar, draw_seed(mu.device, generator), samples)
 
 
-def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
-    """Twin of ``reference.rsample_kl`` on [rows, cols]: (z, kl)."""
-    seed = draw_seed(mu.device, generator)
-    return RsampleKL.apply(mu, logvar, prior_mu, prior_logvar, seed)
+def rsample_log_ratio(
+    mu, logvar, prior_mu, prior_logvar, samples, *, gradient, antithetic, seed, first=0
+):
+    """Twin of ``reference.rsample_log_ratio`` on [rows, cols]: (z, log_ratio).
+
+    A seed from ``draw_seed``; ``first`` counts samples, those with it are the same whatever
+    is drawn before and after them.
+    """
+    first = first // 2 if antithetic else first
+    return RsampleLogRatio.apply(
+        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, antithetic
+    )

@@ -12,6 +12,7 @@ INTERPRET = triton.knobs.runtime.interpret
 PTX = torch.version.hip is None and not INTERPRET
 
 NUM_WARPS = 4
+MOST_SAMPLES = 65_535  # of a grid's second dimension
 MAX_BLOCK_COLS = 1024
 
 
@@ -29,6 +30,11 @@ def divide_up(a, b):
     return -(-a // b)
 
 
+def power_of_two(n):
+    """The least that is no less than n."""
+    return 1 << (n - 1).bit_length()
+
+
 def tile_shape(rows, cols, dtype):
     """(block_rows, block_cols): a row in one tile up to 1024 columns, several rows if short.
 
@@ -36,7 +42,7 @@ def tile_shape(rows, cols, dtype):
     since twice as many then share the address and reduction code of their tile;
     8 otherwise, and in float64, whose elements take two registers.
     """
-    block_cols = min(max(1 << (cols - 1).bit_length(), 4), MAX_BLOCK_COLS)
+    block_cols = min(max(power_of_two(cols), 4), MAX_BLOCK_COLS)
     elements = 2048 if rows * cols >= 2**21 and dtype != torch.float64 else 1024
     return max(1, elements // block_cols), block_cols
 
@@ -53,10 +59,17 @@ def vector_width(cols, tensors):
     return width if fits else 1
 
 
-def tiling(rows, cols, *tensors):
-    """The tiling for these full-size [rows, cols] operands."""
+def tiling(rows, cols, *tensors, samples=1, largest=None):
+    """The tiling for these full-size operands [rows, cols], or [samples * rows, cols].
+
+    No tile crosses from one sample to the next. ``largest`` bounds its elements.
+    """
     present = [t for t in tensors if t is not None]
-    block_rows, block_cols = tile_shape(rows, cols, accumulator(*present))
+    block_rows, block_cols = tile_shape(samples * rows, cols, accumulator(*present))
+    if largest is not None:
+        block_rows = max(1, min(block_rows, largest // block_cols))
+    if samples > 1:
+        block_rows = min(block_rows, power_of_two(rows))
     col_tiles = divide_up(cols, block_cols)
     programs = divide_up(rows, block_rows) * col_tiles
     return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, present))
@@ -85,17 +98,41 @@ def empty_like_rows(tensor, wanted):
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
 
 
-def partial_sums(tensor, acc, tiles, output):
+def partial_sums(tensor, acc, tiles, output, samples=1):
     """Where a kernel writes its sums: [col_tiles, rows] for "rows", [programs] for "tiles"."""
     if output is None:
         return None
-    shape = (tiles.col_tiles, tensor.shape[0]) if output == "rows" else (tiles.programs,)
+    programs = tiles.programs * samples
+    shape = (tiles.col_tiles, tensor.shape[0]) if output == "rows" else (programs,)
     return torch.empty(shape, dtype=acc, device=tensor.device)
 
 
 def row_sums(partial):
     """Row sums from partial sums [col_tiles, rows]; a second stage only where rows are long."""
     return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+
+
+def samples_of(recon, x):
+    """(samples, x): how many of ``recon`` [samples * rows, cols] go with one x [rows, cols].
+
+    A single row of x is handed back expanded: as long as recon, and one sample.
+    """
+    if x.shape[0] == 1:
+        return 1, x.expand(recon.shape)
+    samples = recon.shape[0] // x.shape[0] if x.shape[0] else 1
+    if samples > MOST_SAMPLES:
+        raise ValueError(
+            f"the kernels take at most {MOST_SAMPLES} samples a call, got {samples}: "
+            "take them in chunks"
+        )
+    return samples, x
+
+
+def sum_samples(gradient, rows):
+    """The gradient of an operand [rows, cols] from those of its samples."""
+    if gradient is None or gradient.shape[0] == rows:
+        return gradient
+    return gradient.view(-1, rows, gradient.shape[1]).sum(0)
 
 
 def constants(tiles, acc):
@@ -109,8 +146,8 @@ def constants(tiles, acc):
     }
 
 
-def launch(kernel, programs, arguments, constexprs):
-    """Run a kernel on a 1-D grid, on the device that its tensors are on.
+def launch(kernel, grid, arguments, constexprs):
+    """Run a kernel on a grid, on the device that its tensors are on.
 
     The static report replaces this function to see what is launched.
     """
@@ -118,4 +155,4 @@ def launch(kernel, programs, arguments, constexprs):
     # Triton launches on the current device, which need not be that of the tensors.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*arguments, **constexprs, num_warps=NUM_WARPS)
+        kernel[grid](*arguments, **constexprs, num_warps=NUM_WARPS)

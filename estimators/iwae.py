@@ -1,0 +1,237 @@
+"""Importance-weighted losses: K samples of z for each example, all at once or in chunks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.checkpoint import checkpoint
+
+from . import noise, reference, validate
+from .functional import (
+    Gradient,
+    Implementation,
+    bernoulli_nll,
+    check_samples,
+    gaussian_nll,
+    importance_weights,
+    samples_from,
+)
+from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
+
+
+class IWAEParts(NamedTuple):
+    """The loss, and what it weighs: all but the loss are detached."""
+
+    loss: Tensor
+    log_weights: Tensor  # [K, B]: log p(x, z_k) - log q(z_k|x)
+    weights: Tensor  # [K, B], of sum 1 over K
+    ess: Tensor  # [B]: the weights' effective sample size
+
+
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: Likelihood = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool = False,
+    impl: Implementation = "auto",
+) -> Any:  # Tensor, or IWAEParts with return_parts=True
+    r"""The loss of an importance-weighted autoencoder: minus its bound of log p(x), in nats.
+
+    .. math:: -\frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}, \qquad
+              \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x)
+
+    for each example. alpha = 0 is IWAE's bound, tighter as K grows; alpha = 1 the ELBO, with a
+    KL by Monte Carlo; others Renyi's bound. A training step is as short as with one sample::
+
+        z, log_ratio = rsample_log_ratio(*encoder(x), 64, gradient="dreg")
+        loss = iwae_loss(decoder(z), x, log_ratio)
+
+    Equivalent PyTorch, for the Bernoulli likelihood and alpha = 0::
+
+        nll = F.binary_cross_entropy_with_logits(recon, x.expand_as(recon), reduction="none")
+        log_weights = log_ratio - nll.flatten(2).sum(2)
+        (math.log(K) - torch.logsumexp(log_weights, 0)).mean()
+
+    Args:
+        recon: the decoder's output ``[K, B, ...]`` for K samples of z: logits for
+            ``"bernoulli"``, means for ``"gaussian"``.
+        x: the data ``[B, ...]``; not copied for the samples.
+        log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
+            Its ``gradient`` decides which estimator trains q.
+        likelihood: ``"bernoulli"`` or ``"gaussian"``.
+        recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
+        alpha: the order of Renyi's bound; with ``gradient="dreg"`` 0 only.
+        reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
+        return_parts: return ``(loss, log_weights, weights, ess)``, a named tuple, all but the
+            loss detached, ``[K, B]``, ``[K, B]`` and ``[B]``.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
+        inputs; or the named tuple. Differentiable once (the reference: any number of times).
+
+    Raises:
+        ValueError: shapes that do not fit; an unknown ``likelihood``, ``reduction`` or
+            ``impl``; ``recon_logvar`` with Bernoulli; an ``alpha`` that is not finite.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, eq. 8; Li &
+    Turner, "Renyi divergence variational inference", NeurIPS 2016, eq. 7.
+
+    >>> logits, x = torch.zeros(5, 4, 3), torch.ones(4, 3)
+    >>> iwae_loss(logits, x, torch.zeros(5, 4))
+    tensor(2.0794)
+    """
+    check_options(likelihood, recon_logvar, alpha, reduction)
+    nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
+    check_log_ratio(log_ratio, recon, nll)
+    if validate.use_kernels(impl, recon):
+        from ..kernels.importance_weights import importance_weights as kernel
+
+        bound, weights, ess, log_weights = kernel(log_ratio, nll, alpha)
+    else:
+        log_weights = log_ratio - nll
+        bound, weights, ess = reference.importance_weights(log_weights, alpha)
+    loss = reduced(-bound, reduction)
+    return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
+
+
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: Likelihood = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool = False,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Any:  # Tensor, or IWAEParts with return_parts=True
+    """:func:`iwae_loss` where K samples through the decoder do not fit into memory.
+
+    Draws ``num_samples`` samples, runs the decoder over ``chunk_size`` of them at a time, and
+    keeps their log weights alone. Backward draws each chunk again and runs the decoder a second
+    time, now for its gradients: the same loss and gradients as in one piece, to rounding,
+    in the memory of a chunk (and 4 bytes a sample and example), for a third more time.
+    The samples do not depend on ``chunk_size``. Equivalent::
+
+        z, log_ratio = rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar)
+        iwae_loss(decoder(z), x, log_ratio)
+
+    Args:
+        decoder: from z ``[k, B, D]`` to recon ``[k, B, ...]``, for any k up to ``chunk_size``,
+            each sample on its own (no batch normalisation over samples). It may draw random
+            numbers of torch's, as dropout does: they are the same the second time.
+        x: the data ``[B, ...]``.
+        mu, logvar: of q, ``[B, D]``.
+        num_samples: K.
+        chunk_size: samples at a time, even with ``antithetic``.
+        prior_mu, prior_logvar, gradient, antithetic, generator: as in
+            :func:`rsample_log_ratio`. The CPU's noise is the kernels' here, not
+            ``torch.randn``'s.
+        likelihood, recon_logvar, alpha, reduction, return_parts, impl: as in :func:`iwae_loss`.
+
+    Returns:
+        As :func:`iwae_loss`.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`rsample_log_ratio` and
+            :func:`iwae_loss`; also ``gradient="dreg"`` with ``alpha`` other than 0.
+
+    Chen et al., "Training deep nets with sublinear memory cost", 2016 (recomputation).
+
+    >>> decoder = torch.nn.Linear(2, 3)
+    >>> mu = logvar = torch.zeros(4, 2)
+    >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
+    torch.Size([])
+    """
+    check_options(likelihood, recon_logvar, alpha, reduction)
+    shape = check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
+    validate.count("chunk_size", chunk_size)
+    if antithetic and chunk_size % 2:
+        raise ValueError(f"antithetic sampling needs an even chunk_size, got {chunk_size}")
+    if gradient == "dreg" and alpha != 0:
+        raise ValueError(f"gradient='dreg' needs alpha=0, got {alpha}")
+    mu, logvar = mu.expand(shape), logvar.expand(shape)
+    seed = noise.draw_seed(mu.device, generator)
+
+    def log_weights_of(first, size, mu, logvar):
+        z, log_ratio = samples_from(
+            seed,
+            first,
+            size,
+            mu,
+            logvar,
+            prior_mu,
+            prior_logvar,
+            gradient=gradient,
+            antithetic=antithetic,
+            impl=impl,
+        )
+        recon = decoder(z)
+        nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
+        check_log_ratio(log_ratio, recon, nll)
+        return log_ratio - nll
+
+    weights = None
+
+    def times_share(first, size):
+        """DReG's second factor is v_k over all samples: the chunk has it over its own."""
+        return lambda gradient: gradient * weights[first : first + size].sum(0).unsqueeze(-1)
+
+    chunks = []
+    for first in range(0, num_samples, chunk_size):
+        size = min(chunk_size, num_samples - first)
+        q = mu, logvar
+        if gradient == "dreg":
+            q = [t.view_as(t) for t in q]
+            for tensor in q:
+                if tensor.requires_grad:
+                    tensor.register_hook(times_share(first, size))
+        chunks.append(checkpoint(log_weights_of, first, size, *q, use_reentrant=False))
+    log_weights = torch.cat(chunks)
+    bound, weights, ess = importance_weights(log_weights, alpha, impl=impl)
+    loss = reduced(-bound, reduction)
+    return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
+
+
+def negative_log_likelihood(recon, x, likelihood, recon_logvar, impl):
+    """-log p(x|z) of every sample of every example."""
+    if likelihood == "bernoulli":
+        return bernoulli_nll(recon, x, impl=impl)
+    return gaussian_nll(recon, x, recon_logvar, impl=impl)
+
+
+def check_options(likelihood, recon_logvar, alpha, reduction):
+    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("reduction", reduction, REDUCTIONS)
+    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
+
+
+def check_log_ratio(log_ratio, recon, nll):
+    """log_ratio must be [K, B] where recon is [K, B, ...]."""
+    validate.tensors(log_ratio=log_ratio)
+    validate.same_device(recon=recon, log_ratio=log_ratio)
+    if nll.dim() != 2 or log_ratio.shape != nll.shape:
+        shapes = validate.describe({"recon": recon, "log_ratio": log_ratio})
+        raise ValueError(f"expected recon [K, B, ...] and log_ratio [K, B], got {shapes}")
+
+
+def reduced(values, reduction):
+    return values if reduction == "none" else getattr(values, reduction)()

@@ -1,0 +1,207 @@
+"""Bound, normalised weights and effective sample size from log weights [samples, rows].
+
+With a = 1 - alpha the bound is 1/a log mean_k w_k^a (alpha = 0: IWAE; alpha = 1, the limit:
+the mean of log w) and the weights are w_k^a / sum_j w_j^a, its gradient. The log weights are
+log_ratio - nll, or log_ratio alone.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .device import exp_scaled, expm1, log1p_unit
+from .launch import PTX, accumulator, divide_up, launch, power_of_two
+from .library import KernelFunction, once_differentiable, register
+
+ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]
+MOST_SAMPLES = 64  # of a tile
+
+
+@triton.jit
+def load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC: tl.constexpr):
+    log_weights = tl.load(log_ratio_ptr + offset, mask=mask, other=0.0).to(ACC)
+    if nll_ptr is not None:
+        log_weights -= tl.load(nll_ptr + nll_offset, mask=mask, other=0.0).to(ACC)
+    return log_weights
+
+
+@triton.jit
+def exp_below(x, greatest, PTX: tl.constexpr):
+    """exp(x - greatest), and in the limits: 0 below an infinite greatest, 1 at it; NaN stays."""
+    shifted = exp_scaled(x - tl.where(tl.abs(greatest) == float("inf"), 0.0, greatest), 1.0, PTX)
+    below = (greatest == float("inf")) & (x < float("inf"))
+    return tl.where(x == float("inf"), 1.0, tl.where(below, 0.0, shifted))
+
+
+@triton.jit
+def importance_weights_kernel(
+    log_ratio_ptr,
+    nll_ptr,
+    bound_ptr,
+    weights_ptr,
+    ess_ptr,
+    log_weights_ptr,
+    log_ratio_stride,
+    log_ratio_row_stride,
+    nll_stride,
+    nll_row_stride,
+    order: tl.float64,  # 1 - alpha
+    log_samples: tl.float64,
+    samples,
+    rows,
+    MEAN: tl.constexpr,  # order 0
+    BLOCK_SAMPLES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_SAMPLES).to(tl.int64)
+    order = tl.full((), order, ACC)
+    greatest = tl.full((BLOCK_ROWS,), float("-inf"), ACC)
+    least = tl.full((BLOCK_ROWS,), float("inf"), ACC)
+    mean = tl.zeros((BLOCK_ROWS,), ACC)
+    for start in range(0, samples, BLOCK_SAMPLES):
+        sample = start + lane
+        mask = (sample < samples)[:, None] & (row < rows)[None, :]
+        offset = (sample * log_ratio_stride)[:, None] + (row * log_ratio_row_stride)[None, :]
+        nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
+        log_weights = load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
+        if log_weights_ptr is not None:
+            out = (sample * rows)[:, None] + row[None, :]
+            tl.store(log_weights_ptr + out, log_weights, mask=mask)
+        x = log_weights if MEAN else order * log_weights
+        greatest = tl.maximum(greatest, tl.max(tl.where(mask, x, float("-inf")), axis=0))
+        least = tl.minimum(least, tl.min(tl.where(mask, x, float("inf")), axis=0))
+        mean += tl.sum(tl.where(mask, x, 0.0), axis=0)
+    mean /= samples
+
+    if MEAN:
+        tl.store(bound_ptr + row, mean, mask=row < rows)
+        tl.store(ess_ptr + row, tl.zeros((BLOCK_ROWS,), ACC) + samples, mask=row < rows)
+    else:
+        total = tl.zeros((BLOCK_ROWS,), ACC)
+        squares = tl.zeros((BLOCK_ROWS,), ACC)
+        excess = tl.zeros((BLOCK_ROWS,), ACC)
+        for start in range(0, samples, BLOCK_SAMPLES):
+            sample = start + lane
+            mask = (sample < samples)[:, None] & (row < rows)[None, :]
+            offset = (sample * log_ratio_stride)[:, None] + (row * log_ratio_row_stride)[None, :]
+            nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
+            x = order * load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
+            weight = tl.where(mask, exp_below(x, greatest[None, :], PTX), 0.0)
+            total += tl.sum(weight, axis=0)
+            squares += tl.sum(weight * weight, axis=0)
+            above = x - mean[None, :]
+            above = tl.where(mask, expm1(above, exp_scaled(above, 1.0, PTX)), 0.0)
+            excess += tl.sum(above, axis=0)
+        # The rounding error of a logarithm is divided by order: where the weights are close
+        # to each other, as they are with a small order, it is taken of 1 + something small.
+        close = tl.maximum(greatest - mean, mean - least) < 0.5
+        near = log1p_unit(tl.where(close, excess / samples, 0.0), PTX) + mean
+        far = tl.log(total) - tl.full((), log_samples, ACC) + greatest
+        bound = tl.where(close, near, far) / order
+        tl.store(bound_ptr + row, bound, mask=row < rows)
+        # All weights zero: no sample counts.
+        ess = tl.where(total == 0.0, 0.0, total * total / squares)
+        tl.store(ess_ptr + row, ess, mask=row < rows)
+
+    for start in range(0, samples, BLOCK_SAMPLES):
+        sample = start + lane
+        mask = (sample < samples)[:, None] & (row < rows)[None, :]
+        if MEAN:
+            weight = tl.full((BLOCK_SAMPLES, BLOCK_ROWS), 1.0, ACC) / samples
+        else:
+            offset = (sample * log_ratio_stride)[:, None] + (row * log_ratio_row_stride)[None, :]
+            nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
+            x = order * load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
+            weight = exp_below(x, greatest[None, :], PTX) / total[None, :]
+            weight = tl.where((total == 0.0)[None, :], 0.0, weight)
+        tl.store(weights_ptr + (sample * rows)[:, None] + row[None, :], weight, mask=mask)
+
+
+def _forward(log_ratio, nll, alpha):
+    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+    samples, rows = log_ratio.shape
+    acc = accumulator(log_ratio, nll)
+    weights = torch.empty((samples, rows), dtype=acc, device=log_ratio.device)
+    bound, ess = weights.new_empty(rows), weights.new_empty(rows)
+    log_weights = None if nll is None else torch.empty_like(weights)
+    block_samples = min(power_of_two(samples), MOST_SAMPLES)
+    block_rows = max(1, min(ELEMENTS // block_samples, power_of_two(max(rows, 1))))
+    arguments = [
+        log_ratio,
+        nll,
+        bound,
+        weights,
+        ess,
+        log_weights,
+        *log_ratio.stride(),
+        *((0, 0) if nll is None else nll.stride()),
+        1.0 - alpha,
+        math.log(samples),
+        samples,
+        rows,
+    ]
+    constexprs = {
+        "MEAN": alpha == 1.0,
+        "BLOCK_SAMPLES": block_samples,
+        "BLOCK_ROWS": block_rows,
+        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "PTX": PTX,
+    }
+    if rows:
+        grid = (divide_up(rows, block_rows),)
+        launch(importance_weights_kernel, grid, arguments, constexprs)
+    return [bound, weights, ess] + ([] if nll is None else [log_weights])
+
+
+def _forward_fake(log_ratio, nll, alpha):
+    weights = log_ratio.new_empty(log_ratio.shape, dtype=accumulator(log_ratio, nll))
+    bound, ess = weights.new_empty(weights.shape[1]), weights.new_empty(weights.shape[1])
+    return [bound, weights, ess] + ([] if nll is None else [torch.empty_like(weights)])
+
+
+importance_weights_op = register(
+    "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
+    _forward,
+    _forward_fake,
+)
+
+
+class ImportanceWeights(KernelFunction):
+    """(bound, weights, ess, and the log weights if there is an nll): the first has a gradient."""
+
+    @staticmethod
+    def forward(log_ratio, nll, alpha):
+        return tuple(importance_weights_op(log_ratio, nll, alpha))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        log_ratio, nll, _ = inputs
+        ctx.dtypes = log_ratio.dtype, None if nll is None else nll.dtype
+        ctx.save_for_backward(output[1])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dbound, *_):
+        if dbound is None:
+            return None, None, None
+        (weights,) = ctx.saved_tensors
+        gradient = dbound * weights
+        dlog_ratio = gradient.to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+        dnll = gradient.neg().to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return dlog_ratio, dnll, None
+
+
+def importance_weights(log_ratio, nll=None, alpha=0.0):
+    """Twin of ``reference.importance_weights`` on [samples, rows].
+
+    (bound, weights, ess, log weights), of log weights log_ratio - nll, or log_ratio.
+    """
+    bound, weights, ess, *rest = ImportanceWeights.apply(log_ratio, nll, float(alpha))
+    return bound, weights, ess, rest[0] if rest else log_ratio.detach()
