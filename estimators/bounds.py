@@ -18,9 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from . import noise, reference, textbook, validate
 from . import sampling as samplers
-from . import textbook, validate
-from .functional import Implementation, gaussian_kl, gaussian_log_prob
+from .functional import (
+    Gradient,
+    Implementation,
+    gaussian_kl,
+    gaussian_log_prob,
+    importance_weights,
+    samples_from,
+)
 from .reference import accumulate
 
 
@@ -33,7 +40,7 @@ class Estimate(NamedTuple):
     z: Tensor  # [K, ..., D]: the samples, detached
 
 
-@dataclass(frozen=True)
+@dataclass
 class Draws:
     """One pass: samples of q and what p and q say of them. Lazily, since few need it all."""
 
@@ -42,25 +49,45 @@ class Draws:
     mu: Tensor
     logvar: Tensor
     prior: tuple[Tensor | None, Tensor | None]
-    eps: Tensor
+    num_samples: int
+    sampling: str
+    generator: Generator | None
     impl: Implementation
+    z: Tensor | None = None  # once drawn
 
-    def z(self) -> Tensor:
-        """The reparameterised samples: their gradient reaches mu and logvar."""
-        return textbook.gaussian_sample(self.mu, self.logvar, self.eps)
+    def sample(self, gradient: Gradient = "total", *, flat: bool | None = None):
+        """z, and log p(z) - log q(z|x), or -log q(z|x) alone where p(z) is in the target.
 
-    def log_q(self) -> Tensor:
-        """log q(z|x) from the noise; its gradient is the total one, through z and q."""
-        eps, logvar = accumulate(self.eps, self.logvar)
-        return -0.5 * (eps.square() + logvar + textbook.LOG_2PI).sum(-1)
+        ``flat`` asks for the latter. The log ratio comes from the noise; ``gradient`` as in
+        :func:`fused_elbo.rsample_log_ratio`.
+        """
+        flat = self.joint if flat is None else flat
+        q = self.mu, self.logvar, *self.prior
+        options: Any = {"gradient": gradient, "flat": flat}
+        if validate.use_kernels(self.impl, self.mu) and self.sampling != "sobol":
+            antithetic = samplers.antithetic(self.sampling, self.num_samples)
+            seed = noise.draw_seed(self.mu.device, self.generator)
+            self.z, log_ratio = samples_from(
+                seed, 0, self.num_samples, *q, **options, antithetic=antithetic, impl="triton"
+            )
+        else:
+            eps = samplers.draw(
+                self.num_samples,
+                self.mu.detach(),
+                sampling=self.sampling,
+                generator=self.generator,
+            )
+            self.z, log_ratio = reference.log_ratio_at(eps, *q, **options)
+        return self.z, log_ratio
+
+    def weigh(self, log_weights: Tensor, alpha: float = 0.0):
+        """The bound of log weights [K, ...] and the normalised weights, both detached."""
+        bound, weights, _ = importance_weights(log_weights.detach(), alpha, impl=self.impl)
+        return bound, weights
 
     def log_q_at(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
         """log N(z; mu, exp logvar) as a function of its arguments."""
         return gaussian_log_prob(z, mu, logvar, impl=self.impl)
-
-    def log_q_path(self, z: Tensor) -> Tensor:
-        """log q(z|x) whose gradient flows through z alone (Roeder et al. 2017)."""
-        return self.log_q_at(z, self.mu.detach(), self.logvar.detach())
 
     def log_q_score(self, z: Tensor) -> Tensor:
         """log q(z|x) whose gradient is the score's: z is held fixed."""
@@ -70,11 +97,16 @@ class Draws:
         """log p(x|z), checked."""
         if self.joint:
             raise ValueError("this estimator needs log_likelihood, and got log_joint")
-        return self._call(z)
+        return self.log_target(z)
 
     def log_joint(self, z: Tensor) -> Tensor:
         """log p(x, z), checked."""
-        return self._call(z) if self.joint else self._call(z) + self.log_prior(z)
+        return self.log_target(z) if self.joint else self.log_target(z) + self.log_prior(z)
+
+    def log_weights(self) -> Tensor:
+        """log w_k of samples through which all gradients flow."""
+        z, log_ratio = self.sample()
+        return self.log_target(z) + log_ratio
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z)."""
@@ -91,7 +123,8 @@ class Draws:
         prior = (None if p is None else p.unsqueeze(-1) for p in self.prior)
         return gaussian_kl(mu, logvar, *prior, impl=self.impl)
 
-    def _call(self, z):
+    def log_target(self, z: Tensor) -> Tensor:
+        """log p(x|z) or log p(x, z), whichever was given, checked."""
         name = "log_joint" if self.joint else "log_likelihood"
         value = self.target(z)
         if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
@@ -107,24 +140,6 @@ class Draws:
         return value
 
 
-def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """log (1/K) sum_k w_k over the first dimension."""
-    return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
-
-
-def normalised(log_weights: Tensor) -> Tensor:
-    """v_k, detached; where softmax would be NaN its limits.
-
-    All weights 0: no sample says anything, and all v_k are 0. Some infinite: they share.
-    """
-    log_weights = log_weights.detach()
-    greatest = log_weights.max(0).values
-    infinite = (log_weights == torch.inf).to(log_weights.dtype)
-    weights = torch.softmax(log_weights, 0)
-    weights = torch.where(greatest == -torch.inf, 0.0, weights)
-    return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
-
-
 def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     """mean_k log p(x|z_k) - beta KL(q || p), the KL in closed form (K&W, eq. 7).
 
@@ -136,14 +151,13 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
     validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
-    z = draws.z()
+    z, log_ratio = draws.sample()
     log_likelihood = draws.log_likelihood(z)
     if free_bits and free_bits_per == "dimension":
         kl = draws.kl_per_dimension().clamp(min=free_bits).sum(-1)
     else:
         kl = draws.kl().clamp(min=free_bits) if free_bits else draws.kl()
-    with torch.no_grad():
-        log_weights = log_likelihood + draws.log_prior(z) - draws.log_q()
+    log_weights = (log_likelihood + log_ratio).detach()
     return log_weights, log_likelihood.mean(0) - beta * kl
 
 
@@ -155,11 +169,11 @@ def elbo_monte_carlo(draws, *, beta=1.0):
     posterior, where the gradient's noise, which STL cancels, never goes away.
     """
     validate.number("beta", beta, -validate.FINITE, validate.FINITE)
-    z, log_q = draws.z(), draws.log_q()
+    z, log_ratio = draws.sample()
     if beta == 1.0:
-        log_weights = draws.log_joint(z) - log_q
+        log_weights = draws.log_target(z) + log_ratio
         return log_weights, log_weights.mean(0)
-    log_likelihood, log_ratio = draws.log_likelihood(z), draws.log_prior(z) - log_q
+    log_likelihood = draws.log_likelihood(z)
     return log_likelihood + log_ratio, (log_likelihood + beta * log_ratio).mean(0)
 
 
@@ -169,8 +183,9 @@ def elbo_entropy(draws):
     For a joint that does not split into likelihood and prior, as in Bayesian inference; the
     gradient is ``elbo-monte-carlo``'s.
     """
-    log_joint = draws.log_joint(draws.z())
-    return log_joint - draws.log_q(), log_joint.mean(0) + textbook.gaussian_entropy(
+    z, minus_log_q = draws.sample(flat=True)
+    log_joint = draws.log_joint(z)
+    return log_joint + minus_log_q, log_joint.mean(0) + textbook.gaussian_entropy(
         *accumulate(draws.logvar)
     )
 
@@ -182,10 +197,9 @@ def stl(draws):
     q that can reach the posterior. It hurts far from there: the score it drops may have
     been correlated with the rest, and the variance be larger than the ELBO's.
     """
-    z = draws.z()
-    log_joint = draws.log_joint(z)
-    log_weights = (log_joint - draws.log_q()).detach()
-    return log_weights, (log_joint - draws.log_q_path(z)).mean(0), log_weights.mean(0)
+    z, log_ratio = draws.sample("path")
+    log_weights = draws.log_target(z) + log_ratio
+    return log_weights, log_weights.mean(0)
 
 
 def reinforce(draws):
@@ -195,7 +209,7 @@ def reinforce(draws):
     gradient in z, or whose z is discrete. It hurts wherever z has one: its variance grows with
     the dimension, by orders of magnitude over a reparameterised gradient.
     """
-    z = draws.z().detach()
+    z = draws.sample()[0].detach()
     leaves_another(len(z), "reinforce")
     log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
     log_weights = (log_joint - log_q).detach()
@@ -211,7 +225,7 @@ def vimco(draws):
     The baseline of sample k is the bound with w_k replaced by the geometric mean of the
     others (eq. 7 to 10). For discrete or black-box models with several samples.
     """
-    z = draws.z().detach()
+    z = draws.sample()[0].detach()
     leaves_another(len(z), "vimco")
     log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
     log_ratio = log_joint - log_q
@@ -221,10 +235,10 @@ def vimco(draws):
     diagonal = diagonal.view(samples, samples, *(1,) * (log_weights.dim() - 1))
     table = log_weights.unsqueeze(1).expand(samples, samples, *log_weights.shape[1:])
     geometric = torch.where(diagonal, 0.0, table).sum(0) / (samples - 1)
-    without = log_mean_exp(torch.where(diagonal, geometric, table))
-    bound = log_mean_exp(log_weights)
+    without, _ = draws.weigh(torch.where(diagonal, geometric, table))
+    bound, weights = draws.weigh(log_weights)
     signal = finite_or_zero(bound - without)
-    weighted = weighted_sum(normalised(log_weights), log_ratio)
+    weighted = weighted_sum(weights, log_ratio)
     return log_weights, (signal * log_q).sum(0) + weighted, bound
 
 
@@ -234,9 +248,9 @@ def iwae(draws):
     For theta, and to evaluate. It hurts phi: the signal-to-noise ratio of its gradient falls
     as K^(-1/2) (Rainforth et al. 2018).
     """
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
-    weighted = weighted_sum(normalised(log_weights), log_weights)
-    return log_weights, weighted, log_mean_exp(log_weights.detach())
+    log_weights = draws.log_weights()
+    bound, weights = draws.weigh(log_weights)
+    return log_weights, weighted_sum(weights, log_weights), bound
 
 
 def miwae(draws, *, groups=1):
@@ -244,10 +258,10 @@ def miwae(draws, *, groups=1):
 
     Between IWAE (M = 1) and the ELBO (K = 1): trades tightness for a better encoder gradient.
     """
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    log_weights = draws.log_weights()
     grouped = in_groups(log_weights, groups)  # [K, M, ...]
-    weighted = weighted_sum(normalised(grouped), grouped).mean(0)
-    return log_weights, weighted, log_mean_exp(grouped.detach()).mean(0)
+    bounds, weights = draws.weigh(grouped)
+    return log_weights, weighted_sum(weights, grouped).mean(0), bounds.mean(0)
 
 
 def ciwae(draws, *, mix=0.5):
@@ -255,11 +269,10 @@ def ciwae(draws, *, mix=0.5):
     validate.number("mix", mix, least=0.0, most=1.0)
     if mix in (0, 1):  # 0 times a bound of -inf is not 0
         return elbo_monte_carlo(draws) if mix else iwae(draws)
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
-    weighted = weighted_sum(normalised(log_weights), log_weights)
-    surrogate = mix * log_weights.mean(0) + (1 - mix) * weighted
-    fixed = log_weights.detach()
-    return log_weights, surrogate, mix * fixed.mean(0) + (1 - mix) * log_mean_exp(fixed)
+    log_weights = draws.log_weights()
+    bound, weights = draws.weigh(log_weights)
+    surrogate = mix * log_weights.mean(0) + (1 - mix) * weighted_sum(weights, log_weights)
+    return log_weights, surrogate, mix * log_weights.detach().mean(0) + (1 - mix) * bound
 
 
 def piwae(draws, *, groups=1):
@@ -267,19 +280,26 @@ def piwae(draws, *, groups=1):
 
     The best of both for a large budget of samples; the value is IWAE's over all of them.
     """
-    z, log_q = draws.z(), draws.log_q()
+    z, log_ratio = draws.sample()
     leaf = z.detach().requires_grad_(z.requires_grad)
-    log_joint = draws.log_joint(leaf)
-    log_weights = (log_joint - log_q).detach()
-    grouped = normalised(in_groups(log_weights, groups)) / groups
-    encoder_weights = grouped.transpose(0, 1).reshape(log_weights.shape)
-    surrogate = weighted_sum(normalised(log_weights), log_joint)
+    log_target = draws.log_target(leaf)
+    log_weights = (log_target + log_ratio).detach()
+    bound, weights = draws.weigh(log_weights)
+    _, grouped = draws.weigh(in_groups(log_weights, groups))
+    encoder_weights = grouped.transpose(0, 1).reshape(log_weights.shape) / groups
+    surrogate = weighted_sum(weights, log_target)
     if z.requires_grad:
-        weighted = weighted_sum(encoder_weights, log_joint).sum()
+        weighted = weighted_sum(encoder_weights, log_target).sum()
         (gradient,) = torch.autograd.grad(weighted, leaf, retain_graph=True)
         surrogate = surrogate + (gradient * z).sum((0, -1))
-        surrogate = surrogate - weighted_sum(encoder_weights, log_q)
-    return log_weights, surrogate, log_mean_exp(log_weights)
+        surrogate = surrogate + weighted_sum(encoder_weights, log_ratio)
+    else:
+        encoder_weights = torch.zeros_like(weights)
+    if any(p is not None and p.requires_grad for p in draws.prior):
+        # The prior is the model's: what it has of the encoder's weights is made good.
+        difference = weights - encoder_weights
+        surrogate = surrogate + weighted_sum(difference, draws.log_prior(z.detach()))
+    return log_weights, surrogate, bound
 
 
 def dreg(draws):
@@ -288,14 +308,10 @@ def dreg(draws):
     An unbiased gradient of IWAE's bound whose encoder part gains from K: the signal-to-noise
     ratio rises as K^(1/2). It hurts, as STL does, where K = 1 and q is far from the posterior.
     """
-    z = draws.z()
-    log_joint, log_q_path = draws.log_joint(z), draws.log_q_path(z)
-    log_weights = (log_joint - draws.log_q()).detach()
-    weights = normalised(log_weights)
-    if z.requires_grad:
-        # Everything that reaches phi passes z, and takes its second factor v_k there.
-        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
-    return log_weights, weighted_sum(weights, log_joint - log_q_path), log_mean_exp(log_weights)
+    z, log_ratio = draws.sample("dreg")
+    log_weights = draws.log_target(z) + log_ratio
+    bound, weights = draws.weigh(log_weights)
+    return log_weights, weighted_sum(weights, log_weights), bound
 
 
 def rws(draws):
@@ -304,11 +320,11 @@ def rws(draws):
     phi follows sum_k v_k grad log q(z_k|x), towards the inclusive KL(p(z|x) || q): it needs
     no reparameterisation and gains from K. Biased at finite K, and no bound's gradient.
     """
-    z = draws.z().detach()
+    z = draws.sample()[0].detach()
     log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
     log_weights = (log_joint - log_q).detach()
-    surrogate = weighted_sum(normalised(log_weights), log_joint + log_q)
-    return log_weights, surrogate, log_mean_exp(log_weights)
+    bound, weights = draws.weigh(log_weights)
+    return log_weights, weighted_sum(weights, log_joint + log_q), bound
 
 
 def renyi(draws, *, alpha=0.5):
@@ -321,15 +337,9 @@ def renyi(draws, *, alpha=0.5):
     validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     if alpha == 1:
         return elbo_monte_carlo(draws)
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
-    powered = (1 - alpha) * log_weights.detach()
-    surrogate = weighted_sum(normalised(powered), log_weights)
-    # Near alpha = 1 the logarithm cancels: there it is taken of 1 + something small.
-    mean = powered.mean(0)
-    excess = powered - mean
-    near_one = torch.log1p(torch.expm1(excess).mean(0)) + mean
-    bound = torch.where(excess.abs().max(0).values < 0.5, near_one, log_mean_exp(powered))
-    return log_weights, surrogate, bound / (1 - alpha)
+    log_weights = draws.log_weights()
+    bound, weights = draws.weigh(log_weights, alpha)
+    return log_weights, weighted_sum(weights, log_weights), bound
 
 
 def cubo(draws, *, order=2.0):
@@ -349,7 +359,7 @@ def jackknife(draws, *, order=1):
 
     To evaluate log p(x): bias O(K^-(m+1)) for an m-fold jackknife, and more variance. No bound.
     """
-    samples = len(draws.eps)
+    samples = draws.num_samples
     validate.count("order", order, least=0)
     if order >= samples:
         raise ValueError(f"order must be less than num_samples = {samples}, got {order}")
@@ -358,7 +368,7 @@ def jackknife(draws, *, order=1):
             f"order {order} with {samples} samples needs {math.comb(samples, order)} subsets, "
             f"more than {MAX_SUBSETS}"
         )
-    log_weights = draws.log_joint(draws.z()) - draws.log_q()
+    log_weights = draws.log_weights()
     value, surrogate = 0.0, 0.0
     for left_out in range(order + 1):
         sign, size = (-1) ** left_out, samples - left_out
@@ -366,9 +376,9 @@ def jackknife(draws, *, order=1):
         subsets = list(itertools.combinations(range(samples), size))
         index = torch.tensor(subsets, device=log_weights.device).T  # [size, subsets]
         chosen = log_weights[index]  # [size, subsets, ...]
-        value = value + sign * scale * log_mean_exp(chosen.detach()).mean(0)
-        weighted = weighted_sum(normalised(chosen), chosen)
-        surrogate = surrogate + sign * scale * weighted.mean(0)
+        bounds, weights = draws.weigh(chosen)
+        value = value + sign * scale * bounds.mean(0)
+        surrogate = surrogate + sign * scale * weighted_sum(weights, chosen).mean(0)
     impossible = log_weights.detach().max(0).values == -torch.inf
     return log_weights, surrogate, torch.where(impossible, -torch.inf, value)
 
@@ -489,12 +499,23 @@ def estimate(
             takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
             raise ValueError(f"{name} {takes}, got {option}")
     mu, logvar = mu.expand(shape), logvar.expand(shape)
-    eps = samplers.draw(num_samples, mu.detach(), sampling=sampling, generator=generator)
+    validate.count("num_samples", num_samples)
+    validate.choice("sampling", sampling, samplers.SAMPLINGS)
     target: Any = log_joint if log_likelihood is None else log_likelihood
-    draws = Draws(target, log_joint is not None, mu, logvar, (prior_mu, prior_logvar), eps, impl)
+    draws = Draws(
+        target,
+        log_joint is not None,
+        mu,
+        logvar,
+        (prior_mu, prior_logvar),
+        num_samples,
+        sampling,
+        generator,
+        impl,
+    )
     log_weights, surrogate, *value = estimator.function(draws, **options)
     value = value[0] if value else surrogate
-    return Estimate(value.detach(), surrogate, log_weights.detach(), draws.z().detach())
+    return Estimate(value.detach(), surrogate, log_weights.detach(), draws.z.detach())
 
 
 def leaves_another(samples, name):

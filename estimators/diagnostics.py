@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from . import validate
-from .bounds import normalised
 from .functional import Implementation, gaussian_kl
+from .reference import normalised
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

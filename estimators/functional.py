@@ -284,26 +284,47 @@ def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, ant
 
 
 def samples_from(
-    seed, first, num_samples, mu, logvar, prior_mu, prior_logvar, *, gradient, antithetic, impl
+    seed,
+    first,
+    num_samples,
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    *,
+    gradient,
+    antithetic,
+    impl,
+    flat=False,
 ):
     """rsample_log_ratio for samples first, first + 1, ... of the kernels' noise stream.
 
     The reference draws from the stream's twin: chunks of samples are those of one call.
+    ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
     """
-    options = {"gradient": gradient, "antithetic": antithetic}
     shape = torch.broadcast_shapes(mu.shape, logvar.shape)
     if validate.use_kernels(impl, mu):
         from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
 
         tensors = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
-        z, log_ratio = kernel(*tensors, num_samples, **options, seed=seed, first=first)
+        z, log_ratio = kernel(
+            *tensors,
+            num_samples,
+            gradient=gradient,
+            flat=flat,
+            antithetic=antithetic,
+            seed=seed,
+            first=first,
+        )
         return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
     draws = 1 + antithetic
     rows = math.prod(shape[:-1]), shape[-1]
     eps = noise.stream(seed, num_samples // draws, *rows, first=first // draws)
     eps = eps.view(-1, *shape).to(mu.dtype)
     eps = reference.with_antithetic(eps) if antithetic else eps
-    return reference.log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient)
+    return reference.log_ratio_at(
+        eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat
+    )
 
 
 def gaussian_nll(

@@ -78,31 +78,35 @@ def rsample_log_ratio(
     return log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient)
 
 
-def log_ratio_at(eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total"):
-    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]."""
+def log_ratio_at(
+    eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", flat=False
+):
+    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
     dtype = mu.dtype
     eps, mu, logvar, prior_mu, prior_logvar = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
     z = textbook.gaussian_sample(mu, logvar, eps)
     if gradient == "total":
-        return z.to(dtype), log_ratio(eps, z, logvar, prior_mu, prior_logvar)
+        return z.to(dtype), log_ratio(eps, z, logvar, prior_mu, prior_logvar, flat)
     # q's own density, from the noise, is held fixed but for what it says of z.
     score = (-eps * torch.exp(-0.5 * logvar)).detach()
     held = (score * (z - z.detach())).sum(-1)
     if gradient == "path":
-        ratio = log_ratio(eps, z, logvar.detach(), prior_mu, prior_logvar)
+        ratio = log_ratio(eps, z, logvar.detach(), prior_mu, prior_logvar, flat)
         return z.to(dtype), ratio - held
     fixed = [None if t is None else t.detach() for t in (prior_mu, prior_logvar)]
-    ratio = log_ratio(eps, z, logvar.detach(), *fixed) - held
+    ratio = log_ratio(eps, z, logvar.detach(), *fixed, flat) - held
     z, ratio = DoublyReparameterised.apply(z, ratio)
     if any(t is not None and t.requires_grad for t in (prior_mu, prior_logvar)):
         # The prior is the model's: it keeps the weight itself.
-        log_prior = log_ratio(eps, z.detach(), logvar.detach(), prior_mu, prior_logvar)
+        log_prior = log_ratio(eps, z.detach(), logvar.detach(), prior_mu, prior_logvar, False)
         ratio = ratio + (log_prior - log_prior.detach())
     return z.to(dtype), ratio
 
 
-def log_ratio(eps, z, logvar, prior_mu, prior_logvar):
+def log_ratio(eps, z, logvar, prior_mu, prior_logvar, flat):
     """log p(z) - log N(eps; 0, I) + 1/2 sum log var(q): the constants cancel."""
+    if flat:
+        return 0.5 * (eps.square().sum(-1) + (logvar + textbook.LOG_2PI).sum(-1))
     u, spread = z, logvar
     if prior_mu is not None:
         u = u - prior_mu

@@ -17,29 +17,35 @@ def draw(
 ) -> Tensor:
     """eps [K, ..., D], each N(0, I), in the dtype and on the device of ``like`` [..., D].
 
-    ``"antithetic"`` gives the pairs (eps, -eps), and needs an even K: exact for the odd part
-    of an integrand, and worse than nothing for a purely even one. ``"sobol"`` gives, for
-    every example on its own, K points of a scrambled Sobol sequence through the normal
-    quantile function: faster convergence for smooth integrands in few dimensions, but not
-    the K independent samples that a score function's baseline or a sample variance assumes.
+    ``"antithetic"`` gives pairs (eps, -eps), samples 2k and 2k + 1, and needs an even K: exact
+    for the odd part of an integrand, and worse than nothing for a purely even one.
+    ``"sobol"`` gives, for every example on its own, K points of a scrambled Sobol sequence
+    through the normal quantile function: faster convergence for smooth integrands in few
+    dimensions, but not the K independent samples that a score function's baseline or a sample
+    variance assumes.
     One scramble serves a call, each example shifting it at random: the errors of nonlinear
     values such as IWAE's then go together over a batch.
     Owen, "Monte Carlo theory, methods and examples", 2013, chapters 8 and 17.
 
     >>> eps = draw(4, torch.zeros(3, 2), sampling="antithetic")
-    >>> torch.equal(eps[:2], -eps[2:])
+    >>> torch.equal(eps[::2], -eps[1::2])
     True
     """
     validate.choice("sampling", sampling, SAMPLINGS)
     validate.count("num_samples", num_samples)
     if sampling == "independent":
         return reference.standard_normal((num_samples, *like.shape), like, generator)
-    if sampling == "antithetic":
-        if num_samples % 2:
-            raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
+    if antithetic(sampling, num_samples):
         half = reference.standard_normal((num_samples // 2, *like.shape), like, generator)
-        return torch.cat([half, -half])
+        return reference.with_antithetic(half)
     return _sobol(num_samples, like, generator)
+
+
+def antithetic(sampling, num_samples):
+    """Whether samples come in pairs; they then must."""
+    if sampling == "antithetic" and num_samples % 2:
+        raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
+    return sampling == "antithetic"
 
 
 def _sobol(num_samples, like, generator):

@@ -95,15 +95,14 @@ def samples_of_examples(**named):
 
     Any number of dimensions of samples, none included, stand before those of x.
     """
-    (_, first), (_, x) = named.items()
+    (name, first), (_, x) = named.items()
+    samples = first.dim() - x.dim()
+    if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):
+        raise ValueError(
+            f"expected equal shapes, or {name} [K, *x.shape] of K samples, got {describe(named)}"
+        )
     if x.dim() < 2 or 0 in x.shape[1:]:
         raise ValueError(f"expected [B, ...] with events that are not empty, got {describe(named)}")
-    samples = first.dim() - x.dim()
-    if samples < 0 or first.shape[samples:] != x.shape:
-        raise ValueError(
-            f"expected equal shapes, or {next(iter(named))} with samples [K, *x.shape], "
-            f"got {describe(named)}"
-        )
     if 0 in first.shape[:samples]:
         raise ValueError(f"expected at least one sample, got {describe(named)}")
     return first.shape[: samples + 1]

@@ -6,7 +6,7 @@ else of size [samples, rows, cols] is stored but z and its gradient.
 
 The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
 0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
-where q is close to the prior.
+where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
 """
 
 import torch
@@ -46,6 +46,32 @@ LARGEST = 1024
 
 
 @triton.jit
+def relative_to_prior(
+    mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride, mask,
+    FLAT: tl.constexpr, ACC: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """(distance, growth, ratio, root, constant): delta = distance + growth eps, the standard
+    deviation of q is ``ratio`` and a unit ``root`` in units of the prior, and ``constant`` is
+    the log ratio's part [BLOCK_ROWS] that all samples share.
+
+    The flat prior has u = 0. Lanes past the end have delta = 0.
+    """
+    if FLAT:
+        LOG_2PI: tl.constexpr = 1.8378770664093454836
+        zero = tl.zeros(std.shape, ACC)
+        constant = 0.5 * tl.sum(tl.where(mask, logvar + LOG_2PI, 0.0), axis=1)
+        return zero, tl.where(mask, zero - 1.0, 0.0), zero, zero, constant
+    else:
+        distance, log_ratio, root = in_units_of_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride,
+            mask, ACC, PTX,
+        )  # fmt: skip
+        ratio = std * root
+        growth = expm1(0.5 * log_ratio, ratio)
+        return distance, growth, ratio, root, 0.5 * tl.sum(log_ratio, axis=1)
+
+
+@triton.jit
 def write_sample(
     z_ptr, log_ratio_ptr, sample, eps, mu, std, distance, growth, constant, row, col, col_tile,
     samples, rows, cols, mask,
@@ -78,6 +104,7 @@ def rsample_kernel(
     rows,
     cols,
     col_tiles,
+    FLAT: tl.constexpr,
     ANTITHETIC: tl.constexpr,  # a draw makes two samples, of eps and of -eps
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -95,12 +122,10 @@ def rsample_kernel(
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     std = exp_scaled(logvar, 0.5, PTX)
     if log_ratio_ptr is not None:
-        distance, variance_log_ratio, root = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
-            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+        distance, growth, _, _, constant = relative_to_prior(
+            mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, FLAT, ACC, PTX,
         )  # fmt: skip
-        growth = expm1(0.5 * variance_log_ratio, std * root)
-        constant = 0.5 * tl.sum(variance_log_ratio, axis=1)
     else:
         distance, growth, constant = mu, std, mu  # not used
 
@@ -194,6 +219,7 @@ def rsample_backward_kernel(
     cols,
     col_tiles,
     GRADIENT: tl.constexpr,
+    FLAT: tl.constexpr,
     ANTITHETIC: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -211,12 +237,10 @@ def rsample_backward_kernel(
     std = exp_scaled(logvar, 0.5, PTX)
     if dlog_ratio_ptr is not None:
         mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
-        distance, variance_log_ratio, root = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
-            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+        distance, growth, ratio, root, _ = relative_to_prior(
+            mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, FLAT, ACC, PTX,
         )  # fmt: skip
-        ratio = std * root
-        growth = expm1(0.5 * variance_log_ratio, ratio)
     else:
         distance, growth, ratio, root = std, std, std, std  # not used
     inverse_std = exp_scaled(logvar, -0.5, PTX) if GRADIENT != "total" else std
@@ -263,10 +287,10 @@ def rsample_backward_kernel(
 
 def shared_out(draws, programs, least=1):
     """Draws of a program: all, unless there are too few tiles to fill a GPU."""
-    return max(divide_up(draws, divide_up(PROGRAMS, programs)), least)
+    return max(divide_up(draws, divide_up(PROGRAMS, max(programs, 1))), least)
 
 
-def launch_rsample(inputs, seed, samples, *, first=0, antithetic=False, with_log_ratio):
+def launch_rsample(inputs, seed, samples, *, first=0, flat=False, antithetic=False, with_log_ratio):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
 
     Returns z [samples, rows, cols] and, if asked, the log ratio [samples, rows], else None.
@@ -298,13 +322,23 @@ def launch_rsample(inputs, seed, samples, *, first=0, antithetic=False, with_log
     ]
     grid = (tiles.programs, divide_up(draws, share))
     if rows:
-        flags = {"ANTITHETIC": antithetic}
+        flags = {"FLAT": flat, "ANTITHETIC": antithetic}
         launch(rsample_kernel, grid, arguments, flags | constants(tiles, acc))
     return z, row_sums(log_ratio) if with_log_ratio else None
 
 
 def launch_rsample_backward(
-    dz, dlog_ratio, inputs, seed, needs, *, samples, first=0, gradient="total", antithetic=False
+    dz,
+    dlog_ratio,
+    inputs,
+    seed,
+    needs,
+    *,
+    samples,
+    first=0,
+    gradient="total",
+    flat=False,
+    antithetic=False,
 ):
     """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows].
 
@@ -348,7 +382,7 @@ def launch_rsample_backward(
     ]
     if rows:
         flags = {"GRADIENT": gradient if dlog_ratio is not None else "total"}
-        flags["ANTITHETIC"] = antithetic
+        flags |= {"FLAT": flat, "ANTITHETIC": antithetic}
         grid = (tiles.programs, shares)
         launch(rsample_backward_kernel, grid, arguments, flags | constants(tiles, acc))
     return [
@@ -373,18 +407,19 @@ def _rsample_backward_fake(dz, logvar, seed, needs):
     return gradients_like((logvar, logvar), needs)
 
 
-def _log_ratio(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic):
+def _log_ratio(mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic):
     return launch_rsample(
         (mu, logvar, prior_mu, prior_logvar),
         seed,
         samples,
         first=first,
+        flat=flat,
         antithetic=antithetic,
         with_log_ratio=True,
     )
 
 
-def _log_ratio_fake(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic):
+def _log_ratio_fake(mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic):
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
     z = mu.new_empty(samples, *mu.shape)
     return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
@@ -392,7 +427,7 @@ def _log_ratio_fake(mu, logvar, prior_mu, prior_logvar, seed, first, samples, an
 
 def _log_ratio_backward(
     dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
-    antithetic, needs,
+    flat, antithetic, needs,
 ):  # fmt: skip
     return launch_rsample_backward(
         dz,
@@ -403,13 +438,14 @@ def _log_ratio_backward(
         samples=samples,
         first=first,
         gradient=gradient,
+        flat=flat,
         antithetic=antithetic,
     )
 
 
 def _log_ratio_backward_fake(
     dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
-    antithetic, needs,
+    flat, antithetic, needs,
 ):  # fmt: skip
     return gradients_like((mu, logvar, prior_mu, prior_logvar), needs)
 
@@ -426,14 +462,14 @@ rsample_backward_op = register(
 )
 log_ratio_op = register(
     "rsample_log_ratio(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
-    "Tensor seed, SymInt first, SymInt samples, bool antithetic) -> (Tensor, Tensor)",
+    "Tensor seed, SymInt first, SymInt samples, bool flat, bool antithetic) -> (Tensor, Tensor)",
     _log_ratio,
     _log_ratio_fake,
 )
 log_ratio_backward_op = register(
     "rsample_log_ratio_backward(Tensor? dz, Tensor? dlog_ratio, Tensor mu, Tensor logvar, "
     "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, SymInt first, SymInt samples, "
-    "str gradient, bool antithetic, bool[] needs) -> Tensor[]",
+    "str gradient, bool flat, bool antithetic, bool[] needs) -> Tensor[]",
     _log_ratio_backward,
     _log_ratio_backward_fake,
 )
@@ -458,12 +494,16 @@ class GaussianRsample(KernelFunction):
 
 class RsampleLogRatio(KernelFunction):
     @staticmethod
-    def forward(mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, antithetic):
-        return log_ratio_op(mu, logvar, prior_mu, prior_logvar, seed, first, samples, antithetic)
+    def forward(
+        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
+    ):
+        return log_ratio_op(
+            mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.first, ctx.samples, ctx.gradient, ctx.antithetic = inputs
+        *tensors, ctx.first, ctx.samples, ctx.gradient, ctx.flat, ctx.antithetic = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
@@ -471,9 +511,9 @@ class RsampleLogRatio(KernelFunction):
     @once_differentiable
     def backward(ctx, dz, dlog_ratio):
         needs = ctx.needs_input_grad[:4]
-        options = ctx.first, ctx.samples, ctx.gradient, ctx.antithetic
+        options = ctx.first, ctx.samples, ctx.gradient, ctx.flat, ctx.antithetic
         gradients = log_ratio_backward_op(dz, dlog_ratio, *ctx.saved_tensors, *options, list(needs))
-        return *spread(gradients, needs), *(None,) * 5
+        return *spread(gradients, needs), *(None,) * 6
 
 
 def gaussian_rsample(mu, logvar, samples=1, *, generator=None):
@@ -482,7 +522,17 @@ def gaussian_rsample(mu, logvar, samples=1, *, generator=None):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, samples, *, gradient, antithetic, seed, first=0
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    samples,
+    *,
+    gradient="total",
+    flat=False,
+    antithetic=False,
+    seed,
+    first=0,
 ):
     """Twin of ``reference.rsample_log_ratio`` on [rows, cols]: (z, log_ratio).
 
@@ -491,5 +541,5 @@ def rsample_log_ratio(
     """
     first = first // 2 if antithetic else first
     return RsampleLogRatio.apply(
-        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, antithetic
+        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
     )

@@ -58,7 +58,7 @@ def set_seed(monkeypatch, seed):
     def draw_seed(device, generator=None):
         return torch.tensor(seed, dtype=torch.int64, device=device)
 
-    for module in ("gaussian_rsample", "noise"):
+    for module in ("gaussian_rsample", "rsample_kl", "noise"):
         monkeypatch.setattr(f"fused_elbo.kernels.{module}.draw_seed", draw_seed)
 
 

@@ -111,7 +111,7 @@ def test_a_wrong_estimator_shows(monkeypatch):
 
     def no_bound(draws):
         log_weights, surrogate, _ = bounds.dreg(draws)
-        return log_weights, surrogate, (bounds.normalised(log_weights) * log_weights).sum(0)
+        return log_weights, surrogate, (torch.softmax(log_weights, 0) * log_weights).sum(0)
 
     for wrong in (sum_of_weights, no_bound):
         entry = dataclasses.replace(bounds.ESTIMATORS["iwae"], function=wrong)
