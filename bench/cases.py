@@ -1,9 +1,12 @@
 """What is timed: operations, grids, and random inputs. Nothing here imports torch at the top."""
 
+from itertools import zip_longest
 from typing import NamedTuple
 
-# Pixels of the decoder's output in elbo_step: 28 x 28, as in every VAE tutorial.
+# Pixels of the decoder's output in the steps: 28 x 28, as in every VAE tutorial.
 EVENTS = 784
+# Units of the decoder of iwae_step: latents -> 256, ReLU -> 784.
+HIDDEN = 256
 # The fixed log variance of gaussian_nll; not 0, which would make its scale a multiplication by 1.
 FIXED_LOGVAR = -1.0
 
@@ -11,11 +14,14 @@ DIRECTIONS = ("forward+backward", "forward")
 
 
 class Operation(NamedTuple):
-    """An operation by its tensors: "latent" ones are [B, D], "event" ones [B, 784]."""
+    """An operation by its tensors: "latent" ones are [B, D], "event" ones [B, 784].
+
+    Of K samples: "samples" [K, B, D], "sample rows" [K, B], "sample events" [K, B, 784].
+    """
 
     inputs: tuple  # names, in the order of the providers' arguments
     gradients: tuple  # those that get a gradient
-    outputs: tuple  # "rows" [B], "latent" [B, D] or "scalar"; scalars have gradient 1
+    outputs: tuple  # kinds; a "scalar" has gradient 1, a sample that is only "shown" none
     title: str
 
 
@@ -50,6 +56,28 @@ OPERATIONS = {
         ("x", "mu", "logvar"), ("mu", "logvar"), ("rows",), "log-density of given points"
     ),
 }
+DECODER = ("weight1", "bias1", "weight2", "bias2")
+# With K samples for each example, forward + backward alone.
+SAMPLED = {
+    "iwae_encoder": Operation(
+        ("mu", "logvar"),
+        ("mu", "logvar"),
+        ("samples", "sample rows"),
+        "K samples and their log p(z) - log q(z|x)",
+    ),
+    # z is shown for the oracle, which reads the noise off it.
+    "iwae_step": Operation(
+        ("mu", "logvar", "pixels", *DECODER),
+        ("mu", "logvar", *DECODER),
+        ("shown", "scalar"),
+        "whole IWAE step: K samples, MLP decoder of 784 pixels, likelihood, bound",
+    ),
+    # What a step cannot do without: the rest of it is the loss.
+    "decoder": Operation(
+        ("z", *DECODER), ("z", *DECODER), ("sample events",), "the decoder of iwae_step alone"
+    ),
+}
+ALL = OPERATIONS | SAMPLED
 EVENT_TENSORS = ("logits", "pixels")
 
 
@@ -84,6 +112,59 @@ GRIDS = {
 }
 
 
+FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
+
+
+class SampleGrid(NamedTuple):
+    """What is swept of an operation on K samples; shapes in order of value, the first published.
+
+    Dtypes come from here, seconds and rounds from the Grid of the same name.
+    """
+
+    samples: tuple
+    batches: tuple
+    latents: tuple
+    dtypes: tuple
+    limit: int  # elements of the largest tensor: [K, B, D], or [K, B, 784] of a decoder
+
+
+# "decoder" is swept where iwae_step is.
+SAMPLE_GRIDS = {
+    ("cpu", "smoke"): {
+        "iwae_encoder": SampleGrid((8,), (64,), (8,), FLOAT32, 2**22),
+        "iwae_step": SampleGrid((8,), (64,), (8,), FLOAT32, 2**22),
+    },
+    ("cpu", "default"): {
+        "iwae_encoder": SampleGrid((1, 8, 64, 512), (64, 512), (64, 16), FLOAT32, 2**22),
+        "iwae_step": SampleGrid((1, 8, 64), (64, 512), (64, 16), FLOAT32, 2**22),
+    },
+    # The oracle's float64 copies included, a case takes less than 4 GiB.
+    ("cpu", "full"): {
+        "iwae_encoder": SampleGrid(
+            (1, 8, 64, 512), (64, 256, 1024, 4096), (64, 16, 256, 1024), FLOAT32, 2**24
+        ),
+        "iwae_step": SampleGrid((1, 8, 64, 512), (64, 256, 1024), (64, 16, 256), FLOAT32, 2**25),
+    },
+    ("cuda", "smoke"): {
+        "iwae_encoder": SampleGrid((8,), (1024,), (64,), FLOAT32, 2**27),
+        "iwae_step": SampleGrid((8,), (64,), (64,), FLOAT32, 2**28),
+    },
+    ("cuda", "default"): {
+        "iwae_encoder": SampleGrid(
+            (1, 8, 64, 512), (1024, 64, 16384), (128, 16, 1024), BOTH, 2**27
+        ),
+        # Half a minute of compiling a cell: few shapes.
+        "iwae_step": SampleGrid((1, 8, 64, 512), (256, 64), (64,), BOTH, 2**28),
+    },
+    ("cuda", "full"): {
+        "iwae_encoder": SampleGrid(
+            (1, 8, 64, 512), (1024, 64, 16384, 256, 4096), (128, 16, 1024, 32, 512), BOTH, 2**27
+        ),
+        "iwae_step": SampleGrid((1, 8, 64, 512), (256, 64, 1024, 4096), (64, 16, 256), BOTH, 2**28),
+    },
+}
+
+
 class Case(NamedTuple):
     """One point of the sweep."""
 
@@ -93,6 +174,7 @@ class Case(NamedTuple):
     latent: int
     dtype: str
     direction: str
+    samples: int = 1  # K, of the operations in SAMPLED
 
     @property
     def backward(self):
@@ -104,8 +186,15 @@ def case_id(case):
 
     >>> case_id(Case("gaussian_kl", "eager", 64, 16, "float32", "forward"))
     'gaussian_kl-eager-64-16-float32-forward'
+    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8))
+    'iwae_step-eager-K8-64-16-float32-forward+backward'
     """
-    return "-".join(map(str, case))
+    parts = list(case)
+    if isinstance(case, Case):
+        samples = parts.pop()
+        if case.op in SAMPLED:
+            parts.insert(2, f"K{samples}")
+    return "-".join(map(str, parts))
 
 
 def coarse_first(values):
@@ -141,35 +230,111 @@ def sweep(grid, providers_of):
     ]
 
 
+def largest_tensor(op, samples, batch, latent):
+    """Elements of the largest tensor of an operation on K samples."""
+    return samples * batch * (latent if op == "iwae_encoder" else max(latent, EVENTS))
+
+
+def sample_cells(op, grid):
+    """[[(K, batch, latent, dtype), ...], ...]: a list a shape, the published one first.
+
+    Its greatest K come first, so that a sweep that is cut short spans all K of one shape.
+    """
+    return [
+        [
+            (samples, batch, latent, dtype)
+            for dtype in grid.dtypes
+            for samples in coarse_first(grid.samples)
+            if largest_tensor(op, samples, batch, latent) <= grid.limit
+        ]
+        for batch, latent in shapes_in_order(grid)
+    ]
+
+
+def shapes_in_order(grid):
+    """All (batch, latent) of a SampleGrid, by how far down its lists they are."""
+    pairs = [(i, j) for i in range(len(grid.batches)) for j in range(len(grid.latents))]
+    return [(grid.batches[i], grid.latents[j]) for i, j in sorted(pairs, key=lambda p: (sum(p), p))]
+
+
+def sample_sweep(grids, providers_of):
+    """All cases of the operations on K samples, the operations shape by shape in turn.
+
+    The decoder follows each step: the two are of one machine state, as their difference asks.
+    """
+    cases = []
+    for turn in zip_longest(*(sample_cells(op, grid) for op, grid in grids.items())):
+        for op, cells in zip(grids, turn, strict=True):
+            for samples, batch, latent, dtype in cells or ():
+                for name in (op, "decoder") if op == "iwae_step" else (op,):
+                    cases += [
+                        Case(name, provider, batch, latent, dtype, DIRECTIONS[0], samples)
+                        for provider in providers_of(name)
+                    ]
+    return cases
+
+
+def shape_of(name, case):
+    """The shape of an input."""
+    batch, latent = case.batch, case.latent
+    shapes_of = {
+        "z": (case.samples, batch, latent),
+        "weight1": (HIDDEN, latent),
+        "bias1": (HIDDEN,),
+        "weight2": (EVENTS, HIDDEN),
+        "bias2": (EVENTS,),
+    }
+    return shapes_of.get(name, (batch, EVENTS if name in EVENT_TENSORS else latent))
+
+
+def scaled(name, value):
+    """A standard normal as an encoder, or a decoder, would have it."""
+    if name == "logvar":
+        return 0.5 * value - 1
+    if name in ("binary", "pixels"):
+        return (value > 0).float()
+    if name == "weight1":
+        return value / value.shape[1] ** 0.5
+    # Small: the samples' log likelihoods differ by some nats, as they do after training. With
+    # ten times the weight one sample would take all, and the gradient hang on its rounding.
+    if name == "weight2":
+        return 0.1 * value / value.shape[1] ** 0.5
+    return 0.1 * value if name.startswith("bias") else value
+
+
 def make_inputs(case, device, seed):
     """Random inputs in the operation's order: trained-encoder-like, no special values."""
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
     tensors = []
-    for name in OPERATIONS[case.op].inputs:
-        shape = (case.batch, EVENTS if name in EVENT_TENSORS else case.latent)
-        value = torch.randn(shape, generator=generator, device=device)
-        if name == "logvar":
-            value = 0.5 * value - 1
-        elif name in ("binary", "pixels"):
-            value = (value > 0).float()
-        value = value.to(getattr(torch, case.dtype))
-        wanted = case.backward and name in OPERATIONS[case.op].gradients
+    for name in ALL[case.op].inputs:
+        value = torch.randn(shape_of(name, case), generator=generator, device=device)
+        value = scaled(name, value).to(getattr(torch, case.dtype))
+        wanted = case.backward and name in ALL[case.op].gradients
         tensors.append(value.requires_grad_(wanted))
     return tensors
 
 
 def make_upstream(case, device, seed):
-    """Random gradients of the outputs: none of them 1, which flatters; None for a scalar."""
+    """Random gradients of the outputs: none of them 1, which flatters; None where there is none."""
     import torch
 
     generator = torch.Generator(device).manual_seed(seed + 1)
-    shape = {"rows": (case.batch,), "latent": (case.batch, case.latent)}
-    dtype = {"rows": torch.float32, "latent": getattr(torch, case.dtype)}
-    return [
-        None
-        if kind == "scalar"
-        else torch.randn(shape[kind], generator=generator, device=device).to(dtype[kind])
-        for kind in OPERATIONS[case.op].outputs
-    ]
+    wide = getattr(torch, case.dtype)
+    samples = (case.samples, case.batch)
+    kinds = {
+        "rows": ((case.batch,), torch.float32),
+        "latent": ((case.batch, case.latent), wide),
+        "samples": ((*samples, case.latent), wide),
+        "sample rows": (samples, torch.float32),
+        "sample events": ((*samples, EVENTS), wide),
+    }
+    gradients = []
+    for kind in ALL[case.op].outputs:
+        if kind not in kinds:
+            gradients.append(None)
+            continue
+        shape, dtype = kinds[kind]
+        gradients.append(torch.randn(shape, generator=generator, device=device).to(dtype))
+    return gradients

@@ -3,8 +3,8 @@
 import time
 
 from . import clock, memory, oracle, providers
-from .cases import make_inputs, make_upstream
-from .traffic import floor_bytes
+from .cases import SAMPLED, make_inputs, make_upstream
+from .traffic import floor_bytes, sample_floor_bytes
 
 # On a CPU the profiler that counts memory costs more than the call where that is small.
 CPU_MEMORY_FROM = 2**18
@@ -33,10 +33,11 @@ class Prepared:
         ``function`` replaces the provider's own: that is how the rule is tested.
         """
         self.case, self.device = case, device
-        self.function = function or providers.get(case.provider, case.op, device)
+        self.function = function or providers.get(case.provider, case.op, device, case.samples)
         self.sets = input_sets(case, device)
         first_call = self.first_call()
-        self.error = oracle.check(case, self.function, *self.sets[0])
+        checked = providers.get_checked(case.provider, case.op, case.samples)
+        self.error = oracle.check(case, checked or self.function, *self.sets[0])
         self.warm_up()
         self.seconds = min(self.wall_clock() for _ in range(3))
         self.compile_seconds = max(0.0, first_call - self.seconds)
@@ -125,14 +126,18 @@ def peak_memory(prepared):
         return None
     if prepared.device == "cpu":
         small = case.batch * case.latent < CPU_MEMORY_FROM
-        if small or not case.backward:
+        if (small and case.op not in SAMPLED) or not case.backward:
             return None
     return memory.peak_bytes(prepared.call, prepared.sets[0], prepared.device)
 
 
 def bandwidth(case, seconds, ceiling):
     """The floor's bytes, and what they come to: bytes that had to move, not that did."""
-    needed = floor_bytes(case.op, case.batch, case.latent, case.dtype, case.direction)
+    shape = case.batch, case.latent
+    if case.op in SAMPLED:
+        needed = sample_floor_bytes(case.op, case.samples, *shape, case.dtype)
+    else:
+        needed = floor_bytes(case.op, *shape, case.dtype, case.direction)
     return {
         "floor_bytes": needed,
         "floor_seconds": needed / ceiling,

@@ -7,6 +7,7 @@ nothing is computed twice, constants are Python numbers, and nothing waits for t
 unless torch itself does.
 """
 
+import functools
 import math
 
 import torch
@@ -15,7 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fused_elbo
 
-from .cases import FIXED_LOGVAR
+from .cases import FIXED_LOGVAR, SAMPLED
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -56,6 +57,33 @@ def eager_bernoulli_nll(logits, x):
     return (F.softplus(logits) - x * logits).sum(-1)
 
 
+def decode(z, weight1, bias1, weight2, bias2):
+    """The decoder of everyone's step."""
+    return F.linear(F.relu(F.linear(z, weight1, bias1)), weight2, bias2)
+
+
+def eager_iwae_encoder(mu, logvar, samples):
+    """log q(z) from the noise: of its terms and the prior's the constants cancel.
+
+    Sums in float32, whatever the inputs are: of bfloat16 sums the weights would be noise.
+    """
+    eps = torch.randn(samples, *mu.shape, dtype=mu.dtype, device=mu.device)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    squares = (eps.square() - z.square()).sum(-1, dtype=torch.float32)
+    return z, 0.5 * (squares + logvar.sum(-1, dtype=torch.float32))
+
+
+def eager_bound(log_weights):
+    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+
+
+def eager_iwae_step(mu, logvar, x, *decoder, samples):
+    z, log_ratio = eager_iwae_encoder(mu, logvar, samples)
+    logits = decode(z, *decoder)
+    nll = (F.softplus(logits) - x * logits).sum(-1, dtype=torch.float32)
+    return z.detach(), -eager_bound(log_ratio - nll).mean()
+
+
 def eager_elbo_step(logits, x, mu, logvar):
     z, kl = eager_rsample_kl(mu, logvar)
     return z, (eager_bernoulli_nll(logits, x) + kl).mean()
@@ -70,6 +98,9 @@ EAGER = {
     "gaussian_nll_learned": eager_gaussian_nll_learned,
     "bernoulli_nll": eager_bernoulli_nll,
     "elbo_step": eager_elbo_step,
+    "iwae_encoder": eager_iwae_encoder,
+    "iwae_step": eager_iwae_step,
+    "decoder": decode,
 }
 
 
@@ -119,6 +150,19 @@ def distributions_elbo_step(logits, x, mu, logvar):
     return z, (distributions_bernoulli_nll(logits, x) + kl).mean()
 
 
+def distributions_iwae_encoder(mu, logvar, samples):
+    q = normal(mu, logvar)
+    z = q.rsample((samples,))
+    return z, (standard_normal().log_prob(z) - q.log_prob(z)).sum(-1, dtype=torch.float32)
+
+
+def distributions_iwae_step(mu, logvar, x, *decoder, samples):
+    z, log_ratio = distributions_iwae_encoder(mu, logvar, samples)
+    likelihood = Bernoulli(logits=decode(z, *decoder), validate_args=False).log_prob(x)
+    log_weights = log_ratio + likelihood.sum(-1, dtype=torch.float32)
+    return z.detach(), -eager_bound(log_weights).mean()
+
+
 DISTRIBUTIONS = {
     "gaussian_log_prob": distributions_gaussian_log_prob,
     "gaussian_kl": distributions_gaussian_kl,
@@ -128,6 +172,8 @@ DISTRIBUTIONS = {
     "gaussian_nll_learned": distributions_gaussian_nll_learned,
     "bernoulli_nll": distributions_bernoulli_nll,
     "elbo_step": distributions_elbo_step,
+    "iwae_encoder": distributions_iwae_encoder,
+    "iwae_step": distributions_iwae_step,
 }
 
 
@@ -156,11 +202,20 @@ def builtin_elbo_step(logits, x, mu, logvar):
     return z, (nll + kl) / mu.shape[0]
 
 
+def builtin_iwae_step(mu, logvar, x, *decoder, samples):
+    """Its cross-entropy takes x of the logits' shape: expanded, which copies nothing."""
+    z, log_ratio = eager_iwae_encoder(mu, logvar, samples)
+    logits = decode(z, *decoder)
+    nll = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+    return z.detach(), -eager_bound(log_ratio - nll.sum(-1, dtype=torch.float32)).mean()
+
+
 BUILTIN = {
     "gaussian_nll": builtin_gaussian_nll,
     "gaussian_nll_learned": builtin_gaussian_nll_learned,
     "bernoulli_nll": builtin_bernoulli_nll,
     "elbo_step": builtin_elbo_step,
+    "iwae_step": builtin_iwae_step,
 }
 
 
@@ -176,6 +231,38 @@ def fused_elbo_step(logits, x, mu, logvar):
     return z, fused_elbo.elbo_loss(logits, x, kl=kl)
 
 
+def fused_iwae_encoder(mu, logvar, samples):
+    return fused_elbo.rsample_log_ratio(mu, logvar, samples)
+
+
+def fused_iwae_step(mu, logvar, x, *decoder, samples):
+    z, log_ratio = fused_elbo.rsample_log_ratio(mu, logvar, samples)
+    return z.detach(), fused_elbo.iwae_loss(decode(z, *decoder), x, log_ratio)
+
+
+CHUNK = 8  # samples at a time
+
+
+def chunked_iwae_step(mu, logvar, x, *decoder, samples, shown=None):
+    """``shown`` collects z; where a step is timed nobody holds it."""
+
+    def decode_chunk(z):
+        if shown is not None:
+            shown.append(z.detach())
+        return decode(z, *decoder)
+
+    return None, fused_elbo.chunked_iwae_loss(
+        decode_chunk, x, mu, logvar, samples, chunk_size=CHUNK
+    )
+
+
+def chunked_with_z(*inputs, samples):
+    """The same step for the oracle, which wants to see z."""
+    shown = []
+    _, loss = chunked_iwae_step(*inputs, samples=samples, shown=shown)
+    return torch.cat(shown), loss
+
+
 FUSED = {
     "gaussian_log_prob": fused_elbo.gaussian_log_prob,
     "gaussian_kl": fused_elbo.gaussian_kl,
@@ -185,7 +272,10 @@ FUSED = {
     "gaussian_nll_learned": fused_elbo.gaussian_nll,
     "bernoulli_nll": fused_elbo.bernoulli_nll,
     "elbo_step": fused_elbo_step,
+    "iwae_encoder": fused_iwae_encoder,
+    "iwae_step": fused_iwae_step,
 }
+CHUNKED = {"iwae_step": chunked_iwae_step}
 
 
 # --- torch.compile of the eager functions ----------------------------------------------------
@@ -214,6 +304,8 @@ def compiled(provider, op, device):
     back to eager at the recompile limit, an error.
     """
     static = device == "cuda"
+    # With symbolic sizes: K, batch and latents that are equal once are not so in the next cell.
+    torch.fx.experimental._config.use_duck_shape = static
     if static:
         torch._dynamo.reset()
     elif (provider, op) in _compiled:
@@ -236,25 +328,36 @@ def new_step(function):
     return call
 
 
-PLAIN = {"eager": EAGER, "distributions": DISTRIBUTIONS, "builtin": BUILTIN}
+PLAIN = {
+    "eager": EAGER,
+    "distributions": DISTRIBUTIONS,
+    "builtin": BUILTIN,
+    "fused_elbo": FUSED,
+    "fused_elbo-chunked": CHUNKED,
+}
 # fused_elbo last: whatever the order does to clocks and caches, it gains nothing by it.
+OURS = ("fused_elbo", "fused_elbo-chunked")
 ORDER = {
-    "cpu": ("eager", "distributions", "builtin", "compile", "fused_elbo"),
-    "cuda": ("eager", "distributions", "builtin", *COMPILE_MODES, "fused_elbo"),
+    "cpu": ("eager", "distributions", "builtin", "compile", *OURS),
+    "cuda": ("eager", "distributions", "builtin", *COMPILE_MODES, *OURS),
 }
 
 
 def names(op, device):
     """The providers that have this operation on this kind of device."""
-    return [name for name in ORDER[device] if name != "builtin" or op in BUILTIN]
+    return [name for name in ORDER[device] if name in COMPILE_MODES or op in PLAIN[name]]
 
 
-def get(provider, op, device):
+def get(provider, op, device, samples=1):
     """The function of a provider for an operation; "cpu" or "cuda" decides how to compile."""
-    if provider == "compile-reduce-overhead":
-        return new_step(compiled(provider, op, device))
-    if provider in COMPILE_MODES:
-        return compiled(provider, op, device)
-    if provider == "fused_elbo":
-        return FUSED[op]
-    return PLAIN[provider][op]
+    function = compiled(provider, op, device) if provider in COMPILE_MODES else PLAIN[provider][op]
+    if op in SAMPLED and op != "decoder":
+        function = functools.partial(function, samples=samples)
+    return new_step(function) if provider == "compile-reduce-overhead" else function
+
+
+def get_checked(provider, op, samples):
+    """What the oracle checks, where that is not what is timed; else None."""
+    if provider != "fused_elbo-chunked":
+        return None
+    return functools.partial(chunked_with_z, samples=samples)

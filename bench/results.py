@@ -12,8 +12,9 @@ import pandas as pd
 from .cases import Case, case_id
 from .machine import slug
 
-KEY = ["op", "provider", "batch", "latent", "dtype", "direction"]
-CELL = ["op", "batch", "latent", "dtype", "direction"]
+KEY = ["op", "provider", "batch", "latent", "dtype", "direction", "samples"]
+CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
+OURS = ("fused_elbo", "fused_elbo-chunked")
 COLUMNS = [
     "run",
     "commit",
@@ -103,20 +104,25 @@ def rows_of(name, run):
     common = {"run": name, "commit": run["commit_info"]["id"][:7]}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
-        if info.get("suite") == "quality":
-            continue  # quality_results reads those
+        if "suite" in info:
+            continue  # quality_results and samples_results read those
         clocks = {"host": info.get("host"), "graph": info.get("graph")}
         clocks[info["clock"]] = benchmark["stats"]
         for clock, stats in clocks.items():
             if stats:
                 yield common | row(info, clock, stats, run["copy_bytes_per_s"])
     for info in run.get("not_timed", []):
-        yield common | {k: info[k] for k in KEY} | {k: info[k] for k in ("status", "reason")}
+        yield common | key_of(info) | {k: info[k] for k in ("status", "reason")}
+
+
+def key_of(info):
+    """What was measured. Runs from before there were operations on K samples say no K."""
+    return {"samples": 1} | {k: info[k] for k in KEY if k in info}
 
 
 def row(info, clock, stats, copy):
     return {
-        **{k: info[k] for k in KEY},
+        **key_of(info),
         "clock": clock,
         "status": info["status"],
         "median_s": stats["median"],
@@ -168,7 +174,7 @@ def speedups(table):
     out = []
     for key, cell in newest(table).groupby([*CELL, "clock"], sort=True):
         by_name = cell.set_index("provider")
-        rivals = by_name.drop(index="fused_elbo", errors="ignore")
+        rivals = by_name.drop(index=list(OURS), errors="ignore")
         if "fused_elbo" not in by_name.index or rivals.empty:
             continue
         fused, rival = by_name.loc["fused_elbo"], rivals.loc[rivals.median_s.idxmin()]
@@ -202,4 +208,4 @@ def measured(folder, commit):
 
 def identity(info):
     """The id of a case from its extra_info."""
-    return info.get("id") or case_id(Case(*(info[k] for k in KEY)))
+    return info.get("id") or case_id(Case(**key_of(info)))

@@ -100,7 +100,7 @@ class Session:
             return
         terminalreporter.section("wrong or failed providers: not timed", yellow=True)
         for entry in self.not_timed:
-            identity = cases.case_id(cases.Case(*(entry[f] for f in cases.Case._fields)))
+            identity = results.identity(entry)
             terminalreporter.write_line(f"{entry['status'].upper()} {identity}: {entry['reason']}")
 
     # What the JSON says.

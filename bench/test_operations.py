@@ -6,12 +6,13 @@ import torch
 from . import cases, clock, measure, oracle, providers, quiet, session
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PARAMETERS = "op, provider, batch, latent, dtype, direction"
+PARAMETERS = "op, provider, batch, latent, dtype, direction, samples"
 
 
 def pytest_generate_tests(metafunc):
-    grid = cases.GRIDS[DEVICE, metafunc.config.getoption("grid")]
-    swept = cases.sweep(grid, lambda op: providers.names(op, DEVICE))
+    grid = DEVICE, metafunc.config.getoption("grid")
+    swept = cases.sweep(cases.GRIDS[grid], lambda op: providers.names(op, DEVICE))
+    swept += cases.sample_sweep(cases.SAMPLE_GRIDS[grid], lambda op: providers.names(op, DEVICE))
     metafunc.parametrize(PARAMETERS, swept, ids=map(cases.case_id, swept))
 
 
@@ -21,13 +22,13 @@ def suite(request):
 
 
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
-def test_operation(benchmark, suite, op, provider, batch, latent, dtype, direction):
-    case = cases.Case(op, provider, batch, latent, dtype, direction)
+def test_operation(benchmark, suite, op, provider, batch, latent, dtype, direction, samples):
+    case = cases.Case(op, provider, batch, latent, dtype, direction, samples)
     suite.skip_if_spent(case)
     grid = suite.grid
     # Before anything is timed: a large copy throws the caches out.
     suite.ceiling()
-    benchmark.group = f"{op} {batch}x{latent} {dtype} {direction}"
+    benchmark.group = f"{op} {samples}x{batch}x{latent} {dtype} {direction}"
     benchmark.extra_info.update(case._asdict(), status="right")
     prepared = prepare(case, benchmark, suite)
     benchmark.extra_info["error"] = prepared.error
@@ -58,12 +59,12 @@ def prepare(case, benchmark, suite):
     except oracle.WrongResultError as wrong:
         status, reason = "wrong", str(wrong)
     except Exception as error:
-        if case.provider == "fused_elbo":
+        if case.provider in providers.OURS:
             raise
         status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
     benchmark.extra_info.update(status=status, reason=reason)
     suite.not_timed.append(dict(benchmark.extra_info))
-    outcome = pytest.fail if case.provider == "fused_elbo" else pytest.skip
+    outcome = pytest.fail if case.provider in providers.OURS else pytest.skip
     outcome(f"{status}, not timed: {reason}")
 
 

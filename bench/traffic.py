@@ -7,7 +7,7 @@ copy, once the data is larger than the caches.
 
 from typing import NamedTuple
 
-from .cases import EVENTS
+from .cases import EVENTS, HIDDEN
 
 
 class Floor(NamedTuple):
@@ -57,3 +57,41 @@ def floor_bytes(op, batch, latent, dtype, direction):
     backward = direction == "forward+backward"
     rows = floor.forward_rows + (floor.backward_rows if backward else 0)
     return element_bytes(op, direction, dtype) * batch * latent + 4 * rows * batch
+
+
+def encoder_bytes(samples, batch, latent, item):
+    """K samples: z written, dz read; mu and logvar read twice, their gradients written; the log
+    ratio and its gradient."""
+    return (2 * item * latent * samples + 6 * item * latent + 2 * 4 * samples) * batch
+
+
+def decoder_bytes(samples, batch, latent, item):
+    """z and the weights read, logits written; dlogits, z and weights read, all gradients written.
+
+    What a decoder keeps in between does not count: it might compute it again.
+    """
+    weights = HIDDEN * (latent + 1) + EVENTS * (HIDDEN + 1)
+    return item * ((3 * latent + 2 * EVENTS) * samples * batch + 3 * weights)
+
+
+def likelihood_bytes(samples, batch, item):
+    """Logits read twice, their gradient written, for K samples; x read twice; rows of 4 bytes.
+
+    Not in one pass, as elbo_step's: a sample's gradient waits for all samples' weights.
+    """
+    return item * (3 * samples + 2) * batch * EVENTS + 2 * 4 * samples * batch
+
+
+def sample_floor_bytes(op, samples, batch, latent, dtype):
+    """The least bytes of forward + backward, for K samples: each stage reads and writes once.
+
+    A step is the sum of its stages, for its decoder is the user's own.
+    """
+    item = ITEM[dtype]
+    if op == "iwae_encoder":
+        return encoder_bytes(samples, batch, latent, item)
+    decoder = decoder_bytes(samples, batch, latent, item)
+    if op == "decoder":
+        return decoder
+    likelihood = likelihood_bytes(samples, batch, item)
+    return encoder_bytes(samples, batch, latent, item) + decoder + likelihood
