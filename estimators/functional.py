@@ -438,8 +438,8 @@ def importance_weights(
               v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad
               \mathrm{ESS} = 1 \big/ \textstyle\sum_k v_k^2, \qquad a = 1 - \alpha
 
-    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's. Equivalent
-    PyTorch, for alpha = 0::
+    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's.
+    Equivalent PyTorch, for alpha = 0::
 
         torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
 

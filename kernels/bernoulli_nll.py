@@ -24,6 +24,7 @@ from .launch import (
     as_rows,
     constants,
     empty_like_rows,
+    empty_samples,
     launch,
     partial_sums,
     row_sums,
@@ -95,23 +96,22 @@ def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=
     with the gradients that ``needs`` asks of (logits, x).
     """
     logits, x = as_rows(logits), as_rows(x)
-    cols, x_rows = logits.shape[1], x.shape[0]
-    samples, x = samples_of(logits, x)
-    rows = x.shape[0]
+    samples, x_rows = samples_of(logits, x)
+    rows, cols = x_rows.shape
     acc = accumulator(logits, x)
     dlogits = empty_like_rows(logits, needs[0])
-    dx = logits.new_empty(logits.shape, dtype=x.dtype) if needs[1] else None
-    tiles = tiling(rows, cols, logits, x, samples=samples)
+    dx = empty_samples(x, logits, acc, needs[1])
+    tiles = tiling(rows, cols, logits, x_rows, samples=samples)
     nll = partial_sums(logits, acc, tiles, output, samples)
     arguments = [
         logits,
-        x,
+        x_rows,
         grad,
         nll,
         dlogits,
         dx,
         stride_of(logits, tiles.vector),
-        stride_of(x, tiles.vector),
+        stride_of(x_rows, tiles.vector),
         stride_of(grad),
         scale,
         rows,
@@ -128,7 +128,7 @@ def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=
         )
     if output == "rows":
         nll = row_sums(nll)
-    return nll, [g for g in (dlogits, sum_samples(dx, x_rows)) if g is not None]
+    return nll, [g for g in (dlogits, sum_samples(dx, x)) if g is not None]
 
 
 def _forward(logits, x):

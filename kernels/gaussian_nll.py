@@ -23,6 +23,7 @@ from .launch import (
     as_rows,
     constants,
     empty_like_rows,
+    empty_samples,
     launch,
     partial_sums,
     row_sums,
@@ -127,14 +128,13 @@ def launch_gaussian_nll(
     program). Returns it with the gradients that ``needs`` asks of (recon, x, logvar).
     """
     recon, x, logvar = as_rows(recon), as_rows(x), as_rows(logvar)
-    cols, x_rows = recon.shape[1], x.shape[0]
-    samples, x = samples_of(recon, x)
-    rows = x.shape[0]
+    samples, x_rows = samples_of(recon, x)
+    rows, cols = x_rows.shape
     per_element = logvar is not None and logvar.shape[1] == cols
     acc = accumulator(recon, x, logvar)
     drecon = empty_like_rows(recon, needs[0])
-    dx = recon.new_empty(recon.shape, dtype=x.dtype) if needs[1] else None
-    tiles = tiling(rows, cols, recon, x, logvar if per_element else None, samples=samples)
+    dx = empty_samples(x, recon, acc, needs[1])
+    tiles = tiling(rows, cols, recon, x_rows, logvar if per_element else None, samples=samples)
     nll = partial_sums(recon, acc, tiles, output, samples)
     if per_element:
         dlogvar = empty_like_rows(logvar, needs[2])
@@ -142,7 +142,7 @@ def launch_gaussian_nll(
         dlogvar = partial_sums(recon, acc, tiles, "rows" if needs[2] else None)
     arguments = [
         recon,
-        x,
+        x_rows,
         logvar,
         grad,
         nll,
@@ -150,7 +150,7 @@ def launch_gaussian_nll(
         dx,
         dlogvar,
         recon.stride(0) // tiles.vector,
-        x.stride(0) // tiles.vector,
+        x_rows.stride(0) // tiles.vector,
         stride_of(logvar, tiles.vector if per_element else 1),
         stride_of(grad),
         logvar_value,
@@ -169,7 +169,7 @@ def launch_gaussian_nll(
         dlogvar = row_sums(dlogvar).to(logvar.dtype)[:, None]
     if output == "rows":
         nll = row_sums(nll)
-    return nll, [g for g in (drecon, sum_samples(dx, x_rows), dlogvar) if g is not None]
+    return nll, [g for g in (drecon, sum_samples(dx, x), dlogvar) if g is not None]
 
 
 def _forward(recon, x, logvar, logvar_value, sign):

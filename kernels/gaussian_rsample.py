@@ -152,24 +152,24 @@ def rsample_kernel(
 
 @triton.jit
 def sample_gradients(
-    dz_ptr, dlog_ratio_ptr, total, sample, eps, std, inverse_std, distance, growth, ratio, root,
+    dz_ptr, dlog_ratio_ptr, total, sample, eps, inverse_std, distance, growth, ratio, root,
     row, col, rows, dz_stride, dlog_ratio_stride, dlog_ratio_row_stride, mask,
     GRADIENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What one sample adds to (dmu, 2 dlogvar, dprior_mu, 2 dprior_logvar).
+    """What one sample adds to (dmu, 2 dlogvar / std, 2 dlogvar, dprior_mu, 2 dprior_logvar).
 
     Into q the gradient at z flows, and in "total" that of q's own density too; "path" leaves
     that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
     """
     zero = tl.zeros(eps.shape, ACC)
-    dmu, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero
+    dmu, dstd, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero, zero
     weight = tl.full((eps.shape[0], 1), 1.0, ACC)
     dlog_ratio = weight
     if dlog_ratio_ptr is not None:
         offset = tl.full((), sample, tl.int64) * dlog_ratio_stride
         dlog_ratio = load_rows(dlog_ratio_ptr + offset, row, row < rows, dlog_ratio_row_stride, ACC)
         delta = distance + growth * eps
-        u = eps + delta
+        u = distance + ratio * eps  # eps + delta, which would cancel for a wide prior
         dprior_mu = dlog_ratio * u * root
         dprior_logvar = dlog_ratio * (u * u - 1.0)
         if GRADIENT == "dreg":
@@ -187,8 +187,8 @@ def sample_gradients(
         sample_row = row + tl.full((), sample, tl.int64) * rows
         dz = load_tile(dz_ptr, sample_row, col, dz_stride, mask, ACC) * weight
         dmu += dz
-        dlogvar += dz * (std * eps)
-    return dmu, dlogvar, dprior_mu, dprior_logvar
+        dstd = dz * eps
+    return dmu, dstd, dlogvar, dprior_mu, dprior_logvar
 
 
 @triton.jit
@@ -248,37 +248,38 @@ def rsample_backward_kernel(
 
     seed = tl.load(seed_ptr)
     zero = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
-    dmu, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero
+    dmu, dstd, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero, zero
     start = tl.program_id(1) * share
     for draw in range(start, tl.minimum(start + share, draws)):
         eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
-        a, b, c, d = sample_gradients(
-            dz_ptr, dlog_ratio_ptr, total, 2 * draw if ANTITHETIC else draw, eps, std,
+        a, b, c, d, e = sample_gradients(
+            dz_ptr, dlog_ratio_ptr, total, 2 * draw if ANTITHETIC else draw, eps,
             inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
             dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
         )  # fmt: skip
         dmu += a
-        dlogvar += b
-        dprior_mu += c
-        dprior_logvar += d
+        dstd += b
+        dlogvar += c
+        dprior_mu += d
+        dprior_logvar += e
         if ANTITHETIC:
-            a, b, c, d = sample_gradients(
-                dz_ptr, dlog_ratio_ptr, total, 2 * draw + 1, -eps, std,
+            a, b, c, d, e = sample_gradients(
+                dz_ptr, dlog_ratio_ptr, total, 2 * draw + 1, -eps,
                 inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
                 dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
             )  # fmt: skip
             dmu += a
-            dlogvar += b
-            dprior_mu += c
-            dprior_logvar += d
+            dstd += b
+            dlogvar += c
+            dprior_mu += d
+            dprior_logvar += e
 
     # One partial sum a share, [shares, rows, cols].
     row_out = row + tl.program_id(1).to(tl.int64) * rows
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
     if dmu_ptr is not None:
         store_tile(dmu_ptr, row_out, col, cols, mask, dmu)
     if dlogvar_ptr is not None:
-        store_tile(dlogvar_ptr, row_out, col, cols, mask, 0.5 * dlogvar)
+        store_tile(dlogvar_ptr, row_out, col, cols, mask, 0.5 * (std * dstd + dlogvar))
     if dprior_mu_ptr is not None:
         store_tile(dprior_mu_ptr, row_out, col, cols, mask, dprior_mu)
     if dprior_logvar_ptr is not None:

@@ -128,11 +128,18 @@ def samples_of(recon, x):
     return samples, x
 
 
-def sum_samples(gradient, rows):
-    """The gradient of an operand [rows, cols] from those of its samples."""
-    if gradient is None or gradient.shape[0] == rows:
+def empty_samples(x, recon, acc, wanted):
+    """Where the gradient of ``x`` is written for each of its samples: in ``acc``, to be summed."""
+    if not wanted:
+        return None
+    return recon.new_empty(recon.shape, dtype=x.dtype if x.shape == recon.shape else acc)
+
+
+def sum_samples(gradient, x):
+    """The gradient of ``x`` [rows, cols] from those of its samples."""
+    if gradient is None or gradient.shape == x.shape:
         return gradient
-    return gradient.view(-1, rows, gradient.shape[1]).sum(0)
+    return gradient.view(-1, *x.shape).sum(0).to(x.dtype)
 
 
 def constants(tiles, acc):

@@ -97,7 +97,8 @@ def run_oracle(op, leaves, views, shape, noise, upstreams):
     """Float64 results, and the magnitude behind each."""
     leaves = [leaf.double().requires_grad_() for leaf in leaves]
     # Elementwise: what is added up into the gradient of a broadcast argument is seen.
-    full = [view(leaf).expand(shape) for leaf, view in zip(leaves, views, strict=True)]
+    full = [view(leaf) for leaf, view in zip(leaves, views, strict=True)]
+    full = [t if t.dim() > len(shape) else t.expand(shape) for t in full]
     wide = [t.detach().requires_grad_() for t in full]
     parts = op.parts(wide, noise)
     outputs = [op.reduce(i, sum(p)) for i, p in enumerate(parts)]
@@ -200,7 +201,7 @@ def check(
         leaves.append(leaf)
         views.append(view)
     noise = noise_of(op, shape, seed, device)
-    shapes = [_output_shape(op, i, shape) for i in range(len(op.reduced))]
+    shapes = [op.output_shape(i, shape) for i in range(len(op.reduced))]
     upstreams = []
     for s in shapes:
         leaf, view = lay(upstream(s, generator).to(device), upstream_layout)
@@ -220,9 +221,3 @@ def check(
     flat = ([*r.outputs, *r.gradients] for r in (actual, exact, size, eager, wide))
     for what, a, e, s, g, w in zip(kinds, *flat, strict=True):
         assert_within_bar(a, e, s, g, w, dtype, f"{op.name}, {what}")
-
-
-def _output_shape(op, output, shape):
-    if op.reduced[output] is None:
-        return (op.samples, *shape) if op.samples else tuple(shape)
-    return tuple(shape[:-1]) if op.reduced[output] == "last" else tuple(shape[:1])

@@ -67,18 +67,25 @@ class Op(NamedTuple):
     eager: Callable
     reduced: tuple
     samples: int = 0
+    antithetic: bool = False
 
     def __repr__(self):
         return self.name
+
+    def output_shape(self, output, shape):
+        if self.reduced[output] is None:
+            return (self.samples, *shape) if self.samples else tuple(shape)
+        shape = tuple(shape[:-1]) if self.reduced[output] == "last" else tuple(shape[:1])
+        return (self.samples, *shape) if self.samples else shape
 
     def reduce(self, output, terms):
         how = self.reduced[output]
         if how is None:
             return terms
-        return terms.sum(-1) if how == "last" else terms.flatten(1).sum(1)
+        return terms.sum(-1) if how == "last" else terms.flatten(1 + (self.samples > 0)).sum(-1)
 
 
-def _density(name, call, parts, eager, arguments, reduced):
+def _density(name, call, parts, eager, arguments, reduced, samples=0):
     return Op(
         name,
         arguments,
@@ -86,10 +93,54 @@ def _density(name, call, parts, eager, arguments, reduced):
         lambda a, noise: (parts(a),),
         lambda a, noise: (eager(a),),
         (reduced,),
+        samples,
     )
 
 
-def _gaussian_nll(name, arguments, parts_logvar):
+def log_ratio_parts(eps, mu, logvar, prior_mu=None, prior_logvar=None, path=False):
+    """log p(z) - log q(z) in parts; ``path``: without the score of q. For q close to the prior
+    the parts are small: 0.5 (eps^2 - u^2) = -0.5 delta (delta + 2 eps), delta = u - eps."""
+    m = 0.0 if prior_mu is None else prior_mu
+    s = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
+    s = s + 0 * eps  # one a sample: what is infinite is added up last
+    std = torch.exp(0.5 * logvar)
+    if not path:
+        d = 0.5 * (logvar - s)
+        growth = torch.where(d.abs() < 0.1, torch.expm1(d), torch.exp(d) - 1)
+        distance = (mu - m) * torch.exp(-0.5 * s)
+        delta, u = distance + growth * eps, distance + torch.exp(d) * eps
+        near = delta.abs() < 0.5
+        delta, u = torch.where(near, delta, 0.0), torch.where(near, 0.0, u)
+        first = torch.where(near, -delta * eps, 0.5 * eps**2)
+        return 0.5 * (logvar - s) + 0 * eps, first, -0.5 * delta**2 - 0.5 * u**2
+    # z - mu with mu held, which is lost in the rounding of z where std is small; then eps.
+    nothing = torch.where(mu.isfinite(), mu - mu.detach(), 0.0)
+    held = (std * eps + nothing) * torch.exp(-0.5 * logvar.detach())
+    held = torch.where(std > 0, held, eps)
+    u = (mu + std * eps - m) * torch.exp(-0.5 * s)
+    return 0.5 * held * held, -0.5 * u * u, 0.5 * (logvar.detach() - s) + 0 * eps
+
+
+def _log_ratio(name, arguments, samples, gradient="total", antithetic=False):
+    def call(a, impl):
+        options = {"gradient": gradient, "antithetic": antithetic, "impl": impl}
+        return fused_elbo.rsample_log_ratio(*a[:2], samples, *a[2:], **options)
+
+    def parts(a, noise):
+        z = (a[0] + 0 * noise, torch.exp(0.5 * a[1]) * noise)
+        return z, log_ratio_parts(noise, *a, path=gradient == "path")
+
+    def eager(a, noise):
+        z = a[0] + torch.exp(0.5 * a[1]) * noise
+        m, s = a[2:] if a[2:] else (torch.zeros_like(a[0]), torch.zeros_like(a[1]))
+        mu, logvar = (t.detach() for t in a[:2]) if gradient == "path" else a[:2]
+        log_q = -0.5 * ((z - mu) ** 2 * torch.exp(-logvar) + logvar)
+        return z, -0.5 * ((z - m) ** 2 * torch.exp(-s) + s) - log_q
+
+    return Op(name, arguments, call, parts, eager, (None, "last"), samples, antithetic)
+
+
+def _gaussian_nll(name, arguments, parts_logvar, samples=0):
     """One of the forms of recon_logvar; ``parts_logvar`` finds it among the arguments."""
 
     def call(a, impl):
@@ -99,9 +150,9 @@ def _gaussian_nll(name, arguments, parts_logvar):
     def parts(a):
         logvar = parts_logvar(a)
         logvar = torch.as_tensor(logvar, dtype=a[0].dtype, device=a[0].device)
-        return gaussian_nll_parts(a[1], a[0], logvar.expand(a[0].shape))
+        return gaussian_nll_parts(a[1].expand(a[0].shape), a[0], logvar.expand(a[0].shape))
 
-    return _density(name, call, parts, lambda a: sum(parts(a)), arguments, "events")
+    return _density(name, call, parts, lambda a: sum(parts(a)), arguments, "events", samples)
 
 
 def _sampling(name, arguments, call, samples=0, kl=False):
@@ -160,6 +211,19 @@ OPS = [
     _gaussian_nll("gaussian_nll_row", ("recon", "x", "row_logvar"), lambda a: a[2]),
     _gaussian_nll("gaussian_nll_channel", ("recon", "x", "channel_logvar"), lambda a: a[2]),
     _gaussian_nll("gaussian_nll_element", ("recon", "x", "logvar"), lambda a: a[2]),
+    _gaussian_nll("gaussian_nll_samples", ("recon_samples", "x"), lambda a: FIXED_LOGVAR, 3),
+    _gaussian_nll(
+        "gaussian_nll_element_samples",
+        ("recon_samples", "x", "logvar_samples"),
+        lambda a: a[2],
+        3,
+    ),
+    _gaussian_nll(
+        "gaussian_nll_row_samples",
+        ("recon_samples", "x", "row_logvar"),
+        lambda a: a[2],
+        3,
+    ),
     _density(
         "bernoulli_nll",
         lambda a, impl: fused_elbo.bernoulli_nll(*a, impl=impl),
@@ -168,12 +232,27 @@ OPS = [
         ("logits", "target"),
         "events",
     ),
+    _density(
+        "bernoulli_nll_samples",
+        lambda a, impl: fused_elbo.bernoulli_nll(*a, impl=impl),
+        lambda a: bernoulli_nll_parts(*a),
+        lambda a: eager_bernoulli_nll(*a),
+        ("logits_samples", "target"),
+        "events",
+        3,
+    ),
+    _log_ratio("rsample_log_ratio", LATENT, 3),
+    _log_ratio("rsample_log_ratio_prior", LATENT + PRIOR, 9),
+    _log_ratio("rsample_log_ratio_path", LATENT + PRIOR, 3, "path"),
+    _log_ratio("rsample_log_ratio_antithetic", LATENT, 4, antithetic=True),
 ]
 OP = {op.name: op for op in OPS}
 
 
 def argument_shape(argument, shape):
     """The shape of an argument where examples or latents have ``shape``."""
+    if argument.endswith("_samples"):
+        return (3, *shape)
     if argument == "scalar_logvar":
         return ()
     if argument == "row_logvar":
@@ -187,7 +266,7 @@ def random_values(argument, shape, generator=None):
     """Float64 values of the size that a VAE has, for one argument."""
     shape = argument_shape(argument, shape)
     normal = torch.randn(shape, dtype=torch.float64, generator=generator)
-    if argument == "logits":
+    if argument.startswith("logits"):
         return 3 * normal
     if argument == "target":
         return (normal > 0).double() * torch.rand(shape, dtype=torch.float64, generator=generator)
@@ -202,8 +281,10 @@ def upstream(shape, generator=None):
 
 def noise_of(op, shape, seed, device):
     """The float32 noise that ``op`` draws after torch.manual_seed(seed), as float64."""
-    if "sample" not in op.name:
+    if "rsample" not in op.name:
         return None
     zero = torch.zeros(shape, dtype=torch.float64, device=device)
     torch.manual_seed(seed)
-    return fused_elbo.gaussian_rsample(zero, zero, op.samples or None, impl="triton")
+    draws = op.samples // 2 if op.antithetic else op.samples or None
+    eps = fused_elbo.gaussian_rsample(zero, zero, draws, impl="triton")
+    return torch.stack((eps, -eps), 1).flatten(0, 1) if op.antithetic else eps

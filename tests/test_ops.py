@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from oracle import OP, OPS, random_values, upstream
 
 import fused_elbo
-from fused_elbo.kernels import bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample
+from fused_elbo.kernels import (
+    bernoulli_nll,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_nll,
+    gaussian_rsample,
+    importance_weights,
+    rsample_kl,
+)
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-assert all((bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample))
+MODULES = (bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample)
+assert all((*MODULES, importance_weights, rsample_kl))
 
 
 def registered():
@@ -28,24 +37,50 @@ def samples(device):
     full, rows = (t(3, 5) for _ in range(4)), t(3)
     a, b, c, d = full
     half = a.to(BF16)
+    no = [False, False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
         "gaussian_kl_backward": [
             (rows, a, b, None, None, [True, True, False, False]),
             (rows, a, b, c, d, [False, True, True, True]),
         ],
-        "gaussian_nll": [(a, b, None, 0.5, 1), (a, b, t(3, 1), 0.0, 1), (a, b, c, 0.0, -1)],
+        "gaussian_nll": [
+            (a, b, None, 0.5, 1),
+            (a, b, t(3, 1), 0.0, 1),
+            (a, b, c, 0.0, -1),
+            (t(6, 5), b, None, 0.5, 1),
+        ],
         "gaussian_nll_backward": [
             (rows, a, b, None, 0.5, 1, [True, False, False]),
             (rows, a, b, t(3, 1), 0.0, 1, [True, True, True]),
             (rows, a, b, c, 0.0, -1, [False, True, True]),
+            (t(6), t(6, 5), b, t(6, 1), 0.0, 1, [True, True, True]),
         ],
-        "bernoulli_nll": [(a, b), (half, half)],
-        "bernoulli_nll_backward": [(rows, a, b, [True, True]), (rows, a, b, [False, True])],
+        "bernoulli_nll": [(a, b), (half, half), (t(6, 5), b)],
+        "bernoulli_nll_backward": [
+            (rows, a, b, [True, True]),
+            (rows, a, b, [False, True]),
+            (t(6), t(6, 5), b, [True, True]),
+        ],
         "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
         "rsample_backward": [
             (t(2, 3, 5), b, seed, [True, True]),
             (t(1, 3, 5), b, seed, [False, True]),
+        ],
+        "rsample_log_ratio": [
+            (a, b, None, None, seed, 0, 2, False, False),
+            (a, b, c, d, seed, 3, 4, False, True),
+            (half, half, None, None, seed, 0, 1, True, False),
+        ],
+        "rsample_log_ratio_backward": [
+            (t(2, 3, 5), t(2, 3), a, b, c, d, seed, 0, 2, "dreg", False, False, [True] * 4),
+            (None, t(2, 3), a, b, None, None, seed, 1, 2, "total", True, True, [True] * 2 + no),
+            (t(2, 3, 5), None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
+        ],
+        "importance_weights": [
+            (t(4, 3), None, 0.0),
+            (t(4, 3), t(4, 3), 0.5),
+            (t(1, 3), t(1, 3), 1.0),
         ],
         "rsample_kl": [(a, b, None, None, seed), (a, b, c, d, seed), (half, a, None, None, seed)],
         "rsample_kl_backward": [
@@ -58,6 +93,7 @@ def samples(device):
             (a, b, None, 0.5, None, "gaussian", 1.0, 1.0, [False, False, False]),
             (a, b, t(3, 1), 0.0, rows, "gaussian", 1.0, 1.0, [True, False, True]),
             (a, b, c, 0.0, rows, "gaussian", 1.0, 1.0, [True, True, True]),
+            (t(6, 5), b, None, 0.0, rows, "bernoulli", 1.0, 1.0, [True, True, False]),
         ],
         "scale_": [(t(3, 5), torch.tensor(2.0, device=device))],
     }

@@ -1,0 +1,101 @@
+"""What beta a loss with its own reductions and weights amounts to."""
+
+from typing import Literal, TypeAlias
+
+from . import validate
+
+ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]
+TermReduction: TypeAlias = Literal["sum", "batchmean", "mean"]
+RECON_TERMS = ("bernoulli", "gaussian", "mse")
+TERM_REDUCTIONS = ("sum", "batchmean", "mean")
+
+
+def effective_beta(
+    *,
+    likelihood: ReconTerm,
+    recon_reduction: TermReduction = "batchmean",
+    kl_reduction: TermReduction = "batchmean",
+    pixels: int | None = None,
+    latents: int | None = None,
+    batch: int | None = None,
+    recon_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    variance: float = 1.0,
+) -> float:
+    r"""The beta of the ELBO that a loss optimises, whatever it averages over.
+
+    A loss :math:`w_r R + w_k K` of a reconstruction term R and a KL term K, each reduced in
+    its own way, has the gradient of :math:`-\log p(x|z) + \beta\,KL`, but for one factor that
+    goes into the learning rate, with
+
+    .. math:: \beta = \frac{w_k / n_k}{s\, w_r / n_r}
+
+    where n is what a term is divided by after it was summed over everything: 1 for ``"sum"``,
+    B for ``"batchmean"``, and B times pixels or latents for ``"mean"``. s is how many of R's
+    units are one nat: 1 for a negative log-likelihood, and :math:`2\sigma^2` for the squared
+    error, of which :math:`(x - r)^2 / 2\sigma^2` is the negative log-likelihood. A squared
+    error does not say what :math:`\sigma^2` is: beta at variance 1 is, read the other way, the
+    variance at which the same loss has beta = 1.
+
+    Equivalent PyTorch, for the mean squared error and a KL summed over latents::
+
+        F.mse_loss(recon, x) + kl_weight * kl.sum(-1).mean()  # has the gradient of
+        (2 / pixels) * (0.5 * ((x - recon) ** 2).sum(-1) + beta * kl.sum(-1)).mean()
+
+    Args:
+        likelihood: R: ``"bernoulli"`` and ``"gaussian"`` for a negative log-likelihood in nats
+            (binary cross-entropy, ``F.gaussian_nll_loss``; scvi-tools' counts alike),
+            ``"mse"`` for the squared error without a factor.
+        recon_reduction, kl_reduction: ``"sum"`` over everything, the batch included;
+            ``"batchmean"``: summed over an example and averaged over examples; ``"mean"`` over
+            everything.
+        pixels: elements of an example, channels included; needed for a reconstruction ``"mean"``.
+        latents: dimensions of z; needed for a KL ``"mean"``.
+        batch: examples of a batch; needed where one term alone is a ``"sum"``.
+        recon_weight, kl_weight: the factors :math:`w_r` and :math:`w_k`.
+        variance: :math:`\sigma^2` of the decoder that a squared error stands for.
+
+    Returns:
+        beta, a float.
+
+    Raises:
+        ValueError: an unknown name; a count that is needed and missing; a weight of R or a
+            variance that is not positive; a variance with another likelihood than ``"mse"``.
+        TypeError: a count that is no int or a weight that is no number.
+
+    Higgins et al., "beta-VAE", ICLR 2017, eq. 4, and its appendix A.4 on normalised beta.
+
+    >>> effective_beta(likelihood="mse", recon_reduction="mean", pixels=12288, kl_weight=0.00025)
+    1.536
+    """
+    validate.choice("likelihood", likelihood, RECON_TERMS)
+    validate.choice("recon_reduction", recon_reduction, TERM_REDUCTIONS)
+    validate.choice("kl_reduction", kl_reduction, TERM_REDUCTIONS)
+    validate.number("recon_weight", recon_weight, 0.0, validate.FINITE)
+    validate.number("kl_weight", kl_weight, -validate.FINITE, validate.FINITE)
+    validate.number("variance", variance, 0.0, validate.FINITE)
+    if recon_weight == 0.0 or variance == 0.0:
+        raise ValueError("recon_weight and variance must be positive: beta would be infinite")
+    if likelihood != "mse" and variance != 1.0:
+        raise ValueError(f"variance is an argument of likelihood='mse', got {likelihood!r}")
+    unit = 2.0 * variance if likelihood == "mse" else 1.0
+    if (recon_reduction == "sum") == (kl_reduction == "sum"):
+        batch = 1  # divides both terms or neither
+    recon_terms = _divisor("recon_reduction", recon_reduction, "pixels", pixels, batch)
+    kl_terms = _divisor("kl_reduction", kl_reduction, "latents", latents, batch)
+    return kl_weight * recon_terms / (kl_terms * recon_weight * unit)
+
+
+def _divisor(name, reduction, count_name, elements, batch):
+    """What the sum over everything is divided by."""
+    if reduction == "sum":
+        return 1
+    if batch is None:
+        raise ValueError(f"batch is needed: {name} is {reduction!r} and the other term is a sum")
+    validate.count("batch", batch)
+    if reduction == "batchmean":
+        return batch
+    if elements is None:
+        raise ValueError(f"{count_name} is needed for {name}='mean'")
+    validate.count(count_name, elements)
+    return batch * elements

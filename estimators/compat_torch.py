@@ -1,0 +1,252 @@
+"""Drop-ins for the losses of torch.nn.functional that serve as likelihood terms.
+
+Where they can, these run the fused kernels: CUDA tensors (or ``impl="triton"``), ``reduction``
+``"mean"`` or ``"sum"``, arguments of one shape and dtype, no weights. Everything else, CPU
+tensors among it, goes to torch as it would have gone before. The kernels differentiate once.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import validate
+from .functional import Implementation
+from .loss import elbo_loss
+from .textbook import LOG_2PI
+
+# The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
+# constant is 0, and a squared error loses no digits to adding the constant and taking it off.
+UNIT_NORMALISER = -LOG_2PI
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    r"""``F.mse_loss``: the squared error, by default averaged over all elements.
+
+    .. math:: \frac1N \sum_i (r_i - x_i)^2
+
+    It is no log-likelihood, and the mean makes it none an example: what beta a loss built on
+    it has, :func:`effective_beta` says. Equivalent PyTorch::
+
+        F.mse_loss(input, target, size_average, reduce, reduction, weight)
+
+    Args:
+        input, target: of one shape; others broadcast with torch's warning.
+        size_average, reduce, reduction, weight: as torch has them.
+        impl: ``"auto"`` (kernels on CUDA tensors where there is one, else torch), ``"triton"``,
+            ``"reference"`` (torch).
+
+    Returns:
+        A scalar, or with ``reduction="none"`` the elements, in the dtype that torch returns.
+
+    Raises:
+        ValueError, RuntimeError: what ``F.mse_loss`` raises; RuntimeError also for
+            ``impl="triton"`` where no kernel serves the arguments.
+
+    >>> mse_loss(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(1.)
+    """
+    legacy = size_average is not None or reduce is not None
+    fits = not legacy and weight is None and _fits(reduction, input, target)
+    if not takes_kernel(impl, input, fits):
+        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+    total = _likelihood_sum(
+        input, target, likelihood="gaussian", recon_logvar=UNIT_NORMALISER, impl=impl
+    )
+    return _reduced(total / math.pi, input, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    r"""``F.binary_cross_entropy_with_logits``: by default averaged over all elements.
+
+    .. math:: \frac1N \sum_i \big[\log(1 + e^{a_i}) - x_i a_i\big]
+
+    Equivalent PyTorch::
+
+        F.binary_cross_entropy_with_logits(
+            input, target, weight, size_average, reduce, reduction, pos_weight
+        )
+
+    Args:
+        input: logits a; target: x, of the same shape, in [0, 1] or, as in torch, beyond.
+        weight, size_average, reduce, reduction, pos_weight: as torch has them.
+        impl: as in :func:`mse_loss`.
+
+    Returns:
+        A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
+
+    Raises:
+        ValueError, RuntimeError: what torch raises; RuntimeError also for ``impl="triton"``
+            where no kernel serves the arguments.
+
+    >>> binary_cross_entropy_with_logits(torch.zeros(2, 3), torch.ones(2, 3))
+    tensor(0.6931)
+    """
+    plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
+    fits = plain and _fits(reduction, input, target)
+    if not takes_kernel(impl, input, fits):
+        return F.binary_cross_entropy_with_logits(
+            input, target, weight, size_average, reduce, reduction, pos_weight
+        )
+    total = _likelihood_sum(input, target, likelihood="bernoulli", impl=impl)
+    return _reduced(total, input, reduction)
+
+
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor | float,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    r"""``F.gaussian_nll_loss`` without its host synchronisation on CUDA.
+
+    .. math:: \frac1N \sum_i \tfrac12 \big[\log v_i + (r_i - x_i)^2 / v_i\big],
+              \qquad v = \max(\mathrm{var}, \mathrm{eps})
+
+    and ``full`` adds :math:`\tfrac12 \log 2\pi` an element. The gradient of ``var`` is that at
+    v, as if nothing had been clamped. Equivalent PyTorch::
+
+        F.gaussian_nll_loss(input, target, var, full, eps, reduction)
+
+    Torch looks at every variance before it goes on, and on a GPU waits for the answer. On CPU
+    tensors a negative variance raises its error here too; elsewhere, and under
+    ``torch.compile``, nobody waits, and a negative variance makes the loss NaN.
+
+    Args:
+        input: the means r; target: the data x.
+        var: variances of the shape of ``input``, or without its last dimension, or with a
+            single dimension of 1, or a float.
+        full, eps, reduction: as torch has them.
+        impl: as in :func:`mse_loss`, but ``"reference"`` is the formula, not torch's function.
+
+    Returns:
+        A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
+
+    Raises:
+        ValueError: a negative variance (see above); a ``var`` of another shape; an unknown
+            ``reduction``.
+        TypeError: a ``var`` that is neither tensor nor float: an int, as in torch.
+        RuntimeError: ``impl="triton"`` where no kernel serves the arguments.
+
+    Nix & Weigend, "Estimating the mean and variance of the target probability distribution",
+    1994.
+
+    >>> gaussian_nll_loss(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 3))
+    tensor(0.5000)
+    """
+    validate.choice("reduction", reduction, ("none", "mean", "sum"))
+    var = _clamped(_variance(var, input), eps)
+    fits = _fits(reduction, input, target) and (var.dtype, var.device) == (
+        input.dtype,
+        input.device,
+    )
+    if takes_kernel(impl, input, fits):
+        total = _likelihood_sum(
+            input, target, likelihood="gaussian", recon_logvar=var.log(), impl=impl
+        )
+        if not full:
+            total = total - input.numel() * (0.5 * LOG_2PI)
+        return _reduced(total, input, reduction)
+    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    if full:
+        loss = loss + 0.5 * LOG_2PI
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _variance(var, input):
+    """var as a tensor that broadcasts to input, after torch's checks."""
+    if isinstance(var, float):
+        if var < 0:
+            raise ValueError(f"var has negative entries: {var}")
+        return input.new_full((), var)
+    if not isinstance(var, torch.Tensor):
+        raise TypeError(f"var must be a torch.Tensor or a float, got {type(var).__name__}")
+    if var.device.type == "cpu" and not torch.compiler.is_compiling() and (var < 0).any():
+        raise ValueError("var has negative entries")
+    if var.shape == input.shape:
+        return var
+    if var.shape == input.shape[:-1]:
+        return var.unsqueeze(-1)
+    same_rank = var.dim() == input.dim()
+    others = [v for v, n in zip(var.shape, input.shape, strict=same_rank) if v != n]
+    if same_rank and others == [1]:
+        return var
+    raise ValueError(
+        "var is of incorrect size: expected the shape of input, that without its last dimension, "
+        f"or that with one dimension of 1, got {validate.describe({'input': input, 'var': var})}"
+    )
+
+
+def _clamped(var, eps):
+    """max(var, eps) with the gradient of var, and NaN where var is negative."""
+    clamped = var.clone()
+    with torch.no_grad():
+        clamped.clamp_(min=eps)
+        clamped.masked_fill_(var < 0, torch.nan)
+    return clamped
+
+
+def takes_kernel(impl, tensor, fits):
+    """Whether a kernel runs; ``fits``: there is one for these arguments."""
+    if not validate.use_kernels(impl, tensor):
+        return False
+    if impl == "triton" and not fits:
+        raise RuntimeError(
+            "impl='triton': no kernel serves these arguments, but those of one floating dtype and "
+            "shape, reduced to a number, without weights; impl='auto' leaves the others to torch"
+        )
+    return fits
+
+
+def _fits(reduction, input, target):
+    """What the likelihood kernels take."""
+    return (
+        reduction in ("mean", "sum")
+        and input.shape == target.shape
+        and input.dtype == target.dtype
+        and input.device == target.device
+        and input.dtype in validate.DTYPES
+        and input.dim() > 0
+        and input.numel() > 0
+    )
+
+
+def _likelihood_sum(recon, x, *, impl, **likelihood):
+    """The negative log-likelihood summed over everything, its gradient had on the way."""
+    if recon.dim() == 1:
+        recon, x = recon.unsqueeze(0), x.unsqueeze(0)
+    no_kl = recon.new_zeros(()).expand(recon.shape[0])
+    return elbo_loss(recon, x, kl=no_kl, reduction="sum", impl=impl, **likelihood)
+
+
+def _reduced(total, input, reduction):
+    return in_torch_dtype(total / input.numel() if reduction == "mean" else total, input)
+
+
+def in_torch_dtype(value, like):
+    """In the dtype of ``like``, or as it is under autocast, which has losses in float32."""
+    return value if torch.is_autocast_enabled(like.device.type) else value.to(like.dtype)
