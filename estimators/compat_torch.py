@@ -249,4 +249,6 @@ def _reduced(total, input, reduction):
 
 def in_torch_dtype(value, like):
     """In the dtype of ``like``, or as it is under autocast, which has losses in float32."""
-    return value if torch.is_autocast_enabled(like.device.type) else value.to(like.dtype)
+    if value.dtype == like.dtype or torch.is_autocast_enabled(like.device.type):
+        return value
+    return value.to(like.dtype)

@@ -625,7 +625,7 @@ def test_scvi_variances_that_are_none(bad):
     v = torch.ones(3, 2)
     v[1, 1] = bad
     with pytest.raises(ValueError):  # noqa: PT011  the original's, whatever it says
-        Normal(torch.zeros(3, 2), v.sqrt())
+        Normal(torch.zeros(3, 2), v.sqrt(), validate_args=True)
     for arguments in ({"qz_v": v}, {"qz_v": torch.ones(3, 2), "pz_v": v}):
         with pytest.raises(ValueError, match="must be a positive variance"):
             compat.scvi_kl_local(torch.zeros(3, 2), **arguments)

@@ -1,0 +1,32 @@
+"""One-line replacements for the losses of well-known VAE code and of torch.nn.functional.
+
+``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``, and the like.
+"""
+
+from .estimators.compat import (
+    AntixKBetaVAELoss,
+    antixk_vanilla_vae_loss,
+    binary_cross_entropy_with_logits,
+    bolts_vae_loss,
+    effective_beta,
+    gaussian_nll_loss,
+    mse_loss,
+    pythae_beta_vae_loss,
+    pythae_vae_loss,
+    pytorch_examples_vae_loss,
+    scvi_kl_local,
+)
+
+__all__ = [
+    "AntixKBetaVAELoss",
+    "antixk_vanilla_vae_loss",
+    "binary_cross_entropy_with_logits",
+    "bolts_vae_loss",
+    "effective_beta",
+    "gaussian_nll_loss",
+    "mse_loss",
+    "pythae_beta_vae_loss",
+    "pythae_vae_loss",
+    "pytorch_examples_vae_loss",
+    "scvi_kl_local",
+]
