@@ -327,7 +327,7 @@ class AntixKBetaVAELoss:
     def capacity(self) -> float:
         """C of the last call, in nats; in float32, as the original computes it."""
         most = torch.tensor(self.max_capacity, dtype=torch.float32)
-        return (most / self.Capacity_max_iter * self.num_iter).clamp(0, most).item()
+        return (most / self.Capacity_max_iter * self.num_iter).clamp(0, self.max_capacity).item()
 
 
 def bolts_vae_loss(

@@ -59,7 +59,8 @@ def mse_loss(
     legacy = size_average is not None or reduce is not None
     fits = not legacy and weight is None and _fits(reduction, input, target)
     if not takes_kernel(impl, input, fits):
-        return F.mse_loss(input, target, size_average, reduce, reduction, weight)
+        arguments = (input, target, size_average, reduce, reduction, weight)
+        return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
     total = _likelihood_sum(
         input, target, likelihood="gaussian", recon_logvar=UNIT_NORMALISER, impl=impl
     )
@@ -159,19 +160,17 @@ def gaussian_nll_loss(
     tensor(0.5000)
     """
     validate.choice("reduction", reduction, ("none", "mean", "sum"))
-    var = _clamped(_variance(var, input), eps)
-    fits = _fits(reduction, input, target) and (var.dtype, var.device) == (
-        input.dtype,
-        input.device,
-    )
+    v = _clamped(_variance(var, input), eps)
+    alike = v.dtype == input.dtype and v.device == input.device
+    fits = alike and _fits(reduction, input, target)
     if takes_kernel(impl, input, fits):
         total = _likelihood_sum(
-            input, target, likelihood="gaussian", recon_logvar=var.log(), impl=impl
+            input, target, likelihood="gaussian", recon_logvar=v.log(), impl=impl
         )
         if not full:
             total = total - input.numel() * (0.5 * LOG_2PI)
         return _reduced(total, input, reduction)
-    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    loss = 0.5 * (v.log() + (input - target) ** 2 / v)
     if full:
         loss = loss + 0.5 * LOG_2PI
     return loss if reduction == "none" else getattr(loss, reduction)()
