@@ -180,8 +180,9 @@ def score_table(scores, args):
     """What became of each method at each K."""
     many = f"mean over {args.seeds} seeds ± standard error" if args.seeds > 1 else "seed 0"
     table = Table(title=f"test images, {many}")
-    bound = f"log p(x), {args.bound_samples:,} samples"
-    for head in ("K", "method", bound, "ELBO", "gap", f"ESS of {TEST_SAMPLES}", "active", "s"):
+    bound = f"log p(x),\n{args.bound_samples:,} samples"
+    heads = ("K", "method", bound, "ELBO", "gap", f"ESS\nof {TEST_SAMPLES}", "active", "s")
+    for head in heads:
         table.add_column(head, justify="left" if head == "method" else "right")
     for method, samples in scores:
         mean = {f: over_seeds(scores, method, f)[samples] for f in Score._fields}
@@ -213,19 +214,20 @@ def difference_table(scores, args):
 def draw(scores, args, path):
     """One figure: the test log-likelihood against K, and the gap to the ELBO."""
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # or the right label touches the left axes
     left, right = figure.subplots(1, 2)
     for method in METHODS:
         plot(left, scores, args, method, "log_likelihood")
         plot(right, scores, args, method, "gap")
     left.set(title=f"test log p(x), by {args.bound_samples:,} samples", ylabel="nats per image")
-    right.set(title="what q loses: log p(x) - ELBO", ylabel="nats per image", ylim=(0, None))
+    right.set(title="what q loses: log p(x) minus ELBO", ylabel="nats per image", ylim=(0, None))
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(args.samples, [str(samples) for samples in args.samples])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("K, samples of z for each image in training")
         axes.grid(alpha=0.3)
-    left.legend()
+    left.legend(title="dot: a seed, bar: standard error" if args.seeds > 1 else None)
     figure.savefig(path)
 
 
@@ -236,10 +238,11 @@ def plot(axes, scores, args, method, field):
     points = over_seeds(scores, method, field)
     x = [samples * aside for samples in points]
     means, errors = zip(*points.values(), strict=True)
-    axes.errorbar(x, means, errors, color=COLORS[method], marker="o", capsize=3, label=method)
+    options = {"color": COLORS[method], "marker": "_", "markersize": 12, "capsize": 3}
+    axes.errorbar(x, means, errors, label=method, **options)
     for at, samples in zip(x, points, strict=True):
         values = [getattr(score, field) for score in scores[method, samples]]
-        axes.plot([at] * len(values), values, ".", color=COLORS[method], alpha=0.35)
+        axes.plot([at] * len(values), values, ".", color=COLORS[method], alpha=0.4)
 
 
 def parse(argv=None):

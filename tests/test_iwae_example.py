@@ -218,7 +218,9 @@ def test_standard_errors_and_paired_differences(iwae_digits):
         ("ELBO", 8): [iwae_digits.Score(v, 0, 0, 0, 0, 0) for v in (-21.0, -30.0)],
     }
     assert iwae_digits.difference(scores, 8, "IWAE", "ELBO") == pytest.approx((2.0, 1.0))
-    assert iwae_digits.over_seeds(scores, "IWAE", "log_likelihood")[8] == (-23.5, 3.5)
+    assert iwae_digits.over_seeds(scores, "IWAE", "log_likelihood")[8] == pytest.approx(
+        (-23.5, 3.5)
+    )
     assert iwae_digits.text(*iwae_digits.mean_and_error([1.5])) == "1.50"
 
 
@@ -254,7 +256,12 @@ def test_script_writes_picture_and_table(tmp_path):
     assert is_picture(tmp_path / "iwae_digits.png")
 
 
-def test_script_trains_in_chunks_with_the_kernels(iwae_digits, tmp_path, capsys, device):
+def test_script_trains_in_chunks_with_the_kernels(
+    iwae_digits, images, tmp_path, capsys, monkeypatch, device
+):
+    """On a few images and samples: interpreted, each kernel takes its time."""
+    monkeypatch.setattr(iwae_digits, "load_digits_binary", lambda: (images[:20], images[20:30]))
+    monkeypatch.setattr(iwae_digits, "TEST_SAMPLES", 4)
     options = [*TINY, "--samples", "3", "--seeds", "1", "--chunk-size", "2"]
     options += ["--device", device, "--impl", "triton", "--out", str(tmp_path)]
     iwae_digits.main(options)
