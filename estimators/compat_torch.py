@@ -14,6 +14,7 @@ from torch import Tensor
 from . import validate
 from .functional import Implementation
 from .loss import elbo_loss
+from .reference import accumulate
 from .textbook import LOG_2PI
 
 # The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
@@ -161,11 +162,11 @@ def gaussian_nll_loss(
     """
     validate.choice("reduction", reduction, ("none", "mean", "sum"))
     v = _clamped(_variance(var, input), eps)
-    alike = v.dtype == input.dtype and v.device == input.device
-    fits = alike and _fits(reduction, input, target)
+    (wide,) = accumulate(v)  # a logarithm in half precision is off by more than its variance
+    fits = _alike(input, wide) and _fits(reduction, input, target)
     if takes_kernel(impl, input, fits):
         total = _likelihood_sum(
-            input, target, likelihood="gaussian", recon_logvar=v.log(), impl=impl
+            input, target, likelihood="gaussian", recon_logvar=wide.log(), impl=impl
         )
         if not full:
             total = total - input.numel() * (0.5 * LOG_2PI)
@@ -226,12 +227,17 @@ def _fits(reduction, input, target):
     return (
         reduction in ("mean", "sum")
         and input.shape == target.shape
-        and input.dtype == target.dtype
-        and input.device == target.device
-        and input.dtype in validate.DTYPES
+        and _alike(input, target)
         and input.dim() > 0
         and input.numel() > 0
     )
+
+
+def _alike(a, b):
+    """One device and one floating dtype, or what autocast may mix."""
+    if a.device != b.device or a.dtype not in validate.DTYPES or b.dtype not in validate.DTYPES:
+        return False
+    return a.dtype == b.dtype or validate._autocast_mixes(a, b)
 
 
 def _likelihood_sum(recon, x, *, impl, **likelihood):

@@ -314,6 +314,26 @@ def test_half_precision_returns_what_torch_returns(case, device):
         )
 
 
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_autocast(case, device):
+    """A decoder's bfloat16 beside float32 data: torch's losses are then in float32."""
+    input, target, *var = case.tensors(F32)
+    half = input.detach().to(BF16).requires_grad_()
+    with torch.autocast("cpu", BF16):
+        expected = case.original(half, target, *var)
+    ours = [t.detach().to(device).requires_grad_() for t in (half, target, *var)]
+    with torch.autocast(device, BF16):
+        actual = case.ours(*ours, impl="triton")
+    assert actual.dtype == expected.dtype == F32
+    # Torch takes the logarithm of a float variance in bfloat16.
+    rtol = 1e-5 if var or "gaussian" not in case.name else 1e-3
+    torch.testing.assert_close(actual.cpu(), expected, rtol=rtol, atol=0)
+    (gradient,) = torch.autograd.grad(actual, ours[:1])
+    (expected,) = torch.autograd.grad(expected, half)
+    assert gradient.dtype == BF16
+    torch.testing.assert_close(gradient.cpu(), expected, rtol=0.02, atol=1e-6)
+
+
 # Binary cross-entropy on probabilities: torch's clamps, at 0 and 1 and beside them.
 
 EDGES = [0.0, 1e-60, 1e-44, 1e-20, 1e-13, 1e-7, 0.3, 1 - 1e-7, 1 - 1e-13, 1 - 2**-53, 1.0]
@@ -487,6 +507,22 @@ def test_scalars_and_empty_tensors(name, shapes):
     a, b = (torch.ones(shape) for shape in shapes)
     actual, expected = getattr(compat, name)(a, b), getattr(F, name)(a, b)
     torch.testing.assert_close(actual, expected, equal_nan=True)
+    with pytest.raises(RuntimeError, match="no kernel serves"):
+        getattr(compat, name)(a, b, impl="triton")
+
+
+def test_what_has_no_kernel_is_refused_by_name():
+    """Broadcast and mixed arguments: "auto" leaves them to torch, "triton" cannot."""
+    a, b, one = torch.randn(4, 3), torch.randn(1, 3), torch.ones(4, 3)
+    for arguments in ((a, b), (a, a.double())):
+        with pytest.raises(RuntimeError, match="no kernel serves"):
+            compat.mse_loss(*arguments, impl="triton")
+        with pytest.raises(RuntimeError, match="no kernel serves"):
+            compat.gaussian_nll_loss(*arguments, one, impl="triton")
+    with pytest.raises(RuntimeError, match="no kernel serves"):
+        compat.gaussian_nll_loss(a, a, one.double(), impl="triton")
+    mixed = compat.gaussian_nll_loss(a, a.double(), one)
+    assert torch.equal(mixed, F.gaussian_nll_loss(a, a.double(), one))
 
 
 def test_broadcasting_warns_as_torch_does():
@@ -646,6 +682,7 @@ GOOD = (torch.zeros(4, 6), torch.zeros(4, 6), torch.zeros(4, 2), torch.zeros(4, 
 TAKES_LOGVAR = {
     "pytorch_examples": compat.pytorch_examples_vae_loss,
     "pythae": compat.pythae_vae_loss,
+    "pythae_bce": functools.partial(compat.pythae_vae_loss, reconstruction_loss="bce"),
     "antixk_vanilla": functools.partial(compat.antixk_vanilla_vae_loss, M_N=1.0),
     "antixk_beta": functools.partial(compat.AntixKBetaVAELoss(), M_N=1.0),
 }
@@ -674,7 +711,7 @@ def test_a_float_is_no_logvar(name):
 )
 def test_shapes_that_do_not_fit(name, wrong):
     arguments = [wrong.get(i, tensor) for i, tensor in enumerate(GOOD)]
-    with pytest.raises(ValueError, match=r"\(4, "):
+    with pytest.raises(ValueError, match=r"\(\[?4, "):
         TAKES_LOGVAR[name](*arguments)
 
 
