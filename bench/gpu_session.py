@@ -5,10 +5,13 @@ In this order, each step to OUT/<step>.json as soon as it is done:
   noise    normals a second: loaded, torch.randn, tl.randn, tl.randn4x, and the kernels' own
   kernels  GPU kernels a call, by the profiler, every operation and provider
   check    every operation against the float64 oracle, on the device
-  sweep    ``pytest --benchmark`` for what is left of the budget, into OUT/<device>/
+  samples  ``pytest --benchmark`` of the operations on K samples, for most of what is left of the
+           budget, into OUT/<device>/
+  largest  the largest K, the same way; last of K samples, for it drives the device out of memory
+  sweep    the other operations for the rest
 
 The budget keeps a command below ten minutes. To go on after one, copy OUT/<device>/ to
-results/ and give ``--steps sweep --resume results``.
+results/ and give ``--steps samples sweep --resume results``.
 """
 
 import argparse
@@ -28,7 +31,13 @@ from fused_elbo.kernels.noise import normal_tile
 
 from . import cases, clock, machine, measure, oracle, providers
 
-STEPS = ("copy", "noise", "kernels", "check", "sweep")
+STEPS = ("copy", "noise", "kernels", "check", "samples", "largest", "sweep")
+# Of pytest's -k, and how much of what is left each may take.
+SWEEPS = {
+    "samples": (" or ".join(cases.SAMPLED), 0.6),
+    "largest": ("largest", 0.5),
+    "sweep": (" and ".join(f"not {name}" for name in (*cases.SAMPLED, "largest")), 1.0),
+}
 ROWS, COLS = 16384, 1024  # 16.8M elements
 BLOCK = 1024
 ROUNDS = 31
@@ -117,6 +126,17 @@ def every_case(grid_shapes, dtypes):
                         yield cases.Case(op, provider, batch, latent, dtype, direction)
 
 
+def every_sampled_case(grid_shapes, dtypes):
+    """The operations on K samples at a few (K, batch, latent)."""
+    for samples, batch, latent in grid_shapes:
+        for op in cases.SAMPLED:
+            for dtype in dtypes:
+                for provider in providers.names(op, "cuda"):
+                    yield cases.Case(
+                        op, provider, batch, latent, dtype, cases.DIRECTIONS[0], samples
+                    )
+
+
 def kernel_names(call, inputs):
     """Names of the kernels that one call runs on the device."""
     from torch.autograd import DeviceType
@@ -130,9 +150,10 @@ def kernel_names(call, inputs):
 
 
 def step_kernels():
-    """Kernels a call at 4096 x 256 in float32."""
+    """Kernels a call at 4096 x 256 in float32; of K samples at 64 x 64 x 64."""
     report = {}
-    for case in every_case([(4096, 256)], ["float32"]):
+    sampled = every_sampled_case([(64, 64, 64)], ["float32"])
+    for case in (*sampled, *every_case([(4096, 256)], ["float32"])):
         try:
             prepared = measure.Prepared(case, "cuda")
             names = kernel_names(prepared.call, prepared.sets[0])
@@ -146,10 +167,13 @@ def step_check():
     """The largest relative error of fused_elbo, or what is wrong."""
     report = {}
     shapes = [(1, 1), (7, 31), (64, 8), (257, 100), (4096, 1024), (33, 4097)]
-    for case in every_case(shapes, ["float32", "bfloat16"]):
-        if case.provider != "fused_elbo":
+    of_samples = [(1, 7, 31), (3, 64, 8), (64, 33, 100), (512, 64, 64), (5, 9, 4097)]
+    dtypes = ["float32", "bfloat16"]
+    for case in (*every_sampled_case(of_samples, dtypes), *every_case(shapes, dtypes)):
+        if case.provider not in providers.OURS:
             continue
-        function = providers.get(case.provider, case.op, "cuda")
+        function = providers.get_checked(case.provider, case.op, case.samples)
+        function = function or providers.get(case.provider, case.op, "cuda", case.samples)
         inputs = cases.make_inputs(case, "cuda", 0)
         upstream = cases.make_upstream(case, "cuda", 0)
         try:
@@ -160,14 +184,20 @@ def step_check():
     return report
 
 
-def sweep(options, budget):
-    """The grid in a process of its own, for ``budget`` seconds."""
-    command = [sys.executable, "-m", "pytest", "--benchmark", "--benchmark-quiet"]
-    command += [f"--grid={options.grid}", f"--results={options.out}", f"--budget={budget:.0f}"]
+def sweep(options, step, left):
+    """A part of the grid in a process of its own, for its share of the ``left`` seconds."""
+    selected, share = SWEEPS[step]
+    if step == max(options.steps, key=STEPS.index):
+        share = 1.0  # nothing is to come
+    if options.keyword:
+        selected = f"({selected}) and ({options.keyword})"
+    # Half a minute for collecting and for the last case.
+    budget = max(share * left - 30, 1)
+    command = [sys.executable, "-m", "pytest", "--benchmark", "--benchmark-quiet", "-k", selected]
+    grid = options.grid if step == "sweep" else options.samples_grid
+    command += [f"--grid={grid}", f"--results={options.out}", f"--budget={budget:.0f}"]
     if options.resume:
         command.append(f"--resume={options.resume}")
-    if options.keyword:
-        command += ["-k", options.keyword]
     return subprocess.run(command, check=False).returncode
 
 
@@ -186,7 +216,8 @@ def main():
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
     parser.add_argument("--grid", default="full", help="of the sweep")
-    parser.add_argument("-k", dest="keyword", help="of the sweep, as pytest's")
+    parser.add_argument("--samples-grid", default="default", help="of the K samples")
+    parser.add_argument("-k", dest="keyword", help="of the sweeps, as pytest's")
     parser.add_argument("--resume", help="a results folder whose cases are left out")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -194,15 +225,17 @@ def main():
     start = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     small = {"copy": step_copy, "noise": step_noise, "kernels": step_kernels, "check": step_check}
+    worst = 0
     for step in STEPS:
         if step not in options.steps:
             continue
-        print(f"{step} at {time.monotonic() - start:.0f} s", flush=True)
-        if step == "sweep":
-            # Half a minute for collecting and for the last case.
-            left = options.budget - (time.monotonic() - start) - 30
-            raise SystemExit(sweep(options, max(left, 1)))
-        write(options.out, step, small[step]())
+        spent = time.monotonic() - start
+        print(f"{step} at {spent:.0f} s", flush=True)
+        if step in SWEEPS:
+            worst = max(worst, sweep(options, step, options.budget - spent))
+        else:
+            write(options.out, step, small[step]())
+    raise SystemExit(worst)
 
 
 if __name__ == "__main__":

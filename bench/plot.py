@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from . import quality_results, report, results
-from .cases import DIRECTIONS, OPERATIONS
+from .cases import ALL, DIRECTIONS, OPERATIONS
 from .report import TIMES
 
 WIDTH = 8.0  # inches; 800 pixels in a README, drawn with half as many again
@@ -41,6 +41,7 @@ LOOKS = {
     "compile-max": ("#56B4E9", "<"),
     "compile-reduce-overhead": ("#009E73", ">"),
     "fused_elbo": ("#D55E00", "o"),
+    "fused_elbo-chunked": ("#000000", "*"),
 }
 CLOCK_TEXT = {
     "device": "device time, cold L2",
@@ -51,7 +52,7 @@ CLOCK_TEXT = {
 
 def draw_device(device):
     """All charts of a device's folder; returns their paths."""
-    from . import quality_plot  # which draws on this module's canvas
+    from . import quality_plot, samples_plot  # which draw on this module's canvas
 
     table = results.load(device)
     speedups = results.speedups(table)
@@ -59,6 +60,9 @@ def draw_device(device):
     clock = results.main_clock(right)
     subject = report.subject(device)
     charts = {} if speedups.empty else {"overview": overview(speedups, clock, subject)}
+    of_samples = samples_plot.charts(device, right, speedups, clock, subject)
+    right = right[right.op.isin(OPERATIONS)]
+    speedups = speedups[speedups.op.isin(OPERATIONS)]
     for dtype in sorted(right.dtype.unique()):
         for direction in DIRECTIONS:
             where = f"{slug(direction)}-{dtype}"
@@ -68,6 +72,8 @@ def draw_device(device):
             for kind in sorted(one.clock.unique()):
                 mask = (speedups.dtype == dtype) & (speedups.direction == direction)
                 cells = speedups[mask & (speedups.clock == kind)]
+                if cells.empty:
+                    continue
                 charts[f"speedup-{where}-{kind}"] = heat_maps(
                     cells, f"{direction}, {dtype}, {CLOCK_TEXT[kind]}", subject
                 )
@@ -79,6 +85,7 @@ def draw_device(device):
         memory = main[main.peak_bytes.notna() & (main.direction == DIRECTIONS[0])]
         if not memory.empty:
             charts[f"memory-{dtype}"] = peak_memory(memory, dtype, subject)
+    charts |= of_samples
     charts |= quality_plot.charts(device, subject)
     folder = Path(device) / "plots"
     folder.mkdir(exist_ok=True)
@@ -101,7 +108,7 @@ def slug(direction):
 
 def present(table):
     """The operations of a table, in the suite's order."""
-    return [op for op in OPERATIONS if (table.op == op).any()]
+    return [op for op in ALL if (table.op == op).any()]
 
 
 def providers(table):
@@ -191,18 +198,23 @@ def heat_maps(cells, what, subject):
         axis.set_visible(False)
     for axis in axes.flat[max(len(ops) - 2, 0) : len(ops)]:
         axis.set_xlabel("batch size (examples)")
+    speedup_bar(figure, image, reach, height)
+    return figure
+
+
+def speedup_bar(figure, image, reach, height, other="the fastest other provider"):
+    """The colours of heat maps of speed-ups, and what their bold print means."""
     ticks = [t for t in (-3, -2, -1, 0, 1, 2, 3) if abs(t) <= reach]
     bar_axis = figure.add_axes((0.16, 0.50 / height, 0.68, 0.10 / height))
     bar = figure.colorbar(image, cax=bar_axis, orientation="horizontal", ticks=ticks)
     bar.ax.set_xticklabels([power(t) for t in ticks])
     bar.outline.set_visible(False)
     bar.ax.set_title(
-        "slower   ←   time of the fastest other provider / time of fused_elbo   →   faster",
+        f"slower   ←   time of {other} / time of fused_elbo   →   faster",
         size=8,
     )
     note = "bold: the two quartile ranges do not overlap; plain: within noise"
     figure.text(0.5, 0.08 / height, note, size=7.5, color="#555555", ha="center")
-    return figure
 
 
 def times(table, op, dtype, clock, subject):
@@ -365,7 +377,7 @@ def overview(speedups, clock, subject):
     figure.legend(
         handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.3, 0.02)
     )
-    note = "dots: one (batch, latent) each; bars: geometric mean"
+    note = "dots: one (batch, latent), or (K, batch, latent), each; bars: geometric mean"
     figure.text(0.98, 0.09 / height, note, size=7.5, color="#555555", ha="right")
     return figure
 

@@ -74,7 +74,9 @@ def eager_iwae_encoder(mu, logvar, samples):
 
 
 def eager_bound(log_weights):
-    return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+    # A tensor: with math.log the compiler would compile anew for every K.
+    samples = log_weights.new_full((), len(log_weights))
+    return torch.logsumexp(log_weights, 0) - samples.log()
 
 
 def eager_iwae_step(mu, logvar, x, *decoder, samples):
@@ -292,6 +294,8 @@ COMPILE_MODES = {
     },
     "compile-reduce-overhead": {"mode": "reduce-overhead"},
 }
+# On a CPU the compiler's own generator is scalar code, ten times as slow as torch's.
+CPU_COMPILE = {"options": {"fallback_random": True}}
 _compiled = {}
 
 
@@ -310,9 +314,8 @@ def compiled(provider, op, device):
         torch._dynamo.reset()
     elif (provider, op) in _compiled:
         return _compiled[provider, op]
-    function = torch.compile(
-        EAGER[op], fullgraph=True, dynamic=not static, **COMPILE_MODES[provider]
-    )
+    options = COMPILE_MODES[provider] if static else CPU_COMPILE
+    function = torch.compile(EAGER[op], fullgraph=True, dynamic=not static, **options)
     if not static:
         _compiled[provider, op] = function
     return function

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from . import results
-from .cases import DIRECTIONS, OPERATIONS
+from .cases import ALL, DIRECTIONS, SAMPLED
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -84,6 +84,19 @@ def seconds(value):
     return f"{value:.3g} s"
 
 
+def size(bytes_):
+    """
+    >>> size(2**20), size(1.5 * 2**30), size(float("nan")) == DASH
+    ('1.00 MiB', '1.50 GiB', True)
+    """
+    if bytes_ is None or math.isnan(bytes_):
+        return DASH
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if bytes_ >= scale:
+            return f"{factor(bytes_ / scale)} {unit}"
+    return f"{bytes_:.0f} B"
+
+
 def verdicts(cells):
     """How many cells are faster, within noise, and slower than the best baseline."""
     apart = cells.beyond_noise
@@ -94,7 +107,7 @@ def verdicts(cells):
 def operation_rows(speedups):
     """A row an operation, direction and dtype: speed-ups over eager and the best baseline."""
     rows = []
-    for op in OPERATIONS:
+    for op in ALL:
         for direction in DIRECTIONS:
             for dtype in ("float32", "bfloat16"):
                 mask = (speedups.op == op) & (speedups.direction == direction)
@@ -115,6 +128,12 @@ def operation_rows(speedups):
     return rows
 
 
+def shape(cell):
+    """B x D, with K in front where there are samples."""
+    samples = f"K = {cell.samples}, " if cell.op in SAMPLED else ""
+    return f"{samples}{cell.batch} x {cell.latent}"
+
+
 def losses(speedups):
     """The cells where fused_elbo is slower than the best baseline by more than noise."""
     lost = speedups[(speedups.best < 1) & speedups.beyond_noise].sort_values("best")
@@ -123,7 +142,7 @@ def losses(speedups):
             f"`{cell.op}`",
             cell.direction,
             cell.dtype,
-            f"{cell.batch} x {cell.latent}",
+            shape(cell),
             cell.clock,
             ratio(cell.best),
             cell.rival,
@@ -135,12 +154,13 @@ def losses(speedups):
 
 def write_device_readme(device, charts):
     """README.md of a device's folder, from the JSON; ``notes.md`` beside it is kept and added."""
-    from . import quality_report  # which uses this module's tables
+    from . import quality_report, samples_report  # which use this module's tables
 
     device = Path(device)
     data = results.load(device)
     speedups = results.speedups(data)
-    clock = results.main_clock(results.newest(data))
+    right = results.newest(data)
+    clock = results.main_clock(right)
     _, run = newest_run(device)
     info = run["machine_info"]
     parts = [
@@ -152,9 +172,9 @@ def write_device_readme(device, charts):
         parts.append(CPU_NOTE)
     parts += [
         "## Result",
-        f"Speed-up of `fused_elbo` ({clock} clock), geometric mean over all batch sizes and "
-        "dimensions measured; the best baseline is the fastest of all others in each cell, and "
-        "not one provider. A cell counts as faster or slower where the quartile ranges of the "
+        f"Speed-up of `fused_elbo` ({clock} clock), geometric mean over all batch sizes, "
+        "dimensions and K measured; the best baseline is the fastest of all others in each cell, "
+        "and not one provider. A cell counts as faster or slower where the quartile ranges of the "
         "two do not overlap.",
         table(
             ["operation", "direction", "dtype", "over eager", "over best baseline", "range",
@@ -165,6 +185,7 @@ def write_device_readme(device, charts):
         losing_text(speedups),
         *not_timed_text(data),
     ]  # fmt: skip
+    parts += samples_report.sections(device, right, clock, info["device"])
     parts += quality_report.sections(device)
     notes = device / "notes.md"
     if notes.exists():
@@ -214,7 +235,7 @@ def not_timed_text(data):
     if bad.empty:
         return []
     rows = [
-        [f"`{r.op}`", r.provider, f"{r.batch} x {r.latent}", r.dtype, r.direction, r.status,
+        [f"`{r.op}`", r.provider, shape(r), r.dtype, r.direction, r.status,
          str(r.reason).replace("|", "\\|")]
         for r in bad.itertuples()
     ]  # fmt: skip
@@ -264,7 +285,7 @@ def clocks_text(data, device):
         compiling = "with symbolic sizes, once an operation and direction"
         memory = (
             "from torch's profiler, which sees every allocation of torch's CPU allocator; only "
-            "for forward+backward from 2^18 elements on"
+            "for forward+backward, from 2^18 elements on, or with K samples"
         )
     else:
         compiling = "anew for every shape"
@@ -334,7 +355,7 @@ def project_table(folder):
         name = run["machine_info"]["device_name"]
         headers.append(f"[{name}]({folder.name}/{device.name}/README.md), {kind}{dtype}")
     rows = []
-    for op in OPERATIONS:
+    for op in ALL:
         cells = [c[c.op == op] for c in columns.values()]
         if all(c.empty for c in cells):
             continue

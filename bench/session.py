@@ -47,11 +47,11 @@ class Session:
             self._ceiling = clock.copy_ceiling(DEVICE)
         return self._ceiling
 
-    def skip_if_spent(self, case):
-        """Skip a case that the time budget leaves no room for, or that was resumed past."""
+    def skip_if_spent(self, identity):
+        """Skip what the time budget leaves no room for, or what was resumed past."""
         if self.budget and time.monotonic() - self.start > self.budget:
             pytest.skip(f"the budget of {self.budget} s is spent")
-        if cases.case_id(case) in self.measured():
+        if identity in self.measured():
             pytest.skip("measured at this commit already")
 
     def measured(self):

@@ -7,8 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from . import plot, quality_report, report, results
-from .cases import DIRECTIONS
+from . import plot, quality_report, report, results, samples_report
+from .cases import DIRECTIONS, OPERATIONS, SAMPLED
 from .plot import present, providers
 
 # In narrow columns.
@@ -18,6 +18,7 @@ HEADERS = {
     "compile-max": "com-\npile-\nmax",
     "compile-reduce-overhead": "reduce-\nover-\nhead",
     "fused_elbo": "fused_\nelbo",
+    "fused_elbo-chunked": "fused_\nelbo-\nchunked",
 }
 
 
@@ -27,11 +28,11 @@ def tint(value, shown):
     return Text(shown, style=style, justify="right")
 
 
-def bare_table(title):
+def bare_table(title, first="operation"):
     """A table without frames, narrow enough for 80 columns."""
     shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     shown.padding = (0, 0, 0, 0)
-    shown.add_column("operation", no_wrap=True)
+    shown.add_column(first, no_wrap=True)
     return shown
 
 
@@ -49,11 +50,17 @@ def speedup_table(speedups, direction, dtype, title):
             op,
             tint(eager, report.ratio(eager)),
             tint(best, report.ratio(best)),
-            tint(worst.best, f"{report.ratio(worst.best)} {worst.batch}x{worst.latent}"),
-            tint(top.best, f"{report.ratio(top.best)} {top.batch}x{top.latent}"),
+            tint(worst.best, f"{report.ratio(worst.best)} {shape(worst)}"),
+            tint(top.best, f"{report.ratio(top.best)} {shape(top)}"),
             report.verdicts(one).replace(" ", ""),
         )
     return shown
+
+
+def shape(cell):
+    """64x16, or 8x64x16 with K samples."""
+    samples = f"{cell.samples}x" if cell.op in SAMPLED else ""
+    return f"{samples}{cell.batch}x{cell.latent}"
 
 
 def time_table(cells, title):
@@ -108,12 +115,16 @@ def show(device, console):
                 continue
             title = f"speed-up of fused_elbo: {what}"
             console.print(speedup_table(speedups, direction, dtype, title))
+            cells = cells[cells.op.isin(OPERATIONS)]
+            if cells.empty:
+                continue
             size = cells.loc[(cells.batch * cells.latent).idxmax()]
             title = f"time of a call: {what}, {size.batch} x {size.latent}"
             console.print(time_table(cells, title))
+    samples_report.show(device, right, clock, console)
     quality_report.show(device, console)
     for entry in data[data.status != "right"].itertuples():
-        where = f"{entry.op} {entry.batch}x{entry.latent} {entry.dtype} {entry.direction}"
+        where = f"{entry.op} {shape(entry)} {entry.dtype} {entry.direction}"
         console.print(
             f"[bold red]{entry.status}[/], not timed: {entry.provider} {where}: {entry.reason}"
         )

@@ -24,7 +24,7 @@ def suite(request):
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 def test_operation(benchmark, suite, op, provider, batch, latent, dtype, direction, samples):
     case = cases.Case(op, provider, batch, latent, dtype, direction, samples)
-    suite.skip_if_spent(case)
+    suite.skip_if_spent(cases.case_id(case))
     grid = suite.grid
     # Before anything is timed: a large copy throws the caches out.
     suite.ceiling()

@@ -32,7 +32,7 @@ def peak_bytes(estimator, samples, latent):
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 def test_quality(benchmark, suite, estimator, samples, distance, latent):
     case = quality_cases.as_case(estimator, samples, distance, latent)
-    suite.skip_if_spent(case)
+    suite.skip_if_spent(cases.case_id(case))
     grid = quality_cases.GRIDS[suite.config.getoption("grid")]
     benchmark.group = f"quality {case.samples} {case.distance} {case.latent}"
     # "id" is what --resume compares; "suite" tells these rows from the operations'.
