@@ -181,8 +181,8 @@ class ImportanceWeights(KernelFunction):
     @staticmethod
     def setup_context(ctx, inputs, output):
         log_ratio, nll, _ = inputs
-        ctx.dtypes = log_ratio.dtype, None if nll is None else nll.dtype
-        ctx.save_for_backward(output[1])
+        # The inputs too: what depends on them must not be differentiated twice in silence.
+        ctx.save_for_backward(output[1], log_ratio, nll)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -191,10 +191,10 @@ class ImportanceWeights(KernelFunction):
     def backward(ctx, dbound, *_):
         if dbound is None:
             return None, None, None
-        (weights,) = ctx.saved_tensors
+        weights, log_ratio, nll = ctx.saved_tensors
         gradient = dbound * weights
-        dlog_ratio = gradient.to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-        dnll = gradient.neg().to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        dlog_ratio = gradient.to(log_ratio.dtype) if ctx.needs_input_grad[0] else None
+        dnll = gradient.neg().to(nll.dtype) if ctx.needs_input_grad[1] else None
         return dlog_ratio, dnll, None
 
 

@@ -1,0 +1,408 @@
+"""The benchmarks of K samples: their oracle's veto, floors, sweep, largest K, charts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
+
+from bench import (
+    cases,
+    gpu_session,
+    largest,
+    measure,
+    memory,
+    oracle,
+    providers,
+    results,
+    samples_report,
+    samples_results,
+    traffic,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+BOTH = "forward+backward"
+OURS = "fused_elbo"
+
+
+def case_of(op, provider="eager", samples=16, batch=32, latent=64, dtype="float32"):
+    return cases.Case(op, provider, batch, latent, dtype, BOTH, samples)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("samples", [1, 16])
+@pytest.mark.parametrize("op", cases.SAMPLED)
+def test_oracle_accepts_every_uncompiled_provider(op, samples, dtype):
+    for provider in providers.names(op, "cpu"):
+        if provider != "compile":
+            case = case_of(op, provider, samples, dtype=dtype)
+            assert measure.Prepared(case, "cpu").error < oracle.STEP_TOLERANCE[dtype]
+
+
+def test_every_provider_competes():
+    assert providers.names("iwae_encoder", "cpu") == ["eager", "distributions", "compile", OURS]
+    ours = [OURS, "fused_elbo-chunked"]
+    assert providers.names("iwae_step", "cuda") == [
+        "eager", "distributions", "builtin", *providers.COMPILE_MODES, *ours
+    ]  # fmt: skip
+    assert providers.names("decoder", "cpu") == ["eager", "compile"]
+
+
+def no_prior(mu, logvar, samples=16):
+    z, log_ratio = providers.eager_iwae_encoder(mu, logvar, samples)
+    return z, log_ratio + 0.5 * z.square().sum(-1)
+
+
+def score_left_out(mu, logvar, samples=16):
+    z, _ = providers.eager_iwae_encoder(mu, logvar, samples)
+    return z, oracle.log_ratio(z, mu.detach(), logvar.detach())
+
+
+def one_sample_for_all(mu, logvar, samples=16):
+    z, log_ratio = providers.eager_iwae_encoder(mu, logvar, 1)
+    return z.expand(samples, -1, -1), log_ratio.expand(samples, -1)
+
+
+def step(bound, weight=1.0):
+    """A step with a bound of the log weights, and a likelihood of another weight."""
+
+    def function(mu, logvar, x, *decoder):
+        z, log_ratio = providers.eager_iwae_encoder(mu, logvar, 16)
+        nll = providers.eager_bernoulli_nll(providers.decode(z, *decoder), x)
+        return z.detach(), -bound(log_ratio - weight * nll).mean()
+
+    return function
+
+
+def sum_for_mean(log_weights):
+    return 100 * torch.logsumexp(log_weights, 0) - 99 * providers.eager_bound(log_weights).detach()
+
+
+def elbo(log_weights):
+    """Its value is near enough to the bound's; its gradients are not."""
+    mean = log_weights.mean(0)
+    return mean + (providers.eager_bound(log_weights) - mean).detach()
+
+
+def weights_squared(log_weights):
+    shifted = 0.5 * torch.logsumexp(2 * log_weights, 0)
+    return shifted + (providers.eager_bound(log_weights) - shifted).detach()
+
+
+def frozen_decoder(mu, logvar, x, *decoder):
+    z, loss = step(providers.eager_bound)(mu, logvar, x, *(t.detach() for t in decoder))
+    return z, loss + 0 * sum(t.sum() for t in decoder)
+
+
+@pytest.mark.parametrize(
+    ("op", "function", "message"),
+    [
+        ("iwae_encoder", no_prior, "output sample rows"),
+        ("iwae_encoder", score_left_out, "gradient of"),
+        ("iwae_encoder", one_sample_for_all, "noise"),
+        ("iwae_step", step(sum_for_mean), "output scalar|gradient"),
+        ("iwae_step", step(elbo), "gradient of mu"),
+        ("iwae_step", step(weights_squared), "gradient of"),
+        ("iwae_step", step(providers.eager_bound, 0.99), "output scalar"),
+        ("iwae_step", frozen_decoder, "gradient of weight1"),
+    ],
+)
+def test_oracle_finds(op, function, message):
+    with pytest.raises(oracle.WrongResultError, match=message):
+        measure.Prepared(case_of(op), "cpu", function)
+
+
+def test_oracle_sees_the_chunked_z(monkeypatch):
+    """Chunks that all draw the first chunk's noise are found out."""
+    assert case_of("iwae_step").samples == 2 * providers.CHUNK
+    samples_from = providers.fused_elbo.chunked_iwae_loss.__globals__["samples_from"]
+
+    def first_again(seed, first, *rest, **options):
+        return samples_from(seed, 0, *rest, **options)
+
+    monkeypatch.setitem(
+        providers.fused_elbo.chunked_iwae_loss.__globals__, "samples_from", first_again
+    )
+    prepared = providers.get_checked("fused_elbo-chunked", "iwae_step", 16)
+    case = case_of("iwae_step", "fused_elbo-chunked")
+    z, _ = prepared(*cases.make_inputs(case, "cpu", 0))
+    assert torch.equal(z[:8], z[8:])  # as was meant; K samples that are 8 twice
+    monkeypatch.undo()
+    z, _ = prepared(*cases.make_inputs(case, "cpu", 0))
+    assert not torch.equal(z[:8], z[8:])
+
+
+def test_floor_is_the_size_of_the_tensors():
+    """Inputs and outputs of every stage, forward and backward, from the real tensors."""
+    samples, batch, latent = 5, 6, 10
+    shape = {"samples": samples, "batch": batch, "latent": latent}
+    sizes = {}
+    for op in ("iwae_encoder", "decoder"):
+        case = case_of(op, **shape)
+        inputs = cases.make_inputs(case, "cpu", 0)
+        function = providers.get("eager", op, "cpu", samples)
+        outputs = oracle.as_tuple(function(*inputs))
+        # Read or written forward; backward again the inputs, and the gradients of all.
+        inside = sum(t.nbytes for t in inputs)
+        sizes[op] = 3 * inside + 2 * sum(t.nbytes for t in outputs)
+        assert traffic.sample_floor_bytes(op, samples, batch, latent, "float32") == sizes[op]
+    logits, x = samples * batch * cases.EVENTS * 4, batch * cases.EVENTS * 4
+    likelihood = 3 * logits + 2 * x + 2 * 4 * samples * batch
+    whole = traffic.sample_floor_bytes("iwae_step", samples, batch, latent, "float32")
+    assert whole == sum(sizes.values()) + likelihood
+
+
+def test_floor_of_the_encoder_is_the_speed_contract():
+    """4 + 4 bytes for each element of z, 8 + 16 for each of mu, 4 + 4 for each log ratio."""
+    floor = traffic.sample_floor_bytes("iwae_encoder", 7, 3, 5, "float32")
+    assert floor == 8 * (7 * 3 * 5) + 24 * (3 * 5) + 8 * (7 * 3)
+
+
+@pytest.mark.parametrize("where", cases.SAMPLE_GRIDS)
+def test_sweep_stays_within_its_limit_and_has_a_decoder_for_each_step(where):
+    grids = cases.SAMPLE_GRIDS[where]
+    assert where in cases.GRIDS
+    swept = cases.sample_sweep(grids, lambda op: ["eager"])
+    assert len(set(map(cases.case_id, swept))) == len(swept)
+    for case in swept:
+        grid = grids[{"decoder": "iwae_step"}.get(case.op, case.op)]
+        assert cases.largest_tensor(case.op, case.samples, case.batch, case.latent) <= grid.limit
+    cells = {op: {c[2:] for c in swept if c.op == op} for op in cases.SAMPLED}
+    assert cells["iwae_step"] == cells["decoder"] != set()
+    for op, grid in grids.items():
+        published = (grid.batches[0], grid.latents[0])
+        found = {c.samples for c in swept if c.op == op and (c.batch, c.latent) == published}
+        assert found == set(grid.samples), "the published shape has all K"
+        if where[1] == "full" or where[0] == "cuda" and where[1] == "default":
+            assert set(grid.samples) == {1, 8, 64, 512}
+
+
+def test_peak_memory_of_samples_is_always_counted():
+    small = case_of("iwae_encoder", samples=2, batch=2, latent=2)
+    assert measure.peak_memory(measure.Prepared(small, "cpu")) > 0
+
+
+def test_chunks_take_the_memory_of_a_chunk():
+    def peak(provider, samples):
+        prepared = measure.Prepared(case_of("iwae_step", provider, samples), "cpu")
+        return memory.peak_bytes(prepared.call, prepared.sets[0], "cpu")
+
+    assert peak("fused_elbo-chunked", 64) < 1.1 * peak("fused_elbo-chunked", 8)
+    assert peak("fused_elbo", 64) > 6 * peak("fused_elbo", 8)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100, 4096, 5000])
+def test_largest_by_trying(limit):
+    attempts = []
+
+    def fits(samples):
+        attempts.append(samples)
+        return samples <= limit
+
+    found, tried, ended = largest.by_trying(fits, 2**16)
+    assert ended == "memory"
+    assert tried == attempts
+    assert found <= limit <= found + max(1, found // largest.GAP)
+    assert len(tried) < 2 * limit.bit_length() + 6
+
+
+def test_largest_by_trying_ends_where_nothing_stops_it():
+    assert largest.by_trying(lambda _: True, 64) == (64, [1, 2, 4, 8, 16, 32, 64], "not reached")
+
+
+def test_nothing_fits():
+    assert largest.by_trying(lambda _: False, 64) == (0, [1], "memory")
+
+
+def test_largest_by_counting():
+    """On a line; on one that the allocator rounds up; on one that is none; within reach."""
+    assert largest.by_counting(lambda k: 1000 + 30 * k, 10_000, 10**6)[0] == 300
+    rounded = largest.by_counting(lambda k: 1000 + 30 * k + (10 if k > 100 else 0), 10_000, 10**6)
+    assert rounded[0] == 299
+    assert rounded[3] == 1000 + 30 * 299 + 10
+    with pytest.raises(RuntimeError, match="not linear"):
+        largest.by_counting(lambda k: 1000 + k**2, 10**6, 10**6)
+    assert largest.by_counting(lambda k: 1000 + 30 * k, 10_000, 200)[2] == "not reached"
+    assert largest.by_counting(lambda k: 1000, 10_000, 200)[:3] == (
+        200,
+        [8, 24, 200],
+        "not reached",
+    )
+
+
+def test_largest_stays_within_its_budget(monkeypatch):
+    monkeypatch.setitem(largest.BUDGET, "smoke", 2**24)
+    monkeypatch.setitem(largest.SHAPE, "cpu", (16, 8))
+    monkeypatch.setitem(largest.MOST["cpu"], "smoke", 10**6)
+    step, found = largest.find("eager", "cpu", "smoke")
+    assert 0.97 * 2**24 < found["bytes"] <= 2**24
+    assert step.peak(found["samples"] + 3) > 2**24
+
+
+def test_gpu_session_sweeps_every_case_once():
+    """Its -k expressions split the suite; a word of one is in no id of another."""
+    of_samples = gpu_session.SWEEPS["samples"][0].split(" or ")
+    assert of_samples == list(cases.SAMPLED)
+    rest = gpu_session.SWEEPS["sweep"][0].split(" and ")
+    assert rest == [f"not {word}" for word in (*of_samples, "largest")]
+    assert not any(word in op for op in cases.OPERATIONS for word in (*of_samples, "largest"))
+    assert set(gpu_session.SWEEPS) < set(gpu_session.STEPS)
+
+
+def test_results_without_samples_still_load(tmp_path):
+    """A run from before K: it is one sample everywhere, and its ids are what they were."""
+    info = {**case_of("iwae_encoder")._asdict(), "op": "gaussian_kl"}
+    del info["samples"]
+    row = results.key_of(info)
+    assert row["samples"] == 1
+    assert results.identity(info) == "gaussian_kl-eager-32-64-float32-forward+backward"
+    assert results.identity(case_of("iwae_step")._asdict()) == (
+        "iwae_step-eager-K16-32-64-float32-forward+backward"
+    )
+
+
+SECONDS = {"eager": 4e-3, "builtin": 2e-3, "fused_elbo": 1e-3, "fused_elbo-chunked": 5e-4}
+
+
+def entry(op, provider, samples, batch, seconds, peak):
+    stats = {"median": seconds, "q1": 0.99 * seconds, "q3": 1.01 * seconds, "rounds": 9}
+    info = case_of(op, provider, samples, batch, 16)._asdict()
+    info |= {"status": "right", "error": 1e-7, "compile_seconds": 0.0, "clock": "host"}
+    return {"extra_info": {**info, "peak_bytes": peak, "floor_bytes": 12 * samples}, "stats": stats}
+
+
+def made_up(decoder=5e-4, device="cpu"):
+    """A run of a machine that does not exist."""
+    benchmarks = []
+    for samples in (1, 8, 64):
+        for batch in (64, 512):
+            scale = samples * batch
+            for op in ("iwae_encoder", "iwae_step"):
+                benchmarks += [
+                    entry(op, name, samples, batch, scale * base, 1000 * scale * (i + 1))
+                    for i, (name, base) in enumerate(SECONDS.items())
+                ]
+            benchmarks.append(entry("decoder", "eager", samples, batch, scale * decoder, 1))
+    for name, most in (("eager", 300), ("fused_elbo-chunked", 4096)):
+        info = {"suite": "largest", "id": f"largest-{name}", "provider": name, "batch": 64}
+        info |= {"latent": 16, "samples": most, "bytes": 2**28, "limit": 2**28, "budget": True}
+        info |= {"ended": "memory" if most < 1000 else "not reached", "tried": [8, 24, most]}
+        benchmarks.append({"extra_info": info, "stats": {"median": 1.0}})
+    info = {"device": device, "device_name": "Made Up", "gpu": None, "threads": 1, "torch": "0"}
+    info |= {"cpu": {"brand_raw": "none", "count": 1}, "triton": "0", "python_version": "0"}
+    return {
+        "machine_info": {**info, "system": "none", "machine": "none"},
+        "commit_info": {"id": "abc0001", "dirty": False},
+        "grid": "smoke",
+        "command": "pytest --benchmark",
+        "copy_bytes_per_s": 1e9,
+        "not_timed": [],
+        "benchmarks": benchmarks,
+    }
+
+
+def write(folder, day, run):
+    device = folder / "made-up"
+    device.mkdir(parents=True, exist_ok=True)
+    (device / f"202601{day:02}T000000-abc0001.json").write_text(results.dump(run))
+    return device
+
+
+def test_share_of_the_loss_is_of_one_run(tmp_path):
+    """A later run with another decoder alone does not mix with the earlier steps."""
+    device = write(tmp_path, 1, made_up())
+    later = made_up(decoder=1e-6)
+    later["benchmarks"] = [
+        b for b in later["benchmarks"] if b["extra_info"].get("op") in (None, "decoder")
+    ]
+    table = results.newest(results.load(device))
+    shares = samples_results.shares(table).set_index(["provider", "samples", "batch"]).share
+    assert shares["eager", 8, 64] == pytest.approx(1 - 5e-4 / 4e-3)
+    assert shares["fused_elbo", 64, 512] == pytest.approx(0.5)
+    assert "fused_elbo-chunked" not in shares.index.get_level_values("provider")
+    write(tmp_path, 2, later)
+    assert samples_results.shares(results.newest(results.load(device))).empty
+
+
+def test_our_own_chunks_are_no_baseline(tmp_path):
+    speedups = results.speedups(results.load(write(tmp_path, 1, made_up())))
+    assert set(speedups.rival) == {"builtin"}
+    assert speedups.best.tolist() == pytest.approx([2.0] * len(speedups))
+    assert speedups.eager_beyond_noise.all()
+    assert len(speedups) == 12  # K x batch x operation; none of the decoder
+
+
+def test_against_eager_says_what_loses(tmp_path):
+    run = made_up()
+    table = results.load(write(tmp_path, 1, run))
+    cells = samples_results.against_eager(table, "host")
+    text = samples_report.verdict(cells)
+    assert "faster than eager in 12 and slower in 0" in text
+    assert "less memory than eager in 0 of 12, as much in 0, more in 12" in text
+
+
+def test_plots_are_the_same_twice_and_need_no_torch(tmp_path):
+    folder, twin = tmp_path / "results", tmp_path / "twin"
+    device = write(folder, 1, made_up())
+    shutil.copytree(folder, twin)
+    program = (
+        "import sys; sys.modules['torch'] = None; from bench import plot, table\n"
+        "for main in plot.main, table.main: main(['--results', sys.argv[1]])"
+    )
+    for seed, results_of in (("1", folder), ("2", twin)):
+        command = [sys.executable, "-c", program, str(results_of)]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "4,096 or more" in done.stdout
+    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    charts = {p.stem for p in files if p.suffix == ".png"}
+    assert charts == {
+        "overview",
+        "samples-iwae_encoder-float32",
+        "samples-iwae_step-float32",
+        "samples-share-float32",
+        "samples-speedup-float32",
+        "samples-largest",
+    }
+    for name in files:
+        assert (folder / name).read_bytes() == (twin / name).read_bytes(), name
+    text = (device / "README.md").read_text()
+    assert "## K samples" in text
+    assert "| float32 | 64 x 16 | 8 | 88 | 75 | 50 |" in text
+    assert "| fused_elbo-chunked | 4,096 or more |" in text
+
+
+def test_smoke_writes_what_the_charts_read(tmp_path):
+    """End to end, without a compiler: the encoder's side, a step and the largest K."""
+    selected = "(iwae_step or largest) and (eager or chunked)"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark"]
+    command += ["--grid=smoke", f"--results={tmp_path}", "-k", selected]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*/*-*.json")
+    infos = [b["extra_info"] for b in json.loads(path.read_text())["benchmarks"]]
+    found = {info["provider"]: info for info in infos if info.get("suite") == "largest"}
+    assert found["eager"]["ended"] == "memory"
+    assert found["eager"]["bytes"] <= found["eager"]["limit"]
+    assert found["fused_elbo-chunked"]["ended"] == "not reached"
+    steps = {info["provider"]: info for info in infos if info.get("op") == "iwae_step"}
+    assert set(steps) == {"eager", "fused_elbo-chunked"}
+    assert all(info["samples"] == 8 and info["peak_bytes"] > 0 for info in steps.values())
+    assert results.measured(tmp_path, json.loads(path.read_text())["commit_info"]["id"]) == {
+        "largest-eager",
+        "largest-fused_elbo-chunked",
+        "iwae_step-eager-K8-64-8-float32-forward+backward",
+        "iwae_step-fused_elbo-chunked-K8-64-8-float32-forward+backward",
+    }
