@@ -14,7 +14,7 @@ DReG is "sticking the landing", that ELBO without the score of q in its gradient
     python examples/iwae_digits.py
     python examples/iwae_digits.py --epochs 20 --seeds 1      # a first look
 
-The first takes four minutes on one core of a CPU. For each seed all nine models start from the
+The first takes four minutes of one core's time. For each seed all nine models start from the
 same weights and see the same batches, and all are judged with the same noise. With --chunk-size
 the decoder sees a few of the K samples at a time: the same loss and gradients in less memory (on
 a CPU from another stream of noise, so that numbers differ as they do between seeds).
