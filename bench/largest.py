@@ -111,7 +111,7 @@ def by_counting(peak, budget, most):
     fixed = peak(few) - slope * few
     tried = [few, many]
     samples = int((budget - fixed) / slope) if slope > 0 else most
-    if samples > most:
+    if samples >= most:
         return most, [*tried, most], "not reached", peak(most)
     for _ in range(3):
         tried.append(samples)

@@ -19,6 +19,8 @@ TOLERANCE = {"float32": 3e-5, "bfloat16": 4e-2, "float64": 1e-10}
 STEP_TOLERANCE = {"float32": 2e-3, "bfloat16": 8e-2, "float64": 1e-10}
 # For statistics of n normals, in standard errors: one false alarm in 5e8 checks.
 SIGMAS = 6.0
+# Elements from which on a mean of products of normals is near enough to normal itself.
+LEAST_CORRELATED = 128
 
 
 class WrongResultError(Exception):
@@ -109,8 +111,22 @@ def check_noise(eps, again):
     for name, (value, bound) in statistics.items():
         if not abs(float(value)) <= bound:
             raise WrongResultError(f"noise: {name} is {float(value):.3g}, beyond {bound:.3g}")
+    if eps.dim() == 3 and eps[0].numel() >= LEAST_CORRELATED:
+        check_samples_differ(eps)
     if torch.equal(eps, again):
         raise WrongResultError("noise: two calls drew the same sample")
+
+
+def check_samples_differ(eps):
+    """The first of K samples is correlated with none of the others, as a repeated one is."""
+    first, *others = eps.flatten(1)
+    if others:
+        greatest = float((torch.stack(others) @ first).abs().max() / first.numel())
+        bound = SIGMAS / math.sqrt(first.numel())
+        if not greatest <= bound:
+            raise WrongResultError(
+                f"noise: correlation of samples is {greatest:.3g}, beyond {bound:.3g}"
+            )
 
 
 def compare(name, got, want, tolerance):
