@@ -82,60 +82,90 @@ def log_ratio_at(
     eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", flat=False
 ):
     """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
-    dtype = mu.dtype
-    eps, mu, logvar, prior_mu, prior_logvar = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
-    z = textbook.gaussian_sample(mu, logvar, eps)
-    if gradient == "total":
-        return z.to(dtype), log_ratio(eps, z, logvar, prior_mu, prior_logvar, flat)
-    # q's own density, from the noise, is held fixed but for what it says of z.
-    score = (-eps * torch.exp(-0.5 * logvar)).detach()
-    held = (score * (z - z.detach())).sum(-1)
-    if gradient == "path":
-        ratio = log_ratio(eps, z, logvar.detach(), prior_mu, prior_logvar, flat)
-        return z.to(dtype), ratio - held
-    fixed = [None if t is None else t.detach() for t in (prior_mu, prior_logvar)]
-    ratio = log_ratio(eps, z, logvar.detach(), *fixed, flat) - held
-    z, ratio = DoublyReparameterised.apply(z, ratio)
-    if any(t is not None and t.requires_grad for t in (prior_mu, prior_logvar)):
-        # The prior is the model's: it keeps the weight itself.
-        log_prior = log_ratio(eps, z.detach(), logvar.detach(), prior_mu, prior_logvar, False)
-        ratio = ratio + (log_prior - log_prior.detach())
-    return z.to(dtype), ratio
+    operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
+    z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    return z.to(mu.dtype), log_ratio
 
 
-def log_ratio(eps, z, logvar, prior_mu, prior_logvar, flat):
-    """log p(z) - log N(eps; 0, I) + 1/2 sum log var(q): the constants cancel."""
-    if flat:
-        return 0.5 * (eps.square().sum(-1) + (logvar + textbook.LOG_2PI).sum(-1))
-    u, spread = z, logvar
-    if prior_mu is not None:
-        u = u - prior_mu
-    if prior_logvar is not None:
-        u = u * torch.exp(-0.5 * prior_logvar)
-        spread = logvar - prior_logvar
-    return 0.5 * ((eps.square() - u.square()).sum(-1) + spread.sum(-1))
+class LogRatio(torch.autograd.Function):
+    """z and the log ratio, with gradients by hand: autograd's would take twice the memory.
 
-
-class DoublyReparameterised(torch.autograd.Function):
-    """The identity on samples and their log ratio, [K, ..., D] and [K, ...]; backward
-    multiplies both gradients by the normalised weights, which those of the log ratio are a
-    multiple of (Tucker et al. 2019, eq. 8)."""
+    With u = (z - prior_mu) / prior_std the log ratio is 0.5 sum [eps^2 - u^2 + log var(q) -
+    log var(p)]. Into q flows the gradient at z, dz - dlr u / prior_std, and what the log ratio
+    has of logvar itself; ``"path"`` and ``"dreg"`` add at z what q's density has there,
+    dlr eps / std, which the score, left out, cancels but for its mean (Roeder et al. 2017).
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z, log_ratio):
-        return z.view_as(z), log_ratio.view_as(log_ratio)
+    def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, flat):
+        std = torch.exp(0.5 * logvar)
+        z = torch.addcmul(mu.expand(eps.shape[1:]), std, eps)
+        spread = (logvar + textbook.LOG_2PI if flat else logvar).expand(eps.shape[1:])
+        squares = torch.linalg.vector_norm(eps, dim=-1).square()
+        if not flat:
+            u = in_units_of_prior(z, prior_mu, prior_logvar)
+            squares -= torch.linalg.vector_norm(u, dim=-1).square()
+            spread = spread if prior_logvar is None else spread - prior_logvar
+        return z, 0.5 * (squares + spread.sum(-1))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        *operands, ctx.gradient, ctx.flat = inputs
+        ctx.save_for_backward(*operands, output[0])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dz, dlog_ratio):
-        total = dlog_ratio.sum(0)
-        weights = torch.where(total == 0, 0.0, dlog_ratio / total)
-        return dz * weights.unsqueeze(-1), dlog_ratio * weights
+        eps, mu, logvar, prior_mu, prior_logvar, z = ctx.saved_tensors
+        std, prior_gradients = torch.exp(0.5 * logvar), (None, None)
+        at_z = dz
+        if dlog_ratio is not None:
+            dlr = dlog_ratio.unsqueeze(-1)
+            if not ctx.flat:
+                u = in_units_of_prior(z, prior_mu, prior_logvar)
+                root = 1.0 if prior_logvar is None else torch.exp(-0.5 * prior_logvar)
+                at_z = -dlr * root * u if dz is None else torch.addcmul(dz, dlr * root, u, value=-1)
+                prior_gradients = prior_gradients_of(dlr, u, root, prior_mu, prior_logvar)
+            if ctx.gradient != "total":
+                score = dlr * eps / std
+                at_z = score if at_z is None else at_z + score
+            if ctx.gradient == "dreg":
+                total = dlr.sum(0)
+                # All weights zero: no sample says anything.
+                at_z = at_z * torch.where(total == 0, 0.0, dlr / total)
+        dmu = dlogvar = None
+        if at_z is not None:
+            dmu = at_z.sum(0)
+            dlogvar = 0.5 * std * (at_z * eps).sum(0)
+        if dlog_ratio is not None and ctx.gradient == "total":
+            own = 0.5 * dlr.sum(0)
+            dlogvar = own.expand(eps.shape[1:]) if dlogvar is None else dlogvar + own
+        gradients = dmu, dlogvar, *prior_gradients
+        tensors = mu, logvar, prior_mu, prior_logvar
+        return (
+            None,
+            *(
+                None if g is None or t is None else g.sum_to_size(t.shape)
+                for g, t in zip(gradients, tensors, strict=True)
+            ),
+            None,
+            None,
+        )
+
+
+def in_units_of_prior(z, prior_mu, prior_logvar):
+    """(z - prior_mu) / prior_std; None means 0."""
+    u = z if prior_mu is None else z - prior_mu
+    return u if prior_logvar is None else u * torch.exp(-0.5 * prior_logvar)
+
+
+def prior_gradients_of(dlr, u, root, prior_mu, prior_logvar):
+    """Of the log ratio, for a prior that has parameters."""
+    dprior_mu = (dlr * u).sum(0) * root if prior_mu is not None else None
+    dprior_logvar = 0.5 * (dlr * (u.square() - 1)).sum(0) if prior_logvar is not None else None
+    return dprior_mu, dprior_logvar
 
 
 def importance_weights(log_weights, alpha=0.0):
