@@ -1,0 +1,252 @@
+"""DiagonalNormal: the fused operations as a torch.distributions.Distribution."""
+
+import math
+import weakref
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
+
+from . import reference, textbook, validate
+from .functional import Implementation, gaussian_kl, gaussian_log_prob
+
+
+class DiagonalNormal(Distribution):
+    r"""A Gaussian with diagonal covariance over the last dimension, from mean and log variance.
+
+    .. math:: N(z; \mu, \mathrm{diag}\, e^{\ell})
+
+    It stands in for ``Independent(Normal(mu, sigma), 1)``: same values, gradients and shapes,
+    and on CPU tensors the same samples for the same seed. Equivalent PyTorch::
+
+        torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
+
+    Samples, densities and KL divergences are the fused operations. ``log_prob`` of the last
+    sample that ``rsample`` or ``sample`` returned, that very tensor, comes from its noise:
+    where sigma is far below ``mu`` the difference of the two has few digits left. It is the
+    density of the sample as long as nobody writes to ``mu`` or ``logvar`` through ``.data``.
+
+    Args:
+        mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the **log variance**, 2 log
+            sigma. float16, bfloat16, float32 or float64, of one dtype.
+        validate_args: as for all of torch.distributions; by default theirs. On CUDA the check
+            waits for the device.
+        impl: ``"auto"`` (kernels on CUDA tensors, else the reference), ``"triton"``,
+            ``"reference"``.
+
+    ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
+    ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;
+    samples are in the dtype of ``mu``. ``kl_divergence`` is registered against itself and, either
+    way round, ``Independent(Normal, 1)``.
+
+    Raises:
+        TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one.
+        ValueError: shapes that do not broadcast, or D = 0; NaN, or a variance of 0, in the
+            arguments or NaN and wrong shapes in a value, if arguments are validated.
+        RuntimeError: ``impl="triton"`` where no kernel can run.
+
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendices B and C.2.
+
+    >>> q = DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2))
+    >>> q.rsample((5,)).shape, q.batch_shape, q.event_shape
+    (torch.Size([5, 3, 2]), torch.Size([3]), torch.Size([2]))
+    >>> q.log_prob(torch.zeros(2))
+    tensor([-1.8379, -1.8379, -1.8379])
+    """
+
+    # Above -inf: no variance of 0, as Normal asks of its scale. Neither holds of NaN. Of elements,
+    # not of vectors: torch cannot check vectors of an empty batch.
+    arg_constraints = {  # noqa: RUF012  the base class has it as a property
+        "mu": constraints.real,
+        "logvar": constraints.greater_than(-math.inf),
+    }
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        validate_args: bool | None = None,
+        *,
+        impl: Implementation = "auto",
+    ):
+        if not isinstance(logvar, torch.Tensor):
+            raise TypeError(
+                "logvar must be a torch.Tensor of log variances, got "
+                f"{type(logvar).__name__}; for a standard deviation sigma it is "
+                "torch.full_like(mu, 2 * math.log(sigma))"
+            )
+        validate.tensors(mu=mu, logvar=logvar)
+        validate.choice("impl", impl, validate.IMPLEMENTATIONS)
+        shape = validate.broadcast(mu=mu, logvar=logvar)
+        self.mu, self.logvar = mu.expand(shape), logvar.expand(shape)
+        self.impl: Implementation = impl
+        self._last: _LastSample | None = None
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        """The same distributions, broadcast to a larger batch."""
+        new = self._get_checked_instance(DiagonalNormal, _instance)
+        batch_shape = torch.Size(batch_shape)
+        shape = batch_shape + self.event_shape
+        new.mu, new.logvar = self.mu.expand(shape), self.logvar.expand(shape)
+        new.impl, new._last = self.impl, None
+        super(DiagonalNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mu
+
+    @property
+    def stddev(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.exp(self.logvar)
+
+    def rsample(self, sample_shape=()) -> Tensor:
+        """z = mu + exp(logvar / 2) eps of shape [*sample_shape, ..., D], differentiable."""
+        shape = self._extended_shape(sample_shape)
+        samples = math.prod(sample_shape)
+        if samples == 0:
+            return self.mu.expand(shape)
+        if validate.use_kernels(self.impl, self.mu):
+            z, noise = _kernel_sample(self.mu, self.logvar, samples)
+        else:
+            z, noise = _reference_sample(self.mu, self.logvar, shape)
+        z = z.view(shape)
+        self._last = None
+        # Of these torch counts no writes, or a graph would hold the counts of its tracing.
+        if not torch.compiler.is_compiling() and not z.is_inference():
+            self._last = _LastSample(z, noise, self.mu, self.logvar)
+        return z
+
+    def sample(self, sample_shape=()) -> Tensor:
+        """:meth:`rsample` without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log N(value; mu, diag exp logvar), [...], in nats."""
+        if self._validate_args and value.numel() > 0:
+            self._validate_sample(value)
+        if self._last is not None and self._last.is_of(value, self.mu, self.logvar):
+            mu, logvar = self.mu.expand(value.shape), self.logvar.expand(value.shape)
+            return _LogProbFromNoise.apply(value, mu, logvar, self._last.noise(value.shape))
+        return gaussian_log_prob(value, self.mu, self.logvar, impl=self.impl)
+
+    def entropy(self) -> Tensor:
+        """1/2 sum_d (logvar_d + log 2 pi + 1), [...], in nats."""
+        (logvar,) = reference.accumulate(self.logvar)
+        return textbook.gaussian_entropy(logvar)
+
+    def __getstate__(self):
+        """The last sample is this process's and this object's."""
+        return self.__dict__ | {"_last": None}
+
+
+class _LastSample:
+    """Which tensor was sampled, from what noise, and whether either end was written to since."""
+
+    def __init__(self, z, noise, mu, logvar):
+        self.z = weakref.ref(z)
+        self.noise = noise
+        self.versions = self._versions(z, mu, logvar)
+
+    @staticmethod
+    def _versions(*tensors):
+        return [None if t.is_inference() else t._version for t in tensors]
+
+    def is_of(self, value, mu, logvar):
+        if torch.compiler.is_compiling():
+            return False
+        return value is self.z() and self.versions == self._versions(value, mu, logvar)
+
+
+def _reference_sample(mu, logvar, shape):
+    """z, and its noise [*shape], which autograd keeps for backward in any case."""
+    wide_mu, wide_logvar = reference.accumulate(mu, logvar)
+    eps = reference.standard_normal(shape, wide_mu)
+    z = textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
+    return z, lambda shape: eps
+
+
+def _kernel_sample(mu, logvar, samples):
+    """z [samples, rows, D], and its noise: drawn again from the seed, with mean 0, variance 1."""
+    from ..kernels.gaussian_rsample import GaussianRsample, draw_seed
+
+    seed = draw_seed(mu.device)
+    rows = mu.reshape(-1, mu.shape[-1]), logvar.reshape(-1, mu.shape[-1])
+    z = GaussianRsample.apply(*rows, seed, samples)
+    (zero,) = reference.accumulate(mu.new_zeros(()))
+    standard = zero.expand(rows[0].shape)
+    return z, lambda shape: GaussianRsample.apply(standard, standard, seed, samples).view(shape)
+
+
+class _LogProbFromNoise(torch.autograd.Function):
+    """log N(z; mu, exp logvar) of z = mu + exp(logvar / 2) eps, all of one shape.
+
+    The gradients are those of the density in its three arguments, z among them: that z depends
+    on mu and logvar is z's own affair.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z, mu, logvar, eps):
+        (logvar,) = reference.accumulate(logvar)
+        return -0.5 * (eps.square() + logvar + textbook.LOG_2PI).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, mu, logvar, eps = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: eps as a function of the rest
+            eps = (z - mu) * torch.exp(-0.5 * logvar)
+        grad = grad.unsqueeze(-1)
+        dmu = grad * eps * torch.exp(-0.5 * logvar)
+        dlogvar = 0.5 * grad * (eps.square() - 1)
+        return (-dmu).to(z.dtype), dmu.to(mu.dtype), dlogvar.to(logvar.dtype), None
+
+
+@register_kl(DiagonalNormal, DiagonalNormal)
+def _kl_diagonal_diagonal(p, q):
+    impl = p.impl if p.impl != "auto" else q.impl
+    return _kl(p.mu, p.logvar, q.mu, q.logvar, impl)
+
+
+@register_kl(DiagonalNormal, Independent)
+def _kl_diagonal_independent(p, q):
+    mu, logvar = _mu_and_logvar(q)
+    return _kl(p.mu, p.logvar, mu, logvar, p.impl)
+
+
+@register_kl(Independent, DiagonalNormal)
+def _kl_independent_diagonal(p, q):
+    mu, logvar = _mu_and_logvar(p)
+    return _kl(mu, logvar, q.mu, q.logvar, q.impl)
+
+
+def _kl(mu, logvar, prior_mu, prior_logvar, impl):
+    if mu.shape[-1] != prior_mu.shape[-1]:
+        raise ValueError(f"event shapes differ: {mu.shape[-1:]} and {prior_mu.shape[-1:]}")
+    return gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
+
+
+def _mu_and_logvar(independent):
+    """Of Independent(Normal, 1); of no other is this the KL."""
+    base = independent.base_dist
+    if not isinstance(base, Normal) or independent.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError(f"no KL between DiagonalNormal and {independent}")
+    return base.loc, 2 * base.scale.log()

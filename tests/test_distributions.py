@@ -1,0 +1,407 @@
+"""DiagonalNormal against Independent(Normal(mu, sigma), 1): it stands in for it everywhere."""
+
+import copy
+import gc
+import math
+import pickle
+
+import pytest
+import torch
+from torch.distributions import Independent, Laplace, Normal, kl_divergence
+
+from fused_elbo.distributions import DiagonalNormal
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+TOLERANCE = {F64: 1e-12, F32: 3e-6}
+IMPLS = ["reference", "triton"]
+# Of mu, of logvar: [..., D].
+SHAPES = [
+    ((3,), (3,)),
+    ((4, 3), (4, 3)),
+    ((2, 4, 5), (2, 4, 5)),
+    ((4, 3), (3,)),
+    ((1, 3), (2, 4, 1)),
+]
+SAMPLE_SHAPES = [(), (1,), (5,), (2, 3)]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def leaves(shapes, dtype=F64, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randn(shape, generator=generator, dtype=F64) for shape in shapes]
+    return [v.to(device, dtype).requires_grad_() for v in values]
+
+
+def textbook(mu, logvar, **options):
+    mu, logvar = torch.broadcast_tensors(mu, logvar)
+    return Independent(Normal(mu, (0.5 * logvar).exp(), **options), 1, **options)
+
+
+def assert_rounding(actual, expected, dtype, what=""):
+    assert actual.shape == expected.shape, what
+    atol = TOLERANCE[dtype] * expected.abs().max().item() if expected.numel() else 0.0
+    torch.testing.assert_close(
+        actual.cpu(), expected, rtol=0, atol=atol, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def gradients(output, inputs):
+    """For one upstream gradient that differs from element to element."""
+    upstream = torch.linspace(0.5, 2.0, output.numel(), dtype=output.dtype, device=output.device)
+    return torch.autograd.grad(
+        output,
+        inputs,
+        upstream.view(output.shape),
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def compare(actual, expected, inputs, exact_inputs, dtype):
+    assert_rounding(actual.detach(), expected.detach(), dtype, "value")
+    pairs = zip(gradients(actual, inputs), gradients(expected, exact_inputs), strict=True)
+    for i, (a, e) in enumerate(pairs):
+        assert_rounding(a, e, dtype, f"gradient of argument {i}")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+class TestAgainstIndependentNormal:
+    def pair(self, shapes, dtype, impl, device):
+        inputs, exact = leaves(shapes, dtype, device), leaves(shapes, dtype)
+        return inputs, exact, DiagonalNormal(*inputs, impl=impl), textbook(*exact)
+
+    def test_shapes_and_moments(self, shapes, dtype, impl, device):
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        assert (q.batch_shape, q.event_shape) == (p.batch_shape, p.event_shape)
+        for name in ("mean", "mode", "variance"):
+            compare(getattr(q, name), getattr(p, name), inputs, exact, dtype)
+        compare(q.stddev, p.base_dist.stddev, inputs, exact, dtype)
+        compare(q.entropy(), p.entropy(), inputs, exact, dtype)
+
+    @pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES, ids=str)
+    def test_log_prob_of_a_value(self, shapes, dtype, impl, device, sample_shape):
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        (value,) = leaves([sample_shape + p.batch_shape + p.event_shape], dtype, device, seed=1)
+        same = value.detach().cpu().requires_grad_()
+        compare(q.log_prob(value), p.log_prob(same), [*inputs, value], [*exact, same], dtype)
+
+    def test_log_prob_of_a_value_that_broadcasts(self, shapes, dtype, impl, device):
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        (value,) = leaves([p.event_shape], dtype, device, seed=1)
+        same = value.detach().cpu().requires_grad_()
+        compare(q.log_prob(value), p.log_prob(same), [*inputs, value], [*exact, same], dtype)
+
+    @pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES, ids=str)
+    def test_rsample_and_log_prob_of_it(self, shapes, dtype, impl, device, sample_shape):
+        """By the noise that it drew: sample, density, and the gradients of both, jointly."""
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        z = q.rsample(sample_shape)
+        assert z.shape == sample_shape + p.batch_shape + p.event_shape
+        assert z.dtype == dtype
+        wide = [t.detach().double() for t in (z.cpu(), *exact)]
+        eps = (wide[0] - wide[1]) / (0.5 * wide[2]).exp()
+        same = exact[0] + (0.5 * exact[1]).exp() * eps.to(dtype)
+        compare(z, same, inputs, exact, dtype)
+        z, same = q.rsample(sample_shape), None
+        eps = (z.detach().cpu().double() - wide[1]) / (0.5 * wide[2]).exp()
+        same = exact[0] + (0.5 * exact[1]).exp() * eps.to(dtype)
+        # The density is in no need of z's digits: more of them cancel in the textbook's.
+        actual, expected = q.log_prob(z), p.log_prob(same)
+        tolerance = F64 if dtype == F64 else F32
+        assert_rounding(actual.detach(), expected.detach(), tolerance, "density of the sample")
+        both = zip(
+            gradients(actual + z.square().sum(-1), inputs),
+            gradients(expected + same.square().sum(-1), exact),
+            strict=True,
+        )
+        for a, e in both:
+            assert_rounding(a, e, tolerance, "through sample and density")
+
+    def test_expand(self, shapes, dtype, impl, device):
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        batch_shape = (2, *p.batch_shape)
+        q, p = q.expand(batch_shape), p.expand(batch_shape)
+        assert type(q) is DiagonalNormal
+        assert (q.batch_shape, q.event_shape) == (p.batch_shape, p.event_shape)
+        value = torch.zeros(p.event_shape, dtype=dtype)
+        compare(q.log_prob(value.to(device)), p.log_prob(value), inputs, exact, dtype)
+        assert q.rsample((3,)).shape == p.rsample((3,)).shape
+        assert q.impl == impl
+
+    def test_kl(self, shapes, dtype, impl, device):
+        """Against itself and Independent(Normal), either way round, batches broadcast."""
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        prior_shape = (p.event_shape, (2, *(1,) * len(p.batch_shape), *p.event_shape))
+        prior, exact_prior = (
+            leaves(prior_shape, dtype, device, 2),
+            leaves(prior_shape, dtype, seed=2),
+        )
+        inputs, exact = [*inputs, *prior], [*exact, *exact_prior]
+        other = textbook(*exact_prior)
+        fused = [DiagonalNormal(*prior, impl=impl), textbook(*prior)]
+        for r in fused:
+            compare(kl_divergence(q, r), kl_divergence(p, other), inputs, exact, dtype)
+            compare(kl_divergence(r, q), kl_divergence(other, p), inputs, exact, dtype)
+
+
+@pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES, ids=str)
+def test_the_same_seed_gives_the_same_samples_on_a_cpu(sample_shape):
+    mu, logvar = leaves([(4, 3), (4, 3)])
+    torch.manual_seed(7)
+    z = DiagonalNormal(mu, logvar).rsample(sample_shape)
+    torch.manual_seed(7)
+    torch.testing.assert_close(z, textbook(mu, logvar).rsample(sample_shape), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+class TestOwnSample:
+    def own(self, impl, device, dtype=F32):
+        inputs = leaves([(4, 3), (4, 3)], dtype, device)
+        return inputs, DiagonalNormal(*inputs, impl=impl)
+
+    def test_digits(self, impl, device):
+        """At mu = 1e4 and sigma = 1e-3 float32 cannot hold the noise; its density needs it."""
+        mu = torch.full((50, 8), 1e4, device=device)
+        logvar = torch.full((50, 8), math.log(1e-6), device=device)
+        q = DiagonalNormal(mu, logvar, impl=impl)
+        wide = DiagonalNormal(torch.zeros_like(mu), torch.zeros_like(mu), impl=impl)
+        torch.manual_seed(3)
+        density = q.log_prob(q.rsample()).double().cpu()
+        torch.manual_seed(3)
+        eps = wide.rsample().double().cpu()
+        exact = Normal(0.0, 1.0).log_prob(eps).sum(-1) - 8 * math.log(1e-3)
+        torch.testing.assert_close(density, exact, rtol=2e-6, atol=0)
+        z = q.rsample()
+        lost = q.log_prob(z.clone()).double().cpu() - q.log_prob(z).double().cpu()
+        assert lost.abs().max() > 0.1  # what re-standardising would have cost
+
+    def test_gradient_in_the_sample_itself(self, impl, device):
+        """-eps / sigma, as of any other value: log_prob is a function of three arguments."""
+        (mu, logvar), q = self.own(impl, device, F64)
+        z = q.rsample((2,))
+        other = z.detach().clone().requires_grad_()
+        for actual, expected in zip(
+            torch.autograd.grad(q.log_prob(z).sum(), [z, mu, logvar], retain_graph=True),
+            torch.autograd.grad(
+                q.log_prob(other).sum() + 0 * q.rsample().sum(), [other, mu, logvar]
+            ),
+            strict=True,
+        ):
+            if actual.shape == z.shape:
+                torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+        total = torch.autograd.grad(q.log_prob(z := q.rsample((2,))).sum(), [mu, logvar])
+        torch.testing.assert_close(total[0], torch.zeros_like(mu), rtol=0, atol=1e-12)
+        torch.testing.assert_close(total[1], torch.full_like(mu, -1.0), rtol=1e-12, atol=0)
+
+    def test_score(self, impl, device):
+        """A sample without gradient: d log q is eps / sigma and (eps^2 - 1) / 2."""
+        inputs, q = self.own(impl, device, F64)
+        z = q.sample((2,))
+        assert not z.requires_grad
+        eps = (z - inputs[0]) / (0.5 * inputs[1]).exp()
+        expected = [(eps / (0.5 * inputs[1]).exp()).sum(0), ((eps**2 - 1) / 2).sum(0)]
+        for a, e in zip(torch.autograd.grad(q.log_prob(z).sum(), inputs), expected, strict=True):
+            torch.testing.assert_close(a, e.detach(), rtol=1e-10, atol=1e-10)
+
+    def test_written_to_since(self, impl, device):
+        """A sample, a mean or a variance that changed: the density of what is there now."""
+        for which in range(3):
+            inputs, q = self.own(impl, device, F64)
+            z = q.rsample()
+            with torch.no_grad():
+                (z, *inputs)[which].add_(0.5)
+                expected = q.log_prob(z.clone())
+                torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-12, atol=0)
+
+    def test_an_earlier_sample_is_any_value(self, impl, device):
+        _, q = self.own(impl, device, F64)
+        first, second = q.rsample(), q.rsample((2,))
+        for z in (first, second):
+            expected = q.log_prob(z.clone())
+            torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-9, atol=1e-9)
+
+    def test_no_sample_is_kept_alive(self, impl, device):
+        _, q = self.own(impl, device)
+        z = q.rsample()
+        held = q._last.z
+        assert held() is z
+        del z
+        gc.collect()
+        assert held() is None
+
+    def test_copies_start_afresh(self, impl, device):
+        """Leaves only: torch copies no other tensors."""
+        values = [t.detach() for t in leaves([(4, 3), (4, 3)], F32, device)]
+        q = DiagonalNormal(*values, impl=impl)
+        z = q.rsample()
+        for other in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+            torch.testing.assert_close(other.log_prob(z), q.log_prob(z))
+            assert other.impl == impl
+
+    def test_half_precision(self, impl, device):
+        """Samples in bfloat16; the density, of the sample before rounding, in float32."""
+        _, q = self.own(impl, device, BF16)
+        z = q.rsample((2,))
+        assert z.dtype == BF16
+        density = q.log_prob(z)
+        assert density.dtype == q.entropy().dtype == F32
+        torch.testing.assert_close(density, q.log_prob(z.clone()), rtol=0.1, atol=0.1)
+        density.sum().backward()
+        assert q.mu.grad_fn is not None or q.mu.grad.dtype == BF16
+
+    @pytest.mark.parametrize("sample_shape", [(0,), (2, 0)], ids=str)
+    def test_no_samples(self, impl, device, sample_shape):
+        inputs, q = self.own(impl, device)
+        z = q.rsample(sample_shape)
+        assert z.shape == (*sample_shape, 4, 3)
+        assert q.log_prob(z).shape == (*sample_shape, 4)
+        z.sum().backward()
+        assert (inputs[0].grad == 0).all()
+
+    def test_empty_batch(self, impl, device):
+        q = DiagonalNormal(*leaves([(0, 3), (0, 3)], F32, device), impl=impl)
+        z = q.rsample((2,))
+        assert z.shape == (2, 0, 3)
+        assert q.log_prob(z).shape == (2, 0)
+        assert q.entropy().shape == (0,)
+
+    def test_inference_mode(self, impl, device):
+        with torch.inference_mode():
+            mu, logvar = torch.zeros(4, 3, device=device), torch.zeros(4, 3, device=device)
+            q = DiagonalNormal(mu, logvar, impl=impl)
+            z = q.rsample()
+            z += 1
+            torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+
+
+def test_density_of_the_own_sample_twice_differentiable():
+    """The reference's, at fixed noise and with it."""
+    mu, logvar = leaves([(2, 3), (2, 3)])
+
+    def own(mu, logvar):
+        torch.manual_seed(5)
+        q = DiagonalNormal(mu, logvar, validate_args=False)
+        z = q.rsample()
+        assert q._last.is_of(z, q.mu, q.logvar)
+        return q.log_prob(z) * z.square().sum(-1)
+
+    torch.autograd.gradcheck(own, (mu, logvar))
+    torch.autograd.gradgradcheck(own, (mu, logvar))
+
+
+def test_compiled():
+    """A step with a sample, its density and a KL, without a graph break."""
+    mu, logvar = leaves([(4, 3), (4, 3)])
+
+    def step(mu, logvar):
+        q = DiagonalNormal(mu, logvar, validate_args=False)
+        p = DiagonalNormal(torch.zeros_like(mu), torch.zeros_like(mu), validate_args=False)
+        z = q.rsample()
+        return (q.log_prob(z) - p.log_prob(z)).sum() + kl_divergence(q, p).sum()
+
+    torch.manual_seed(0)
+    expected = gradients(step(mu, logvar), [mu, logvar])
+    torch.manual_seed(0)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for a, e in zip(gradients(compiled(mu, logvar), [mu, logvar]), expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1, None])
+def test_a_float_standard_deviation(sigma):
+    with pytest.raises(TypeError, match=r"log variances, got .*2 \* math\.log\(sigma\)"):
+        DiagonalNormal(torch.zeros(4, 3), sigma)
+    with pytest.raises(TypeError, match=r"mu must be a torch\.Tensor"):
+        DiagonalNormal(0.0, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("mu", "logvar", "error"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, 2), ValueError),
+        (torch.zeros(()), torch.zeros(()), ValueError),
+        (torch.zeros(4, 0), torch.zeros(4, 0), ValueError),
+        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=F64), TypeError),
+        (torch.zeros(4, 3).long(), torch.zeros(4, 3).long(), TypeError),
+    ],
+)
+def test_bad_tensors(mu, logvar, error):
+    with pytest.raises(error):
+        DiagonalNormal(mu, logvar)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_arguments_are_validated(bad):
+    """What Normal refuses: NaN, and a standard deviation of 0."""
+    logvar = torch.zeros(4, 3)
+    logvar[1, 1] = bad
+    with pytest.raises(ValueError, match="parameter scale"):
+        Normal(torch.zeros(4, 3), (0.5 * logvar).exp(), validate_args=True)
+    with pytest.raises(ValueError, match="parameter logvar"):
+        DiagonalNormal(torch.zeros(4, 3), logvar, validate_args=True)
+    DiagonalNormal(torch.zeros(4, 3), logvar, validate_args=False)
+    with pytest.raises(ValueError, match="parameter mu"):
+        DiagonalNormal(torch.full((4, 3), math.nan), torch.zeros(4, 3), validate_args=True)
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(4, 2), torch.zeros(3, 3), torch.full((4, 3), math.nan)], ids=str
+)
+def test_values_are_validated(value):
+    mu, logvar = torch.zeros(4, 3), torch.zeros(4, 3)
+    for distribution in (
+        DiagonalNormal(mu, logvar, validate_args=True),
+        textbook(mu, logvar, validate_args=True),
+        DiagonalNormal(mu, logvar, validate_args=True).expand((2, 4)),
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011  torch's own, whatever they say
+            distribution.log_prob(value)
+
+
+def test_kl_of_what_has_none():
+    q = DiagonalNormal(torch.zeros(4, 3), torch.zeros(4, 3))
+    laplace = Independent(Laplace(torch.zeros(4, 3), torch.ones(4, 3)), 1)
+    matrix = Independent(Normal(torch.zeros(4, 3), torch.ones(4, 3)), 2)
+    for other in (laplace, matrix):
+        for pair in ((q, other), (other, q)):
+            with pytest.raises(NotImplementedError):
+                kl_divergence(*pair)
+    with pytest.raises(ValueError, match="event shapes differ"):
+        kl_divergence(q, DiagonalNormal(torch.zeros(4, 1), torch.zeros(4, 1)))
+    with pytest.raises(ValueError, match="impl must be one of"):
+        DiagonalNormal(torch.zeros(4, 3), torch.zeros(4, 3), impl="cuda")
+
+
+def test_kernels_are_used(monkeypatch, device):
+    """impl="triton" is that of every method, and of the KL whichever side has it."""
+    from fused_elbo.kernels import gaussian_kl, gaussian_nll, gaussian_rsample
+
+    ran = []
+    for module in (gaussian_kl, gaussian_nll, gaussian_rsample):
+        for name in [n for n in vars(module) if n.startswith("launch_")]:
+            original = getattr(module, name)
+            monkeypatch.setattr(
+                module, name, lambda *a, original=original, **k: ran.append(1) or original(*a, **k)
+            )
+    values = torch.zeros(4, 3, device=device), torch.zeros(4, 3, device=device)
+    q, p = DiagonalNormal(*values, impl="triton"), textbook(*values)
+    plain = DiagonalNormal(*values)
+    for call in (
+        q.rsample,
+        q.sample,
+        lambda: q.log_prob(values[0]),
+        lambda: kl_divergence(q, p),
+        lambda: kl_divergence(p, q),
+        lambda: kl_divergence(plain, q),
+        lambda: kl_divergence(q, plain),
+    ):
+        ran.clear()
+        call()
+        assert ran
