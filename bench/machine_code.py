@@ -53,19 +53,46 @@ def nvidia_tool(name, *flags, cubin):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+LABEL = re.compile(r"^(\.L_x_\d+):")
+TARGET = re.compile(r"\((\.L_x_\d+)\)")
+
+
 def instructions(sass):
-    """Opcodes up to the last EXIT, without NOPs."""
-    opcodes = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
-    last = max(i for i, opcode in enumerate(opcodes) if opcode.startswith("EXIT"))
-    return [opcode for opcode in opcodes[: last + 1] if opcode != "NOP"]
+    """(opcodes, loop): all up to the last EXIT, and those of the longest loop; without NOPs.
+
+    A loop is what stands between a label and a branch back to it.
+    """
+    opcodes, labels, loop, last = [], {}, [], 0
+    for line in map(str.strip, sass.splitlines()):
+        if label := LABEL.match(line):
+            labels[label[1]] = len(opcodes)
+        elif found := INSTRUCTION.search(line):
+            opcode, operands = found.groups()
+            if opcode == "NOP":
+                continue
+            opcodes.append(opcode)
+            if opcode.startswith("EXIT"):
+                last = len(opcodes)
+            target = TARGET.search(operands) if opcode.startswith("BRA") else None
+            # A branch to itself, behind the last EXIT, is the end of the program.
+            if target and len(opcodes) - labels.get(target[1], len(opcodes)) > max(1, len(loop)):
+                loop = opcodes[labels[target[1]] :]
+    return opcodes[:last], loop
 
 
-def read_nvidia(compiled, elements):
-    """Registers, stack, local and shared memory; instructions and bytes an element."""
+def read_nvidia(compiled, elements, loops=False):
+    """Registers, stack, local and shared memory; instructions and bytes an element.
+
+    ``loops``: those of the loop over samples, whose turns handle ``elements`` each; what is
+    around it is done once for all samples.
+    """
     usage = nvidia_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
     found = {key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    opcodes = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
+    opcodes, loop = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
     counts = Counter(opcodes)
+    if loops:
+        opcodes = loop
     widths = Counter(
         f"{opcode[:3]} {next((w for w in opcode.split('.') if w.isdigit()), '32')}"
         for opcode in opcodes

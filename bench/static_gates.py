@@ -9,6 +9,7 @@ GATES = Path(__file__).with_name("static_gates.json")
 CEILINGS = {
     "rsample_kl forward": 70,
     "rsample_kl backward": 70,
+    "rsample_log_ratio forward": 60,
     "gaussian_kl forward": 30,
     "gaussian_nll forward": 20,
 }

@@ -7,12 +7,15 @@ roofline chart. ``--check`` compiles for sm_90 only and compares with ``bench/st
 
 How instructions are counted: the kernels are straight-line code, so an element costs the
 instructions of a program (NOPs and what follows the last EXIT aside) over the elements that a
-thread handles. Bytes an element are those of the 128-bit global loads and stores: all
-full-size operands are read and written so, and what a row needs once is not.
+thread handles. Those that loop over samples are counted by their loop alone: an element is
+one of z then, and what is done once for all samples is left out. Bytes an element are those
+of the 128-bit global loads and stores: all full-size operands are read and written so, and
+what a row needs once is not.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -27,10 +30,26 @@ from triton.backends.compiler import GPUTarget
 
 from bench import static_gates
 from bench.machine_code import compile_for, read_amd, read_nvidia
-from fused_elbo.kernels import bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample
+from fused_elbo.kernels import (
+    bernoulli_nll,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_nll,
+    gaussian_rsample,
+    importance_weights,
+    rsample_kl,
+)
 from fused_elbo.kernels.launch import NUM_WARPS
 
-MODULES = (bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample)
+MODULES = (
+    bernoulli_nll,
+    elbo_loss,
+    gaussian_kl,
+    gaussian_nll,
+    gaussian_rsample,
+    importance_weights,
+    rsample_kl,
+)
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -50,11 +69,15 @@ RESULTS = Path("results/static")
 CHIPS = {"H100": (3.0, 132 * 4 * 32 * 1.755e9), "H200": (4.3, 132 * 4 * 32 * 1.755e9)}
 
 
+# Samples of the kernels that loop over them: more than one, which would be compiled in.
+SAMPLES = 4
+
+
 def cases(dtype, cols):
     """name -> (full-size operands read + written, a call of the launcher)."""
 
-    def full():
-        return torch.empty(ROWS, cols, dtype=dtype)
+    def full(*samples):
+        return torch.empty(*samples, ROWS, cols, dtype=dtype)
 
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     a, b, c, d, grad = full(), full(), full(), full(), torch.empty(ROWS, dtype=acc)
@@ -63,6 +86,20 @@ def cases(dtype, cols):
     nll, bernoulli = gaussian_nll.launch_gaussian_nll, bernoulli_nll.launch_bernoulli_nll
     kl, rsample = gaussian_kl.launch_gaussian_kl, gaussian_rsample.launch_rsample
     rsample_backward = gaussian_rsample.launch_rsample_backward
+    with_kl, with_kl_backward = rsample_kl.launch_rsample_kl, rsample_kl.launch_rsample_kl_backward
+    dlog_ratio = torch.empty(SAMPLES, ROWS, dtype=acc)
+    recon_samples = full(SAMPLES)
+    flat_samples = recon_samples.view(-1, cols)
+    grad_samples = torch.empty(SAMPLES * ROWS, dtype=acc)
+
+    def log_ratio(inputs, **options):
+        return lambda: rsample(inputs, seed, SAMPLES, with_log_ratio=True, **options)
+
+    def log_ratio_backward(inputs, needs, **options):
+        return lambda: rsample_backward(
+            recon_samples, dlog_ratio, inputs, seed, needs, samples=SAMPLES, **options
+        )
+
     two, both, all_four = (True, True, False), (True, True, False, False), (True,) * 4
     recon = (True, False, False)
     fused = {"scale": 0.5, "output": "tiles"}
@@ -76,17 +113,36 @@ def cases(dtype, cols):
         "gaussian_kl backward": (4, lambda: kl(q, grad=grad, needs=both)),
         "gaussian_kl prior forward": (4, lambda: kl(q_and_prior)),
         "gaussian_kl prior backward": (8, lambda: kl(q_and_prior, grad=grad, needs=all_four)),
-        "gaussian_rsample forward": (3, lambda: rsample(q, seed, with_kl=False)),
+        "gaussian_rsample forward": (3, lambda: rsample(q, seed, 1, with_log_ratio=False)),
         "gaussian_rsample backward": (
             4,
-            lambda: rsample_backward(c[None], None, (None, b, None, None), seed, both),
+            lambda: rsample_backward(c[None], None, (None, *q[1:]), seed, both, samples=1),
         ),
-        "rsample_kl forward": (3, lambda: rsample(q, seed, with_kl=True)),
-        "rsample_kl backward": (5, lambda: rsample_backward(c[None], grad, q, seed, both)),
-        "rsample_kl prior forward": (5, lambda: rsample(q_and_prior, seed, with_kl=True)),
+        "gaussian_rsample samples forward": (
+            1,
+            lambda: rsample(q, seed, SAMPLES, with_log_ratio=False),
+        ),
+        "gaussian_rsample samples backward": (
+            1,
+            lambda: rsample_backward(
+                recon_samples, None, (None, *q[1:]), seed, both, samples=SAMPLES
+            ),
+        ),
+        "rsample_log_ratio forward": (1, log_ratio(q)),
+        "rsample_log_ratio antithetic forward": (1, log_ratio(q, antithetic=True)),
+        "rsample_log_ratio flat forward": (1, log_ratio(q, flat=True)),
+        "rsample_log_ratio prior forward": (1, log_ratio(q_and_prior)),
+        "rsample_log_ratio backward": (1, log_ratio_backward(q, both)),
+        "rsample_log_ratio antithetic backward": (1, log_ratio_backward(q, both, antithetic=True)),
+        "rsample_log_ratio path backward": (1, log_ratio_backward(q, both, gradient="path")),
+        "rsample_log_ratio dreg backward": (1, log_ratio_backward(q, both, gradient="dreg")),
+        "rsample_log_ratio prior backward": (1, log_ratio_backward(q_and_prior, all_four)),
+        "rsample_kl forward": (3, lambda: with_kl(q, seed)),
+        "rsample_kl backward": (5, lambda: with_kl_backward(c, grad, q, seed, both)),
+        "rsample_kl prior forward": (5, lambda: with_kl(q_and_prior, seed)),
         "rsample_kl prior backward": (
             9,
-            lambda: rsample_backward(full()[None], grad, q_and_prior, seed, all_four),
+            lambda: with_kl_backward(full(), grad, q_and_prior, seed, all_four),
         ),
         "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
         "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),
@@ -100,6 +156,19 @@ def cases(dtype, cols):
             5,
             lambda: nll(a, b, c, 0.0, needs=(True, False, True), **fused),
         ),
+        "gaussian_nll samples forward": (
+            2,
+            lambda: nll(flat_samples, b, None, 0.0, output="rows"),
+        ),
+        "gaussian_nll samples backward": (
+            3,
+            lambda: nll(flat_samples, b, None, 0.0, grad=grad_samples, needs=recon),
+        ),
+        "bernoulli_nll samples forward": (2, lambda: bernoulli(flat_samples, b, output="rows")),
+        "bernoulli_nll samples backward": (
+            3,
+            lambda: bernoulli(flat_samples, b, grad=grad_samples, needs=two[1:]),
+        ),
         "bernoulli_nll forward": (2, lambda: bernoulli(a, b, output="rows")),
         "bernoulli_nll backward": (3, lambda: bernoulli(a, b, grad=grad, needs=two[1:])),
         "bernoulli_nll forward + gradient": (3, lambda: bernoulli(a, b, needs=two[1:], **fused)),
@@ -108,6 +177,10 @@ def cases(dtype, cols):
             lambda: elbo_loss._elbo_loss(a, b, None, 0.0, grad, "gaussian", 1.0, 1.0, [False] * 3),
         ),
         "elbo_loss scale": (2, lambda: elbo_loss._scale_(a, grad[0])),
+        "importance_weights": (
+            None,
+            lambda: importance_weights._forward(dlog_ratio, dlog_ratio, 0.0),
+        ),
     }
 
 
@@ -140,14 +213,13 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
         for name, (operands, call) in cases(dtype, cols).items():
             kernel, arguments, constexprs = record(call)
             compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
-            if "BLOCK_COLS" in constexprs:
-                elements = constexprs["BLOCK_ROWS"] * constexprs["BLOCK_COLS"]
-            else:
-                elements = constexprs["BLOCK"]
-            per_thread = elements / (target.warp_size * NUM_WARPS)
+            sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
+            loops = "log_ratio" in name or "rsample samples" in name
+            turn = 2 if constexprs.get("ANTITHETIC") else 1
+            per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
             row = {"kernel": name, "dtype": dtype_name, "columns": cols}
             if target.backend == "cuda":
-                row |= read_nvidia(compiled, per_thread)
+                row |= read_nvidia(compiled, per_thread, loops)
             else:
                 row |= read_amd(compiled)
             row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
@@ -246,10 +318,12 @@ element. No NVIDIA kernel has a stack frame, local memory or a spill, and all fu
 operands are read and written by 128-bit accesses.
 
 Instructions are those of a program, NOPs and what follows the last EXIT aside, over the
-elements of its tile: the code is straight-line. (`elbo_loss total` has two loops; its figure
-is for one turn of each.) The predicted bound compares the time to move the bytes (H100 3.0,
-H200 4.3 TB/s, measured copies) with the time to issue the instructions (132 SMs x 4 x 32
-lanes at 1.755 GHz, one a cycle: the best case).
+elements of its tile: the code is straight-line. The kernels of K samples are counted by one
+turn of their loop over samples, so a row of `rsample_log_ratio` is the cost of an element of
+z; mu and logvar are read once, outside. (`elbo_loss total` and `importance_weights` have
+loops; their figures are for one turn of each.) The predicted bound compares the time to move
+the bytes (H100 3.0, H200 4.3 TB/s, measured copies) with the time to issue the instructions
+(132 SMs x 4 x 32 lanes at 1.755 GHz, one a cycle: the best case).
 
 sm_90, rows of 64:
 

@@ -91,14 +91,17 @@ def iwae_loss(
     check_options(likelihood, recon_logvar, alpha, reduction)
     nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
     check_log_ratio(log_ratio, recon, nll)
-    if validate.use_kernels(impl, recon):
+    if not validate.use_kernels(impl, recon):
+        log_weights = log_ratio - nll
+        loss = reduced(-reference.importance_bound(log_weights, alpha), reduction)
+        if not return_parts:
+            return loss
+        _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
+    else:
         from ..kernels.importance_weights import importance_weights as kernel
 
         bound, weights, ess, log_weights = kernel(log_ratio, nll, alpha)
-    else:
-        log_weights = log_ratio - nll
-        bound, weights, ess = reference.importance_weights(log_weights, alpha)
-    loss = reduced(-bound, reduction)
+        loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 

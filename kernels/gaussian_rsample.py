@@ -72,6 +72,16 @@ def relative_to_prior(
 
 
 @triton.jit
+def draws_of_program(draws, share, SHARED: tl.constexpr):
+    """From which draw to which; of a single draw, without SHARED, the compiler sees one turn."""
+    if SHARED:
+        start = tl.program_id(1) * share
+        return start, tl.minimum(start + share, draws)
+    else:
+        return 0, draws
+
+
+@triton.jit
 def write_sample(
     z_ptr, log_ratio_ptr, sample, eps, mu, std, distance, growth, constant, row, col, col_tile,
     samples, rows, cols, mask,
@@ -104,6 +114,7 @@ def rsample_kernel(
     rows,
     cols,
     col_tiles,
+    SHARED: tl.constexpr,  # the draws, among the programs of the grid's second dimension
     FLAT: tl.constexpr,
     ANTITHETIC: tl.constexpr,  # a draw makes two samples, of eps and of -eps
     VEC: tl.constexpr,
@@ -130,9 +141,9 @@ def rsample_kernel(
         distance, growth, constant = mu, std, mu  # not used
 
     seed = tl.load(seed_ptr)
-    start = tl.program_id(1) * share
+    start, end = draws_of_program(draws, share, SHARED)
     samples = draws * (2 if ANTITHETIC else 1)
-    for draw in range(start, tl.minimum(start + share, draws)):
+    for draw in range(start, end):
         eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
         if ANTITHETIC:
             write_sample(
@@ -219,6 +230,7 @@ def rsample_backward_kernel(
     cols,
     col_tiles,
     GRADIENT: tl.constexpr,
+    SHARED: tl.constexpr,
     FLAT: tl.constexpr,
     ANTITHETIC: tl.constexpr,
     VEC: tl.constexpr,
@@ -249,8 +261,8 @@ def rsample_backward_kernel(
     seed = tl.load(seed_ptr)
     zero = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
     dmu, dstd, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero, zero
-    start = tl.program_id(1) * share
-    for draw in range(start, tl.minimum(start + share, draws)):
+    start, end = draws_of_program(draws, share, SHARED)
+    for draw in range(start, end):
         eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
         a, b, c, d, e = sample_gradients(
             dz_ptr, dlog_ratio_ptr, total, 2 * draw if ANTITHETIC else draw, eps,
@@ -323,7 +335,7 @@ def launch_rsample(inputs, seed, samples, *, first=0, flat=False, antithetic=Fal
     ]
     grid = (tiles.programs, divide_up(draws, share))
     if rows:
-        flags = {"FLAT": flat, "ANTITHETIC": antithetic}
+        flags = {"SHARED": share < draws, "FLAT": flat, "ANTITHETIC": antithetic}
         launch(rsample_kernel, grid, arguments, flags | constants(tiles, acc))
     return z, row_sums(log_ratio) if with_log_ratio else None
 
@@ -383,7 +395,7 @@ def launch_rsample_backward(
     ]
     if rows:
         flags = {"GRADIENT": gradient if dlog_ratio is not None else "total"}
-        flags |= {"FLAT": flat, "ANTITHETIC": antithetic}
+        flags |= {"SHARED": shares > 1, "FLAT": flat, "ANTITHETIC": antithetic}
         grid = (tiles.programs, shares)
         launch(rsample_backward_kernel, grid, arguments, flags | constants(tiles, acc))
     return [

@@ -69,4 +69,27 @@ def test_instructions_are_counted_up_to_the_last_exit():
         /*0050*/                   EXIT ;
         /*0060*/                   BRA 0x60 ;
     """
-    assert instructions(sass) == ["S2R", "EXIT", "LDG.E.128", "UIADD3", "EXIT"]
+    opcodes, loop = instructions(sass)
+    assert opcodes == ["S2R", "EXIT", "LDG.E.128", "UIADD3", "EXIT"]
+    assert loop == []
+
+
+def test_the_longest_loop_is_found():
+    """From its label to the branch back; a jump forwards and the branch to itself are none."""
+    sass = """
+        /*0000*/                   MOV R1, R2 ;
+        /*0010*/               @P0 BRA `(.L_x_2) ;
+    .L_x_0:
+        /*0020*/                   FADD R0, R0, R1 ;
+        /*0030*/               @P1 BRA `(.L_x_0) ;
+    .L_x_1:
+        /*0040*/                   LDG.E.128 R4, [R2] ;
+        /*0050*/                   NOP ;
+        /*0060*/                   FFMA R0, R4, R5, R0 ;
+        /*0070*/               @P1 BRA `(.L_x_1) ;
+    .L_x_2:
+        /*0080*/                   EXIT ;
+    .L_x_3:
+        /*0090*/                   BRA `(.L_x_3);
+    """
+    assert instructions(sass)[1] == ["LDG.E.128", "FFMA", "BRA"]
