@@ -116,7 +116,7 @@ class DiagonalNormal(Distribution):
         """z = mu + exp(logvar / 2) eps of shape [*sample_shape, ..., D], differentiable."""
         shape = self._extended_shape(sample_shape)
         samples = math.prod(sample_shape)
-        if samples == 0:
+        if samples == 0:  # a grid of kernels has no dimension of 0
             return self.mu.expand(shape)
         if validate.use_kernels(self.impl, self.mu):
             z, noise = _kernel_sample(self.mu, self.logvar, samples)
@@ -202,7 +202,6 @@ class _LogProbFromNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(z, mu, logvar, eps):
-        (logvar,) = reference.accumulate(logvar)
         return -0.5 * (eps.square() + logvar + textbook.LOG_2PI).sum(-1)
 
     @staticmethod
