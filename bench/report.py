@@ -86,14 +86,15 @@ def seconds(value):
 
 def size(bytes_):
     """
-    >>> size(2**20), size(1.5 * 2**30), size(float("nan")) == DASH
-    ('1.00 MiB', '1.50 GiB', True)
+    >>> size(2**28), size(1.5 * 2**30), size(float("nan")) == DASH
+    ('256 MiB', '1.5 GiB', True)
     """
     if bytes_ is None or math.isnan(bytes_):
         return DASH
     for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if bytes_ >= scale:
-            return f"{factor(bytes_ / scale)} {unit}"
+            shown = bytes_ / scale
+            return f"{shown:.3g} {unit}" if shown < 999 else f"{shown:.0f} {unit}"
     return f"{bytes_:.0f} B"
 
 

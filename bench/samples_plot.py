@@ -175,6 +175,7 @@ def largest_samples(table, subject):
             f"{row.samples:,}{more}", (row.samples, i), xytext=(4, 0), size=8,
             textcoords="offset points", va="center",
         )  # fmt: skip
+    axis.set_axisbelow(True)
     axis.set_xscale("log")
     axis.set_xlim(1, 3 * table.samples.max())
     axis.set_yticks(range(len(order)), order)
