@@ -144,6 +144,8 @@ def gaussian_nll_loss(
             single dimension of 1, or a float.
         full, eps, reduction: as torch has them.
         impl: as in :func:`mse_loss`, but ``"reference"`` is the formula, not torch's function.
+            float16 and bfloat16 take the kernels under autocast only: beside them a log
+            variance needs float32.
 
     Returns:
         A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.

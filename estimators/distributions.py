@@ -26,6 +26,13 @@ class DiagonalNormal(Distribution):
     where sigma is far below ``mu`` the difference of the two has few digits left. It is the
     density of the sample as long as nobody writes to ``mu`` or ``logvar`` through ``.data``.
 
+    Pyro asks more of a distribution than torch does, and brings it along::
+
+        from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+        class PyroDiagonalNormal(DiagonalNormal, TorchDistributionMixin):
+            pass
+
     Args:
         mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the **log variance**, 2 log
             sigma. float16, bfloat16, float32 or float64, of one dtype.
