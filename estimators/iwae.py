@@ -167,6 +167,8 @@ def chunked_iwae_loss(
     check_options(likelihood, recon_logvar, alpha, reduction)
     shape = check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
     validate.count("chunk_size", chunk_size)
+    if not callable(decoder):
+        raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
     if antithetic and chunk_size % 2:
         raise ValueError(f"antithetic sampling needs an even chunk_size, got {chunk_size}")
     if gradient == "dreg" and alpha != 0:

@@ -184,8 +184,8 @@ def sample_gradients(
         dprior_mu = dlog_ratio * u * root
         dprior_logvar = dlog_ratio * (u * u - 1.0)
         if GRADIENT == "dreg":
-            # All weights zero: no sample says anything.
-            weight = tl.where(total == 0.0, 0.0, dlog_ratio / total)
+            # All weights zero: no sample says anything, and 0 / 1 is what is wanted.
+            weight = dlog_ratio / tl.where(total == 0.0, 1.0, total)
             dlog_ratio *= weight
         if GRADIENT == "total":
             dmu = -dlog_ratio * u * root

@@ -104,8 +104,10 @@ def importance_weights_kernel(
         far = tl.log(total) - tl.full((), log_samples, ACC) + greatest
         bound = tl.where(close, near, far) / order
         tl.store(bound_ptr + row, bound, mask=row < rows)
-        # All weights zero: no sample counts.
-        ess = tl.where(total == 0.0, 0.0, total * total / squares)
+        # All weights zero: no sample counts, and 0 / 1 is what is wanted.
+        total = tl.where(total == 0.0, 1.0, total)
+        squares = tl.where(squares == 0.0, 1.0, squares)
+        ess = tl.where(greatest == float("-inf"), 0.0, total * total / squares)
         tl.store(ess_ptr + row, ess, mask=row < rows)
 
     for start in range(0, samples, BLOCK_SAMPLES):
@@ -118,7 +120,6 @@ def importance_weights_kernel(
             nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
             x = order * load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
             weight = exp_below(x, greatest[None, :], PTX) / total[None, :]
-            weight = tl.where((total == 0.0)[None, :], 0.0, weight)
         tl.store(weights_ptr + (sample * rows)[:, None] + row[None, :], weight, mask=mask)
 
 

@@ -22,6 +22,11 @@ F64, I64, C64, BOOL = torch.float64, torch.int64, torch.complex64, torch.bool
 META = torch.device("meta")
 
 
+def DECODER(z):  # noqa: N802
+    """From z [K, B, 2] to logits [K, B, 4]."""
+    return torch.cat((z, z), -1)
+
+
 def call(name, *args, **kwargs):
     return name, args, kwargs
 
@@ -350,6 +355,166 @@ TABLE = {
         TypeError,
         ["num_samples", "int", "bool"],
     ),
+    # K samples.
+    "log_ratio shapes": (
+        call("rsample_log_ratio", t(3, 4), t(3, 5), 2),
+        ValueError,
+        ["broadcast", "mu (3, 4)", "logvar (3, 5)"],
+    ),
+    "log_ratio prior larger than q": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 2, t(2, 3, 4)),
+        ValueError,
+        ["prior_mu (2, 3, 4)", "broadcast", "(3, 4)"],
+    ),
+    "log_ratio num_samples": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 0),
+        ValueError,
+        ["num_samples", "at least 1", "0"],
+    ),
+    "log_ratio num_samples a float": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 2.0),
+        TypeError,
+        ["num_samples", "int", "float"],
+    ),
+    "log_ratio gradient": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 2, gradient="stl"),
+        ValueError,
+        ["gradient", "'total'", "'path'", "'dreg'", "'stl'"],
+    ),
+    "log_ratio odd pairs": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 3, antithetic=True),
+        ValueError,
+        ["antithetic", "even num_samples", "3"],
+    ),
+    "log_ratio antithetic dreg": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4), 4, antithetic=True, gradient="dreg"),
+        ValueError,
+        ["gradient='dreg'", "independent samples", "antithetic=True"],
+    ),
+    "log_ratio integers": (
+        call("rsample_log_ratio", t(3, 4), torch.zeros(3, 4, dtype=torch.long), 2),
+        TypeError,
+        ["logvar", "torch.int64"],
+    ),
+    "log_ratio dtypes": (
+        call("rsample_log_ratio", t(3, 4), t(3, 4).double(), 2),
+        TypeError,
+        ["mu and logvar", "torch.float32", "torch.float64"],
+    ),
+    "likelihood of samples of another x": (
+        call("bernoulli_nll", t(5, 3, 4), t(2, 4)),
+        ValueError,
+        ["equal shapes", "logits [K, *x.shape]", "logits (5, 3, 4)", "x (2, 4)"],
+    ),
+    "likelihood with fewer dimensions than x": (
+        call("gaussian_nll", t(3, 4), t(5, 3, 4)),
+        ValueError,
+        ["equal shapes", "recon (3, 4)", "x (5, 3, 4)"],
+    ),
+    "likelihood of no samples": (
+        call("gaussian_nll", t(0, 3, 4), t(3, 4)),
+        ValueError,
+        ["at least one sample", "recon (0, 3, 4)"],
+    ),
+    "weights without samples": (
+        call("importance_weights", t(0, 4)),
+        ValueError,
+        ["log_weights [K, ...]", "(0, 4)"],
+    ),
+    "weights a scalar": (
+        call("importance_weights", t()),
+        ValueError,
+        ["log_weights [K, ...]", "()"],
+    ),
+    "weights alpha": (
+        call("importance_weights", t(3, 4), float("inf")),
+        ValueError,
+        ["alpha", "inf"],
+    ),
+    "weights alpha a tensor": (
+        call("importance_weights", t(3, 4), t()),
+        TypeError,
+        ["alpha", "number", "Tensor"],
+    ),
+    "iwae log_ratio shape": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(3, 5)),
+        ValueError,
+        ["recon (5, 3, 4)", "log_ratio (3, 5)", "[K, B]"],
+    ),
+    "iwae without samples' dimension": (
+        call("iwae_loss", t(3, 4), t(3, 4), t(3)),
+        ValueError,
+        ["recon [K, B, ...]", "recon (3, 4)", "log_ratio (3,)"],
+    ),
+    "iwae log_ratio device": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3).to(META)),
+        ValueError,
+        ["recon and log_ratio", "device", "meta"],
+    ),
+    "iwae likelihood": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), likelihood="laplace"),
+        ValueError,
+        ["likelihood", "'bernoulli'", "'gaussian'", "'laplace'"],
+    ),
+    "iwae reduction": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), reduction="batchmean"),
+        ValueError,
+        ["reduction", "'none'", "'mean'", "'sum'", "'batchmean'"],
+    ),
+    "iwae alpha": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), alpha="0"),
+        TypeError,
+        ["alpha", "number", "str"],
+    ),
+    "iwae recon_logvar with bernoulli": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), recon_logvar=0.5),
+        ValueError,
+        ["recon_logvar", "gaussian"],
+    ),
+    "chunked chunk_size": (
+        call("chunked_iwae_loss", DECODER, t(3, 4), t(3, 2), t(3, 2), 4, chunk_size=0),
+        ValueError,
+        ["chunk_size", "at least 1", "0"],
+    ),
+    "chunked odd pairs": (
+        call(
+            "chunked_iwae_loss",
+            DECODER,
+            t(3, 4),
+            t(3, 2),
+            t(3, 2),
+            4,
+            chunk_size=3,
+            antithetic=True,
+        ),
+        ValueError,
+        ["antithetic", "even chunk_size", "3"],
+    ),
+    "chunked dreg with another bound": (
+        call(
+            "chunked_iwae_loss",
+            DECODER,
+            t(3, 4),
+            t(3, 2),
+            t(3, 2),
+            4,
+            chunk_size=2,
+            gradient="dreg",
+            alpha=0.5,
+        ),
+        ValueError,
+        ["gradient='dreg'", "alpha=0", "0.5"],
+    ),
+    "chunked decoder of another shape": (
+        call("chunked_iwae_loss", DECODER, t(3, 5), t(3, 2), t(3, 2), 4, chunk_size=2),
+        ValueError,
+        ["logits (2, 3, 4)", "x (3, 5)"],
+    ),
+    "chunked decoder no function": (
+        call("chunked_iwae_loss", None, t(3, 5), t(3, 2), t(3, 2), 4, chunk_size=2),
+        TypeError,
+        ["decoder", "callable", "NoneType"],
+    ),
     # Combinations.
     "neither kl nor latents": (
         call("elbo_loss", t(3, 4), t(3, 4)),
@@ -416,7 +581,12 @@ FUNCTIONS = {
     "gaussian_nll": (t(3, 4), t(3, 4)),
     "bernoulli_nll": (t(3, 4), t(3, 4)),
     "elbo_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2)),
+    "rsample_log_ratio": (t(3, 4), t(3, 4), 2),
+    "importance_weights": (t(3, 4),),
+    "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
 }
+# Those whose examples are the first dimension, so that [:0] leaves none.
+OF_EXAMPLES = [n for n in FUNCTIONS if n not in ("elbo_loss", "importance_weights", "iwae_loss")]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -463,17 +633,36 @@ def test_the_module_refuses_at_construction(options, error, words):
 class TestEmptyBatch:
     """An empty result, and gradients of the right shape."""
 
-    @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "elbo_loss"])
+    @pytest.mark.parametrize("name", OF_EXAMPLES)
     def test_empty(self, name, impl, device):
-        leaves = [a[:0].to(device).requires_grad_() for a in FUNCTIONS[name]]
-        outputs = getattr(fused_elbo, name)(*leaves, impl=impl)
+        arguments = [
+            a[:0].to(device).requires_grad_() if isinstance(a, torch.Tensor) else a
+            for a in FUNCTIONS[name]
+        ]
+        leaves = [a for a in arguments if isinstance(a, torch.Tensor)]
+        outputs = getattr(fused_elbo, name)(*arguments, impl=impl)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for output in outputs:
-            assert output.shape in ((0,), (0, 4))
+            assert output.shape in ((0,), (0, 4), (2, 0), (2, 0, 4))
         for leaf, g in zip(
             leaves, torch.autograd.grad([o.sum() for o in outputs], leaves), strict=True
         ):
             assert g.shape == leaf.shape
+
+    @pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+    def test_samples_of_nothing(self, reduction, impl, device):
+        """As of torch's losses: a sum of 0, a mean of NaN."""
+        recon, x = torch.zeros(5, 0, 4, device=device, requires_grad=True), torch.zeros(0, 4)
+        x, log_ratio = x.to(device), torch.zeros(5, 0, device=device)
+        options = {"reduction": reduction, "impl": impl}
+        for loss in (
+            fused_elbo.iwae_loss(recon, x, log_ratio, **options),
+            elbo_loss(recon, x, kl=x.sum(1), **options),
+        ):
+            assert loss.shape == ((0,) if reduction == "none" else ())
+            if reduction != "none":
+                assert loss.item() == 0 or loss.isnan() == (reduction == "mean")
+            assert torch.autograd.grad(loss.sum(), recon)[0].shape == recon.shape
 
     def test_an_empty_inner_dimension(self, impl, device):
         """[B, 0, D] has no rows, and D is not 0."""
