@@ -317,17 +317,14 @@ class AntixKBetaVAELoss:
         if self.loss_type == "H":
             loss = recons_loss + self.beta * M_N * kld
         else:
-            # Filled on the device: a copy from the host would make it wait.
-            capacity = torch.full(
-                (1,), self.capacity(), dtype=torch.float32, device=recons_loss.device
-            )
+            capacity = self.capacity(recons_loss.device)
             loss = recons_loss + self.gamma * M_N * (kld - capacity).abs()
         return {"loss": loss, "Reconstruction_Loss": recons_loss, "KLD": kld}
 
-    def capacity(self) -> float:
-        """C of the last call, in nats; in float32, as the original computes it."""
-        most = torch.tensor(self.max_capacity, dtype=torch.float32)
-        return (most / self.Capacity_max_iter * self.num_iter).clamp(0, self.max_capacity).item()
+    def capacity(self, device: torch.device | str = "cpu") -> Tensor:
+        """C of the last call, [1], in nats: filled on the device, which then need not wait."""
+        most = torch.full((1,), self.max_capacity, dtype=torch.float32, device=device)
+        return (most / self.Capacity_max_iter * self.num_iter).clamp(0, self.max_capacity)
 
 
 def bolts_vae_loss(
