@@ -235,5 +235,6 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
 def bernoulli_nll(logits, x):
     """Twin of :func:`fused_elbo.bernoulli_nll`."""
     logits, x = accumulate(logits, x)
-    event = 1 - x.dim()
-    return -textbook.bernoulli_log_prob(x.flatten(event), logits.flatten(event))
+    # torch's own loss: two thirds of the textbook's memory.
+    nll = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+    return nll.flatten(1 - x.dim()).sum(-1)
