@@ -56,8 +56,8 @@ def pytorch_examples_vae_loss(
 
     with torch's clamping of either logarithm at -100. Equivalent PyTorch::
 
-        F.binary_cross_entropy(recon_x, x.view(-1, 784), reduction="sum")
-        - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+        cross_entropy = F.binary_cross_entropy(recon_x, x.view(-1, 784), reduction="sum")
+        cross_entropy - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
     The one line: ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``.
     The cross-entropy is torch's own (see the module), the KL is fused.
