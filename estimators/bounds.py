@@ -53,7 +53,7 @@ class Draws:
     sampling: str
     generator: Generator | None
     impl: Implementation
-    z: Tensor | None = None  # once drawn
+    z: Any = None  # once drawn
 
     def sample(self, gradient: Gradient = "total", *, flat: bool | None = None):
         """z, and log p(z) - log q(z|x), or -log q(z|x) alone where p(z) is in the target.

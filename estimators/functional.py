@@ -1,7 +1,7 @@
 """The public operations: check the arguments, then run the kernel or its PyTorch twin."""
 
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
@@ -257,7 +257,7 @@ def rsample_log_ratio(
     (torch.Size([5, 3, 2]), tensor(0.))
     """
     check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
-    options = {"gradient": gradient, "antithetic": antithetic}
+    options: Any = {"gradient": gradient, "antithetic": antithetic}
     prior = prior_mu, prior_logvar
     if not validate.use_kernels(impl, mu):
         return reference.rsample_log_ratio(
@@ -307,15 +307,8 @@ def samples_from(
         from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
 
         tensors = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
-        z, log_ratio = kernel(
-            *tensors,
-            num_samples,
-            gradient=gradient,
-            flat=flat,
-            antithetic=antithetic,
-            seed=seed,
-            first=first,
-        )
+        options: Any = {"gradient": gradient, "flat": flat, "antithetic": antithetic}
+        z, log_ratio = kernel(*tensors, num_samples, **options, seed=seed, first=first)
         return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
     draws = 1 + antithetic
     rows = math.prod(shape[:-1]), shape[-1]

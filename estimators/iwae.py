@@ -194,7 +194,7 @@ def chunked_iwae_loss(
         check_log_ratio(log_ratio, recon, nll)
         return log_ratio - nll
 
-    weights = None
+    weights: Any = None
 
     def times_share(first, size):
         """DReG's second factor is v_k over all samples: the chunk has it over its own."""
@@ -203,7 +203,7 @@ def chunked_iwae_loss(
     chunks = []
     for first in range(0, num_samples, chunk_size):
         size = min(chunk_size, num_samples - first)
-        q = mu, logvar
+        q = [mu, logvar]
         if gradient == "dreg":
             q = [t.view_as(t) for t in q]
             for tensor in q:

@@ -145,11 +145,11 @@ class LogRatio(torch.autograd.Function):
             dlogvar = own.expand(eps.shape[1:]) if dlogvar is None else dlogvar + own
         gradients = dmu, dlogvar, *prior_gradients
         tensors = mu, logvar, prior_mu, prior_logvar
-        gradients = (
+        summed = (
             None if g is None or t is None else g.sum_to_size(t.shape)
             for g, t in zip(gradients, tensors, strict=True)
         )
-        return None, *gradients, None, None
+        return None, *summed, None, None
 
 
 # apply() binds its arguments to the signature at every call, at a fifth of a small call's time.
