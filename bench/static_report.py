@@ -291,7 +291,7 @@ def chart(rows, path):
         title="Below a line the kernel is bound by memory (sm_90, rows of 64, predicted)",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
 

@@ -306,9 +306,16 @@ def samples_from(
     if validate.use_kernels(impl, mu):
         from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
 
-        tensors = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
-        options: Any = {"gradient": gradient, "flat": flat, "antithetic": antithetic}
-        z, log_ratio = kernel(*tensors, num_samples, **options, seed=seed, first=first)
+        tensors: Any = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
+        z, log_ratio = kernel(
+            *tensors,
+            samples=num_samples,
+            gradient=gradient,
+            flat=flat,
+            antithetic=antithetic,
+            seed=seed,
+            first=first,
+        )
         return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
     draws = 1 + antithetic
     rows = math.prod(shape[:-1]), shape[-1]
