@@ -6,18 +6,26 @@ trains on another bound of the evidence, or by another gradient:
 
     python examples/vae_digits.py
     python examples/vae_digits.py --estimator iwae --samples 8
+
+The third trains on several processes, and goes on where it stopped if it is run again:
+
+    torchrun --nproc-per-node 2 examples/vae_digits.py --ddp --checkpoint vae_digits.pt
 """
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fused_elbo import bernoulli_nll, elbo_loss, rsample_kl
 from fused_elbo.estimators.bounds import ESTIMATORS, estimate
@@ -136,13 +144,100 @@ def pixel_baseline(train, test):
     return -bernoulli_nll(logits.expand_as(test), test, impl="reference").mean().item()
 
 
-def fit(model, train, test, epochs=50, batch=64, lr=2e-3, impl="auto", loss=negative_elbo):
-    """Train with Adam; yields the test ELBO after every epoch."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+def fit(
+    model,
+    train,
+    test,
+    epochs=50,
+    batch=64,
+    lr=2e-3,
+    impl="auto",
+    loss=negative_elbo,
+    optimizer=None,
+):
+    """Train with Adam; yields the test ELBO after every epoch. ``batch`` is that of all ranks."""
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=lr)
+    rank, world = place()
     for _ in range(epochs):
-        for index in torch.randperm(len(train), device=train.device).split(batch):
-            train_step(model, optimizer, train[index], impl, loss)
+        for index in shuffled(train).split(batch):
+            train_step(model, optimizer, train[index[rank::world]], impl, loss)
         yield test_elbo(model, test, samples=10, impl=impl)
+
+
+def place():
+    """The rank of this process and the number of all: (0, 1) without --ddp."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def shuffled(train):
+    """An order of the images, rank 0's on every rank.
+
+    The few that cannot be shared out evenly wait for another epoch: the mean of the ranks'
+    gradients is that of the joined batch only if all shares are of one size.
+    """
+    order = torch.randperm(len(train), device=train.device)
+    if dist.is_initialized():
+        dist.broadcast(order, 0)
+    world = place()[1]
+    return order[: len(order) // world * world]
+
+
+class Loss(nn.Module):
+    """A loss as the forward of a module: what DistributedDataParallel wraps."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, x, impl):
+        return self.loss(self.model, x, impl=impl)
+
+
+def distributed(model, loss):
+    """``loss``, with gradients that are averaged over the ranks, and noise that is not shared."""
+    wrapped = DistributedDataParallel(Loss(model, loss))
+    # All ranks were seeded alike, so that their models are alike; with one state of torch's
+    # generator they would draw one noise too. Each takes a seed of its own from it. (Not the
+    # run's seed + rank: rank 0 would draw the weights' numbers again, rank 1 the next run's.)
+    rank, world = place()
+    torch.manual_seed(torch.randint(2**31, (world,))[rank].item())
+    return lambda model, x, impl: wrapped(x, impl)
+
+
+def random_state(device):
+    """The module whose get_rng_state and set_rng_state are those of all noise on ``device``."""
+    return torch.cuda if torch.device(device).type == "cuda" else torch
+
+
+def settings(args):
+    """What a resumed run must share with the one that it goes on with."""
+    names = "estimator", "samples", "latents", "batch", "lr", "seed"
+    return {name: getattr(args, name) for name in names} | {"ranks": place()[1]}
+
+
+def save(args, model, optimizer, elbos):
+    """All that the next epoch depends on, each rank's state of the generator included."""
+    rank, world = place()
+    states = [random_state(args.device).get_rng_state()] * world
+    if dist.is_initialized():
+        dist.all_gather_object(states, states[rank])
+    if rank == 0:
+        run = {"settings": settings(args), "elbos": elbos, "states": states}
+        run |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        unfinished = args.checkpoint.with_name(args.checkpoint.name + ".unfinished")
+        torch.save(run, unfinished)
+        unfinished.replace(args.checkpoint)  # at once: a run that is killed leaves a whole file
+
+
+def resume(args, model, optimizer):
+    """Set everything as ``save`` found it; returns the test ELBOs of the epochs behind it."""
+    run = torch.load(args.checkpoint, map_location="cpu")
+    if run["settings"] != settings(args):
+        raise SystemExit(f"{args.checkpoint} is of {run['settings']}, not of {settings(args)}")
+    model.load_state_dict(run["model"])
+    optimizer.load_state_dict(run["optimizer"])
+    random_state(args.device).set_rng_state(run["states"][place()[0]])
+    return run["elbos"]
 
 
 @torch.no_grad()
@@ -206,12 +301,21 @@ def parse(argv=None):
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of training")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    about = "train on the processes that torchrun starts; they share each --batch"
+    parser.add_argument("--ddp", action="store_true", help=about)
+    about = "save every epoch to FILE; if it is there already, go on from it"
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=about)
     parser.add_argument("--out", type=Path, default=Path("vae_digits"), help="folder to write to")
     args = parser.parse_args(argv)
     if args.samples is not None and args.estimator is None:
         parser.error("--samples needs --estimator: the default path takes one sample")
     if min(args.bounds) < 1:
         parser.error(f"--bounds must be at least 1, got {min(args.bounds)}")
+    world = int(os.environ.get("WORLD_SIZE", 0))
+    if args.ddp and world == 0:
+        parser.error("--ddp needs torchrun: torchrun --nproc-per-node 2 vae_digits.py --ddp")
+    if args.ddp and args.batch % world:
+        parser.error(f"--batch {args.batch} cannot be shared evenly by {world} processes")
     try:  # one image tells now, in one line, whether the options go together on --device
         x = torch.zeros(1, PIXELS, device=args.device)
         loss_of(args)(VAE(1, 1).to(args.device), x, impl=args.impl)
@@ -228,23 +332,44 @@ def loss_of(args):
     return partial(negative_bound, estimator=args.estimator, samples=samples)
 
 
+def start_ranks(args):
+    """Join the other processes of torchrun, each on a GPU of its own where there are GPUs."""
+    cuda = torch.device(args.device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+
+
 def main(argv=None):
     args = parse(argv)
     torch.set_num_threads(1)  # matrices this small take longer when threads share them
+    if args.ddp:
+        start_ranks(args)
     train, test = (images.to(args.device) for images in load_digits_binary())
     baseline = pixel_baseline(train, test)
 
     torch.manual_seed(args.seed)
     model = VAE(args.latents).to(args.device)
-    elbos = []
+    loss = distributed(model, loss_of(args)) if args.ddp else loss_of(args)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    saved = args.checkpoint is not None and args.checkpoint.exists()
+    elbos = resume(args, model, optimizer) if saved else []
+    rank = place()[0]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn()) as progress:
-        task = progress.add_task("training", total=args.epochs)
-        options = args.epochs, args.batch, args.lr, args.impl, loss_of(args)
+    console = Console(quiet=rank > 0)  # one rank talks
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        task = progress.add_task("training", total=args.epochs, completed=len(elbos))
+        options = args.epochs - len(elbos), args.batch, args.lr, args.impl, loss, optimizer
         for elbo in fit(model, train, test, *options):
             elbos.append(elbo)
+            if args.checkpoint is not None:
+                save(args, model, optimizer, elbos)
             progress.console.print(f"epoch {len(elbos):3d}   test ELBO {elbo:7.2f} nats per image")
             progress.advance(task)
+        if args.ddp:
+            dist.destroy_process_group()
+        if rank > 0:  # one evaluates
+            return
         bounds = {}
         for samples in sorted(args.bounds):
             track = partial(progress.track, description=f"bound, K = {samples:,}")
