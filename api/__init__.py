@@ -7,6 +7,7 @@ imported before a kernel is used.
 from importlib.metadata import version
 
 from .estimators.functional import (
+    ImportanceWeights,
     bernoulli_nll,
     gaussian_kl,
     gaussian_log_prob,
@@ -24,6 +25,7 @@ __all__ = [
     "ELBOLoss",
     "ELBOParts",
     "IWAEParts",
+    "ImportanceWeights",
     "bernoulli_nll",
     "chunked_iwae_loss",
     "elbo_loss",

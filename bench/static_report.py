@@ -137,6 +137,21 @@ def cases(dtype, cols):
         "rsample_log_ratio path backward": (1, log_ratio_backward(q, both, gradient="path")),
         "rsample_log_ratio dreg backward": (1, log_ratio_backward(q, both, gradient="dreg")),
         "rsample_log_ratio prior backward": (1, log_ratio_backward(q_and_prior, all_four)),
+        "rsample_log_ratio shared forward": (
+            1,
+            lambda: rsample((a[:64], b[:64], None, None), seed, 64, with_log_ratio=True),
+        ),
+        "rsample_log_ratio shared backward": (
+            1,
+            lambda: rsample_backward(
+                torch.empty(64, 64, cols, dtype=dtype),
+                dlog_ratio.new_empty(64, 64),
+                (a[:64], b[:64], None, None),
+                seed,
+                both,
+                samples=64,
+            ),
+        ),
         "rsample_kl forward": (3, lambda: with_kl(q, seed)),
         "rsample_kl backward": (5, lambda: with_kl_backward(c, grad, q, seed, both)),
         "rsample_kl prior forward": (5, lambda: with_kl(q_and_prior, seed)),
@@ -180,6 +195,10 @@ def cases(dtype, cols):
         "importance_weights": (
             None,
             lambda: importance_weights._forward(dlog_ratio, dlog_ratio, 0.0),
+        ),
+        "importance_weights of 64": (
+            None,
+            lambda: importance_weights._forward(grad.view(64, -1), grad.view(64, -1), 0.0),
         ),
     }
 

@@ -85,13 +85,9 @@ class Draws:
         bound, weights, _ = importance_weights(log_weights.detach(), alpha, impl=self.impl)
         return bound, weights
 
-    def log_q_at(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-        """log N(z; mu, exp logvar) as a function of its arguments."""
-        return gaussian_log_prob(z, mu, logvar, impl=self.impl)
-
     def log_q_score(self, z: Tensor) -> Tensor:
         """log q(z|x) whose gradient is the score's: z is held fixed."""
-        return self.log_q_at(z.detach(), self.mu, self.logvar)
+        return gaussian_log_prob(z.detach(), self.mu, self.logvar, impl=self.impl)
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """log p(x|z), checked."""
@@ -453,8 +449,8 @@ def estimate(
         name: a key of :data:`ESTIMATORS`.
         mu, logvar: of q(z|x), ``[..., D]``.
         num_samples: K, over all groups.
-        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats. (The likelihoods
-            of :mod:`fused_elbo` sum over all but the first dimension: flatten [K, B] for them.)
+        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats; minus one of
+            the likelihoods of :mod:`fused_elbo`, which take ``[K, B, ...]``, for one.
         log_joint: instead, z to log p(x, z); the prior is then in it, and ``"elbo"``, which
             needs the likelihood apart, cannot be had.
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
@@ -462,7 +458,7 @@ def estimate(
             estimators and ``"dreg"`` take independent samples only. With the others IWAE and
             its kin estimate a bound of their own: below log p(x) too, but not L_K.
         generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
-        impl: as in :func:`fused_elbo.gaussian_log_prob`, for the densities.
+        impl: as in :func:`fused_elbo.gaussian_log_prob`, for samples, densities and weights.
         **options: of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),
             ``beta`` (``"elbo-monte-carlo"``), ``groups`` (``"miwae"``, ``"piwae"``), ``mix``
             (``"ciwae"``), ``alpha`` (``"renyi"``), ``order`` (``"cubo"``, ``"jackknife"``).

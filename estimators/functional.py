@@ -235,8 +235,8 @@ def rsample_log_ratio(
             2017, "sticking the landing"). ``"dreg"``: that of ``"path"`` and of z, multiplied
             by the normalised importance weight once more (Tucker et al. 2019): the right
             gradient of :func:`iwae_loss` with ``alpha=0``, of less variance. It takes the
-            weights from the gradient of the log ratio, which must be a multiple of them. The
-            prior's and the decoder's gradients are the same for all three.
+            weights from the gradient of the log ratio, which must be used and a multiple of
+            them. The prior's and the decoder's gradients are the same for all three.
         antithetic: pairs of samples of (eps, -eps), 2k and 2k + 1; not with ``"dreg"``.
         generator: as in :func:`gaussian_rsample`.
         impl: as in :func:`gaussian_log_prob`.
@@ -320,7 +320,7 @@ def samples_from(
     draws = 1 + antithetic
     rows = math.prod(shape[:-1]), shape[-1]
     eps = noise.stream(seed, num_samples // draws, *rows, first=first // draws)
-    eps = eps.view(-1, *shape).to(mu.dtype)
+    eps = eps.view(-1, *shape)
     eps = reference.with_antithetic(eps) if antithetic else eps
     return reference.log_ratio_at(
         eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat

@@ -63,7 +63,7 @@ def iwae_loss(
             ``"bernoulli"``, means for ``"gaussian"``.
         x: the data ``[B, ...]``; not copied for the samples.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
-            Its ``gradient`` decides which estimator trains q.
+            Its ``gradient`` decides which estimator trains q; ``"dreg"`` is for alpha = 0.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
         alpha: the order of Renyi's bound; with ``gradient="dreg"`` 0 only.
@@ -89,8 +89,8 @@ def iwae_loss(
     tensor(2.0794)
     """
     check_options(likelihood, recon_logvar, alpha, reduction)
+    check_samples_of("recon", recon, x, log_ratio)
     nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
-    check_log_ratio(log_ratio, recon, nll)
     if not validate.use_kernels(impl, recon):
         log_weights = log_ratio - nll
         loss = reduced(-reference.importance_bound(log_weights, alpha), reduction)
@@ -140,7 +140,8 @@ def chunked_iwae_loss(
     Args:
         decoder: from z ``[k, B, D]`` to recon ``[k, B, ...]``, for any k up to ``chunk_size``,
             each sample on its own (no batch normalisation over samples). It may draw random
-            numbers of torch's, as dropout does: they are the same the second time.
+            numbers of torch's, as dropout does: they are the same the second time. (For that
+            the generator's state is kept for each chunk: not in the capture of a CUDA graph.)
         x: the data ``[B, ...]``.
         mu, logvar: of q, ``[B, D]``.
         num_samples: K.
@@ -151,7 +152,8 @@ def chunked_iwae_loss(
         likelihood, recon_logvar, alpha, reduction, return_parts, impl: as in :func:`iwae_loss`.
 
     Returns:
-        As :func:`iwae_loss`.
+        As :func:`iwae_loss`; differentiable once with ``gradient="dreg"``, under
+        ``torch.compile`` with graph breaks there.
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`rsample_log_ratio` and
@@ -169,7 +171,7 @@ def chunked_iwae_loss(
     validate.count("chunk_size", chunk_size)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
-    if antithetic and chunk_size % 2:
+    if antithetic and chunk_size % 2 and chunk_size < num_samples:
         raise ValueError(f"antithetic sampling needs an even chunk_size, got {chunk_size}")
     if gradient == "dreg" and alpha != 0:
         raise ValueError(f"gradient='dreg' needs alpha=0, got {alpha}")
@@ -190,15 +192,21 @@ def chunked_iwae_loss(
             impl=impl,
         )
         recon = decoder(z)
-        nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
-        check_log_ratio(log_ratio, recon, nll)
-        return log_ratio - nll
+        check_samples_of("decoder(z)", recon, x, log_ratio)
+        return log_ratio - negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
 
     weights: Any = None
 
     def times_share(first, size):
         """DReG's second factor is v_k over all samples: the chunk has it over its own."""
-        return lambda gradient: gradient * weights[first : first + size].sum(0).unsqueeze(-1)
+
+        def hook(gradient):
+            if torch.is_grad_enabled():
+                raise RuntimeError("gradient='dreg' in chunks has first derivatives only")
+            share = weights[first : first + size].sum(0).unsqueeze(-1)
+            return (gradient * share).to(gradient.dtype)
+
+        return hook
 
     chunks = []
     for first in range(0, num_samples, chunk_size):
@@ -230,13 +238,16 @@ def check_options(likelihood, recon_logvar, alpha, reduction):
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
 
 
-def check_log_ratio(log_ratio, recon, nll):
-    """log_ratio must be [K, B] where recon is [K, B, ...]."""
+def check_samples_of(name, recon, x, log_ratio):
+    """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B]."""
+    validate.tensors(**{name: recon, "x": x})
     validate.tensors(log_ratio=log_ratio)
-    validate.same_device(recon=recon, log_ratio=log_ratio)
-    if nll.dim() != 2 or log_ratio.shape != nll.shape:
-        shapes = validate.describe({"recon": recon, "log_ratio": log_ratio})
-        raise ValueError(f"expected recon [K, B, ...] and log_ratio [K, B], got {shapes}")
+    validate.same_device(**{name: recon, "log_ratio": log_ratio})
+    if recon.shape[1:] != x.shape or log_ratio.shape != recon.shape[:2] or len(recon) == 0:
+        shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})
+        raise ValueError(
+            f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, got {shapes}"
+        )
 
 
 def reduced(values, reduction):

@@ -102,14 +102,17 @@ class LogRatio(torch.autograd.Function):
     @staticmethod
     def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, flat):
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps)
-        spread = logvar + textbook.LOG_2PI if flat else logvar
-        squares = torch.linalg.vector_norm(eps, dim=-1).square()
-        if not flat:
-            u = in_units_of_prior(z, prior_mu, prior_logvar)
-            squares -= torch.linalg.vector_norm(u, dim=-1).square()
-            spread = spread if prior_logvar is None else spread - prior_logvar
-        squares += spread.expand(eps.shape[1:]).sum(-1)
-        return z, squares.mul_(0.5)
+        if flat:
+            spread = logvar + textbook.LOG_2PI
+            difference = eps.square()
+        else:
+            # eps^2 - u^2 = -delta (delta + 2 eps): nothing cancels where q is close to the prior.
+            spread = logvar if prior_logvar is None else logvar - prior_logvar
+            distance = in_units_of_prior(mu, prior_mu, prior_logvar)
+            delta = torch.addcmul(distance, torch.expm1(0.5 * spread), eps)
+            difference = torch.add(delta, eps, alpha=2).mul_(delta).neg_()
+        spread = spread.expand(eps.shape[1:])
+        return z, (difference.sum(-1) + spread.sum(-1)).mul_(0.5)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -214,9 +217,15 @@ def normalised(log_weights):
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
 
 
+# Below, the precision leaves float32's range, which it must not before it meets the residual.
+LEAST_FIXED_LOGVAR = -60
+
+
 def gaussian_nll(recon, x, recon_logvar=0.0):
     """Twin of :func:`fused_elbo.gaussian_nll`."""
     event = 1 - x.dim()  # where the dimensions of an example begin, behind those of its samples
+    if not isinstance(recon_logvar, torch.Tensor) and recon_logvar < LEAST_FIXED_LOGVAR:
+        recon_logvar = recon.new_tensor(recon_logvar, dtype=accumulate(recon)[0].dtype)
     if isinstance(recon_logvar, torch.Tensor):
         recon, x, logvar = accumulate(recon, x, recon_logvar.expand(recon.shape))
         x, recon, logvar = (t.flatten(event) for t in (x, recon, logvar))
@@ -225,11 +234,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     recon, x = accumulate(recon, x)
     squares = F.mse_loss(recon, x.expand_as(recon), reduction="none").flatten(event).sum(-1)
     constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
-    try:
-        precision = math.exp(-recon_logvar)
-    except OverflowError:
-        precision = math.inf
-    return 0.5 * precision * squares + 0.5 * constant
+    return 0.5 * math.exp(-recon_logvar) * squares + 0.5 * constant
 
 
 def bernoulli_nll(logits, x):

@@ -15,8 +15,8 @@ from .device import exp_scaled, expm1, log1p_unit
 from .launch import PTX, accumulator, divide_up, launch, power_of_two
 from .library import KernelFunction, once_differentiable, register
 
-ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]
-MOST_SAMPLES = 64  # of a tile
+ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]; half of it in float64, or registers spill
+TILE_SAMPLES = 64
 
 
 @triton.jit
@@ -105,10 +105,9 @@ def importance_weights_kernel(
         bound = tl.where(close, near, far) / order
         tl.store(bound_ptr + row, bound, mask=row < rows)
         # All weights zero: no sample counts, and 0 / 1 is what is wanted.
-        total = tl.where(total == 0.0, 1.0, total)
-        squares = tl.where(squares == 0.0, 1.0, squares)
-        ess = tl.where(greatest == float("-inf"), 0.0, total * total / squares)
+        ess = total * total / tl.where(squares == 0.0, 1.0, squares)
         tl.store(ess_ptr + row, ess, mask=row < rows)
+        total = tl.where(total == 0.0, 1.0, total)
 
     for start in range(0, samples, BLOCK_SAMPLES):
         sample = start + lane
@@ -130,8 +129,9 @@ def _forward(log_ratio, nll, alpha):
     weights = torch.empty((samples, rows), dtype=acc, device=log_ratio.device)
     bound, ess = weights.new_empty(rows), weights.new_empty(rows)
     log_weights = None if nll is None else torch.empty_like(weights)
-    block_samples = min(power_of_two(samples), MOST_SAMPLES)
-    block_rows = max(1, min(ELEMENTS // block_samples, power_of_two(max(rows, 1))))
+    block_samples = min(power_of_two(samples), TILE_SAMPLES)
+    elements = ELEMENTS // 2 if acc == torch.float64 else ELEMENTS
+    block_rows = max(1, min(elements // block_samples, power_of_two(max(rows, 1))))
     arguments = [
         log_ratio,
         nll,

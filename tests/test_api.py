@@ -52,7 +52,7 @@ def spelled(function):
 
 
 def test_names():
-    assert set(fused_elbo.__all__) == {*SIGNATURES, "ELBOParts", "IWAEParts"}
+    assert set(fused_elbo.__all__) == {*SIGNATURES, "ELBOParts", "IWAEParts", "ImportanceWeights"}
     assert all(hasattr(fused_elbo, name) for name in fused_elbo.__all__)
     assert fused_elbo.__version__ == importlib.metadata.version("fused-elbo")
 

@@ -508,7 +508,7 @@ TABLE = {
     "chunked decoder of another shape": (
         call("chunked_iwae_loss", DECODER, t(3, 5), t(3, 2), t(3, 2), 4, chunk_size=2),
         ValueError,
-        ["logits (2, 3, 4)", "x (3, 5)"],
+        ["decoder(z) [K, B, ...]", "decoder(z) (2, 3, 4)", "x (3, 5)"],
     ),
     "chunked decoder no function": (
         call("chunked_iwae_loss", None, t(3, 5), t(3, 2), t(3, 2), 4, chunk_size=2),

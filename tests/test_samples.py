@@ -17,7 +17,7 @@ from fused_elbo import (
     iwae_loss,
     rsample_log_ratio,
 )
-from fused_elbo.estimators import functional, noise
+from fused_elbo.estimators import functional, noise, reference
 from fused_elbo.kernels import gaussian_rsample, launch
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -172,6 +172,34 @@ def test_values_are_the_same_for_all_gradients(gradient, impl, device):
     prior = Independent(Normal(prior_mu, (0.5 * prior_logvar).exp()), 1)
     expected = prior.log_prob(z) - density.log_prob(z)
     torch.testing.assert_close(log_ratio, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("dimensions", [64, 1024])
+def test_the_reference_is_held_to_the_bar(dimensions, scale):
+    """In float32, log ratio and gradients: at most twice the error of the eager formula."""
+
+    def eager(eps, mu, logvar, gradient):
+        q = Normal(mu, (0.5 * logvar).exp())
+        z = mu + (0.5 * logvar).exp() * eps
+        return z, (Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)).sum(-1)
+
+    def ours(eps, mu, logvar, gradient):
+        return reference.log_ratio_at(eps, mu, logvar, gradient=gradient)
+
+    values = normal(8, 50, dimensions), *(scale * normal(50, dimensions, seed=s) for s in (1, 2))
+    values = [v.float() for v in values]
+    upstream = normal(8, 50, seed=3).float()
+
+    def run(function, dtype):
+        eps, mu, logvar = (v.to(dtype) for v in values)
+        leaves = mu.requires_grad_(), logvar.requires_grad_()
+        _, log_ratio = function(eps, *leaves, "total")
+        return log_ratio.detach(), *torch.autograd.grad(log_ratio, leaves, upstream.to(dtype))
+
+    for exact, found, usual in zip(run(ours, F64), run(ours, F32), run(eager, F32), strict=True):
+        error, bar = ((t.double() - exact).abs().max() for t in (found, usual))
+        assert error <= 2 * bar + 1e-7
 
 
 @IMPLS
@@ -563,6 +591,36 @@ class TestChunks:
             below = loss()
         slope = (above - below) / 2e-6
         torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("dtype", [F16, BF16, F32], ids=str)
+    @IMPLS
+    def test_dreg_of_half_precision_and_under_autocast(self, dtype, impl, device):
+        """The hook's weights are float32, and the gradients that it takes are not."""
+        mu, logvar = (normal(3, 4, seed=s, device=device).to(dtype) for s in (0, 1))
+        leaves = mu.requires_grad_(), logvar.requires_grad_()
+        decoder, x = mlp(4, 6, device).float(), torch.rand(3, 6, device=device)
+        with torch.autocast(device, dtype=BF16):
+            q = leaves if dtype != F32 else [leaf * torch.ones(3, 4, dtype=BF16) for leaf in leaves]
+            loss = at_seed(
+                1, chunked_iwae_loss, decoder, x, *q, 8, chunk_size=4, gradient="dreg", impl=impl
+            )
+        gradients = torch.autograd.grad(loss, leaves)
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        expected = at_seed(
+            1, chunked_iwae_loss, decoder.double(), x.double(), *exact, 8, chunk_size=8,
+            gradient="dreg", impl=impl,
+        )  # fmt: skip
+        torch.testing.assert_close(loss.double(), expected, rtol=0.02, atol=0)
+        for a, b in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+            assert a.dtype == dtype
+            assert (a.double() - b).norm() < 0.05 * b.norm()
+
+    def test_second_derivatives_of_dreg_are_refused(self):
+        mu, logvar = (normal(3, 4, seed=s).requires_grad_() for s in (0, 1))
+        decoder, x = mlp(4, 6, "cpu"), torch.rand(3, 6, dtype=F64)
+        loss = chunked_iwae_loss(decoder, x, mu, logvar, 8, chunk_size=4, gradient="dreg")
+        with pytest.raises(RuntimeError, match="first derivatives only"):
+            torch.autograd.grad(loss, mu, create_graph=True)
 
     def test_memory_does_not_grow_with_the_samples(self):
         """Peak of forward and backward on a CPU, of 16 and of 256 samples, 4 at a time."""

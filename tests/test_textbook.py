@@ -259,3 +259,15 @@ def test_half_precision_does_not_overflow_inside(impl, device):
     kl = fused_elbo.gaussian_kl(torch.zeros_like(logvar), logvar, impl=impl)
     exact = math.expm1(12) - 12
     torch.testing.assert_close(kl.cpu(), torch.tensor([exact]), rtol=1e-6, atol=0)
+
+
+def test_a_fixed_sigma_whose_precision_overflows(device):
+    """exp(90) is past float32's greatest; the density of a point at the mean is not."""
+    x = torch.ones(1, 2, device=device)
+    for impl in ("triton", "reference"):
+        near = fused_elbo.gaussian_nll(x, x, -90.0, impl=impl)
+        far = fused_elbo.gaussian_nll(0 * x, 1e-20 * x, -90.0, impl=impl)
+        constant = math.log(2 * math.pi) - 90
+        torch.testing.assert_close(near.cpu(), torch.tensor([constant]))
+        expected = constant + math.exp(90 - 40 * math.log(10))
+        torch.testing.assert_close(far.cpu(), torch.tensor([expected]))
