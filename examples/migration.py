@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fused_elbo import compat
 
-DIGITS, MNIST = 64, 784  # pixels: of the data here, and of what the originals are run on
+DIGITS, MNIST = 64, 784  # pixels: of the data here, and of the usual data
 MEASURED = ("step", "loss")
 
 
@@ -448,6 +448,11 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if min(args.seeds, args.epochs or 1, args.rounds - 1) < 1 or args.epochs == 0:
         parser.error("--seeds and --epochs must be at least 1, --rounds at least 2")
+    try:  # one image tells now, in one line, whether the options go together
+        model, _ = start(PROGRAMS[0], 0, pixels=1, device=args.device)
+        PROGRAMS[0].after(*model(torch.zeros(1, 1, device=args.device)), impl=args.impl)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(str(error))
     return args
 
 
