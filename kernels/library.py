@@ -75,17 +75,13 @@ def once_differentiable(backward):
     return wrapper
 
 
-POSITIONAL = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
-
-
 class KernelFunction(torch.autograd.Function):
     """An autograd function over the ops above: first derivatives, no vmap."""
 
     def __init_subclass__(cls):
-        # apply() binds its arguments to the signature at every call: a fifth of the host's time,
-        # unless they are all positional.
+        # apply() asks for this signature at every call: a fifth of the host's time otherwise.
         forward: Any = cls.forward
-        forward.__signature__ = POSITIONAL
+        forward.__signature__ = inspect.signature(forward)
 
     @staticmethod
     def vmap(info, in_dims, *args):

@@ -692,6 +692,17 @@ def test_compiles(backend, gradient, impl, device, monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@IMPLS
+def test_compiles_without_gradients(impl, device):
+    torch._dynamo.reset()
+    compiled = torch.compile(step(impl, "total"), backend="aot_eager", fullgraph=True)
+    shapes = (4, 6), (4, 6), (6, 8), (4, 8)
+    tensors = [normal(*s, seed=i, dtype=F32, device=device) for i, s in enumerate(shapes)]
+    with torch.no_grad():
+        actual, expected = at_seed(3, compiled, *tensors), at_seed(3, step(impl, "total"), *tensors)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 def test_half_precision(dtype, device):
     """Samples in half precision, sums in float32; a whole step stays finite and close."""
