@@ -179,12 +179,40 @@ def test_every_estimator_on_offer_takes_a_step(vae_digits):
         (("--estimator", "vimco", "--samples", "1"), "vimco needs num_samples >= 2"),
         (("--estimator", "cubo"), "invalid choice: 'cubo'"),
         (("--bounds", "0"), "--bounds must be at least 1, got 0"),
+        (("--ddp",), "--ddp needs torchrun"),
     ],
 )
 def test_script_refuses_what_cannot_work(vae_digits, capsys, options, message):
     with pytest.raises(SystemExit):
         vae_digits.parse(options)
     assert message in capsys.readouterr().err
+
+
+def test_script_refuses_shares_that_are_not_even(vae_digits, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit):
+        vae_digits.parse(["--ddp"])
+    assert "--batch 64 cannot be shared evenly by 3 processes" in capsys.readouterr().err
+
+
+def test_script_goes_on_from_a_checkpoint(vae_digits, tmp_path):
+    """One epoch and another are two epochs, to the last bit; other settings are refused."""
+    fixed = ["--device", "cpu", "--batch", "256", "--bounds", "1", "--out", str(tmp_path)]
+
+    def run(epochs, name, *options):
+        path = tmp_path / name
+        vae_digits.main([*fixed, "--epochs", epochs, "--checkpoint", str(path), *options])
+        return torch.load(path)
+
+    whole = run("2", "whole.pt")
+    run("1", "resumed.pt")
+    torch.rand(3)
+    resumed = run("2", "resumed.pt")
+    assert whole["elbos"] == resumed["elbos"]
+    for name, parameter in whole["model"].items():
+        assert torch.equal(parameter, resumed["model"][name])
+    with pytest.raises(SystemExit, match=r"resumed\.pt is of .*'lr': 0\.002"):
+        run("3", "resumed.pt", "--lr", "0.1")
 
 
 def test_script_says_in_a_line_that_kernels_need_a_gpu(tmp_path):
@@ -200,7 +228,7 @@ def test_script_has_help(vae_digits, capsys):
         vae_digits.parse(["--help"])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    options = "impl estimator samples bounds epochs latents batch lr seed device out"
+    options = "impl estimator samples bounds epochs latents batch lr seed device ddp checkpoint out"
     for option in options.split():
         assert f"--{option}" in out
 
