@@ -24,7 +24,9 @@ def accumulate(*tensors):
 
 def standard_normal(shape, like, generator=None):
     """eps ~ N(0, I) in the dtype and on the device of ``like``."""
-    return torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator)
+    # Symbolic shapes, of torch.compile and torch.export, go with no generator, not even None.
+    options = {} if generator is None else {"generator": generator}
+    return torch.randn(shape, dtype=like.dtype, device=like.device, **options)
 
 
 def gaussian_log_prob(x, mu, logvar):

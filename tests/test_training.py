@@ -19,9 +19,6 @@ from fused_elbo import elbo_loss, rsample_kl
 SCRIPT = Path(__file__).parents[1] / "examples" / "vae_digits.py"
 F16, BF16 = torch.float16, torch.bfloat16
 IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
-# torch.randn(..., generator=None) takes no symbolic shape: the reference must leave it out.
-REFERENCE = pytest.param("reference", marks=pytest.mark.xfail(strict=True, raises=Exception))
-DYNAMIC_IMPLS = pytest.mark.parametrize("impl", ["triton", REFERENCE])
 PIXELS, LATENTS = 12, 4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,7 +170,7 @@ def compile_counter():
 class TestCompile:
     """A batch of another size may cost one compilation, the first time; no size costs another."""
 
-    @DYNAMIC_IMPLS
+    @IMPLS
     @pytest.mark.parametrize("dynamic", [None, True], ids=["default", "dynamic"])
     def test_a_last_batch_of_any_size(self, dynamic, impl, device):
         torch._dynamo.reset()
@@ -190,7 +187,7 @@ class TestCompile:
         if dynamic:  # a second size costs nothing either; the first is compiled in two attempts
             assert counts[0] == 2
 
-    @DYNAMIC_IMPLS
+    @IMPLS
     def test_the_backward_pass_and_the_update_in_one_graph(self, impl, device):
         """A whole step: torch.func's gradient and an SGD update, nothing left to eager."""
         torch._dynamo.reset()
@@ -230,7 +227,7 @@ class Sampler(nn.Module):
         return rsample_kl(mu, logvar, impl=self.impl)
 
 
-@DYNAMIC_IMPLS
+@IMPLS
 def test_export_of_an_encoder_that_samples(impl, device, tmp_path):
     """Saved and loaded, for any batch: fresh noise a call, that of eager at the same seed."""
     model = Sampler(impl).to(device)
