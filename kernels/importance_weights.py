@@ -15,7 +15,7 @@ from .device import exp_scaled, expm1, log1p_unit
 from .launch import PTX, accumulator, divide_up, launch, power_of_two
 from .library import KernelFunction, once_differentiable, register
 
-ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]; half of it in float64, or registers spill
+ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]; a quarter in float64, or registers spill
 TILE_SAMPLES = 64
 
 
@@ -130,7 +130,7 @@ def _forward(log_ratio, nll, alpha):
     bound, ess = weights.new_empty(rows), weights.new_empty(rows)
     log_weights = None if nll is None else torch.empty_like(weights)
     block_samples = min(power_of_two(samples), TILE_SAMPLES)
-    elements = ELEMENTS // 2 if acc == torch.float64 else ELEMENTS
+    elements = ELEMENTS // 4 if acc == torch.float64 else ELEMENTS
     block_rows = max(1, min(elements // block_samples, power_of_two(max(rows, 1))))
     arguments = [
         log_ratio,
