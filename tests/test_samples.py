@@ -205,7 +205,7 @@ def test_the_reference_is_held_to_the_bar(dimensions, scale):
 @IMPLS
 def test_dreg_gives_nothing_where_no_sample_counts(impl, device):
     """An example whose weights are all 0 has a log ratio without gradient: no 0 / 0."""
-    mu, logvar = (t.requires_grad_() for t in (normal(2, 3, device=device), normal(2, 3, seed=1)))
+    mu, logvar = (normal(2, 3, seed=s, device=device).requires_grad_() for s in (0, 1))
     outputs = rsample_log_ratio(mu, logvar, 4, gradient="dreg", impl=impl)
     upstream = torch.softmax(normal(4, 2, seed=2, device=device), 0)
     upstream[:, 0] = 0
@@ -363,7 +363,8 @@ def textbook_iwae(recon, x, log_ratio, likelihood, recon_logvar, alpha):
     if likelihood == "bernoulli":
         nll = F.binary_cross_entropy_with_logits(recon, x, reduction="none")
     else:
-        variance = torch.as_tensor(recon_logvar, dtype=recon.dtype).exp().expand_as(recon)
+        variance = torch.as_tensor(recon_logvar, dtype=recon.dtype, device=recon.device)
+        variance = variance.exp().expand_as(recon)
         nll = F.gaussian_nll_loss(recon, x, variance, full=True, reduction="none", eps=0)
     log_weights = log_ratio - nll.flatten(2).sum(2)
     if alpha == 1:
@@ -392,6 +393,8 @@ class TestLoss:
         likelihood, make = LIKELIHOODS[name]
         recon_logvar = make()
         learned = isinstance(recon_logvar, torch.Tensor)
+        if learned:
+            recon_logvar = recon_logvar.detach().to(device).requires_grad_()
         recon = normal(3, 4, 2, 5, device=device).requires_grad_()
         x, log_ratio = torch.rand(4, 2, 5, dtype=F64), normal(3, 4, device=device)
         x, log_ratio = x.to(device).requires_grad_(), log_ratio.requires_grad_()
@@ -600,7 +603,11 @@ class TestChunks:
         leaves = mu.requires_grad_(), logvar.requires_grad_()
         decoder, x = mlp(4, 6, device).float(), torch.rand(3, 6, device=device)
         with torch.autocast(device, dtype=BF16):
-            q = leaves if dtype != F32 else [leaf * torch.ones(3, 4, dtype=BF16) for leaf in leaves]
+            q = (
+                leaves
+                if dtype != F32
+                else [leaf * torch.ones(3, 4, dtype=BF16, device=device) for leaf in leaves]
+            )
             loss = at_seed(
                 1, chunked_iwae_loss, decoder, x, *q, 8, chunk_size=4, gradient="dreg", impl=impl
             )
