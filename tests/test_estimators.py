@@ -912,7 +912,8 @@ def test_kernels_and_reference_agree_on_a_joint(name, device, monkeypatch):
             for t in (torch.tensor([[0.3, -1.0], [0.0, 2.0]]), torch.tensor([[-1.0, 0.5], [0, 1]]))
         ]
         result = estimate(
-            name, *leaves, 4, impl=impl, **options, generator=torch.Generator(device).manual_seed(3),
+            name, *leaves, 4, impl=impl, **options,
+            generator=torch.Generator(device).manual_seed(3),
             log_joint=lambda z: -(z - 1).square().sum(-1) - z.pow(4).sum(-1) / 20,
         )  # fmt: skip
         result.surrogate.sum().backward()
