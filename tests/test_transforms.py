@@ -343,6 +343,36 @@ class TestOnAGpu:
             torch.testing.assert_close(dmu, dz, rtol=1e-4, atol=1e-6)  # mu = 0: no share of the KL
             torch.testing.assert_close(dlogvar, dz * z / 2, rtol=1e-4, atol=1e-6)
 
+    def test_a_captured_iwae_step_draws_fresh_noise(self):
+        mu, logvar = (torch.zeros(64, 32, device="cuda", requires_grad=True) for _ in range(2))
+        x = torch.rand(64, 32, device="cuda")
+
+        def step():
+            z, log_ratio = fused_elbo.rsample_log_ratio(mu, logvar, 8, gradient="dreg")
+            loss = fused_elbo.iwae_loss(z, x, log_ratio)
+            return z, log_ratio, loss, *torch.autograd.grad(loss, (mu, logvar))
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        replays = []
+        for _ in range(3):
+            graph.replay()
+            replays.append([t.detach().clone() for t in captured])
+        assert len({z.sum().item() for z, *_ in replays}) == 3
+        for z, log_ratio, loss, dmu, dlogvar in replays:
+            torch.testing.assert_close(loss, fused_elbo.iwae_loss(z, x, log_ratio))
+            # mu = 0, sigma = 1: q is the prior, whose score at z the path of log q cancels.
+            weights = fused_elbo.iwae_loss(z, x, log_ratio, return_parts=True).weights
+            at_z = weights[..., None].square() * (torch.sigmoid(z) - x) / 64
+            torch.testing.assert_close(dmu, at_z.sum(0), rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(dlogvar, 0.5 * (at_z * z).sum(0), rtol=1e-3, atol=1e-6)
+
     def test_nothing_waits_for_the_device(self):
         """set_sync_debug_mode raises at any synchronising call, forward or backward."""
         shape = (128, 64)
@@ -357,6 +387,8 @@ class TestOnAGpu:
             total = total + fused_elbo.gaussian_kl(mu, logvar).sum()
             options = {"likelihood": "gaussian", "recon_logvar": recon_logvar}
             loss = elbo_loss(recon, x, kl=kl, **options) + elbo_loss(recon, x, mu, logvar)
+            samples, log_ratio = fused_elbo.rsample_log_ratio(mu, logvar, 4, gradient="dreg")
+            loss = loss + fused_elbo.iwae_loss(samples, x, log_ratio)
             return torch.autograd.grad((loss, total), tensors, (weight, weight))
 
         everything()  # compiles
