@@ -6,15 +6,17 @@
 from .estimators.compat import (
     AntixKBetaVAELoss,
     antixk_vanilla_vae_loss,
-    binary_cross_entropy_with_logits,
     bolts_vae_loss,
-    effective_beta,
-    gaussian_nll_loss,
-    mse_loss,
     pythae_beta_vae_loss,
     pythae_vae_loss,
     pytorch_examples_vae_loss,
     scvi_kl_local,
+)
+from .estimators.compat_beta import effective_beta
+from .estimators.compat_torch import (
+    binary_cross_entropy_with_logits,
+    gaussian_nll_loss,
+    mse_loss,
 )
 
 __all__ = [

@@ -20,30 +20,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from . import validate
-from .compat_beta import effective_beta
-from .compat_torch import (
-    UNIT_NORMALISER,
-    binary_cross_entropy_with_logits,
-    gaussian_nll_loss,
-    in_torch_dtype,
-    mse_loss,
-)
+from .compat_torch import UNIT_NORMALISER, in_torch_dtype
 from .functional import Implementation, gaussian_kl
 from .loss import elbo_loss
-
-__all__ = [
-    "AntixKBetaVAELoss",
-    "antixk_vanilla_vae_loss",
-    "binary_cross_entropy_with_logits",
-    "bolts_vae_loss",
-    "effective_beta",
-    "gaussian_nll_loss",
-    "mse_loss",
-    "pythae_beta_vae_loss",
-    "pythae_vae_loss",
-    "pytorch_examples_vae_loss",
-    "scvi_kl_local",
-]
 
 
 def pytorch_examples_vae_loss(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from . import validate
 from .functional import Implementation, gaussian_kl
-from .reference import normalised
+from .reference import effective_size, normalised
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -16,8 +16,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     >>> effective_sample_size(torch.zeros(10, 3))
     tensor([10.0000, 10.0000, 10.0000])
     """
-    squares = normalised(log_weights).square().sum(0)
-    return torch.where(squares == 0, 0.0, 1 / squares)
+    return effective_size(normalised(log_weights))
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:

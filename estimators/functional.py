@@ -302,7 +302,7 @@ def samples_from(
     The reference draws from the stream's twin: chunks of samples are those of one call.
     ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
     """
-    shape = torch.broadcast_shapes(mu.shape, logvar.shape)
+    shape = validate.broadcast(mu=mu, logvar=logvar)
     if validate.use_kernels(impl, mu):
         from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
 

@@ -131,7 +131,8 @@ def chunked_iwae_loss(
     keeps their log weights alone. Backward draws each chunk again and runs the decoder a second
     time, now for its gradients: the same loss and gradients as in one piece, to rounding,
     in the memory of a chunk (and 4 bytes a sample and example, and the 5 kB of the random
-    generator's state a chunk), for a third more time.
+    generator's state a chunk), for the time of a second forward pass; on a CPU, where the
+    stream of noise is slow, for up to twice a step's time.
     The samples do not depend on ``chunk_size``. Equivalent::
 
         z, log_ratio = rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar)

@@ -133,7 +133,7 @@ class LogRatio(torch.autograd.Function):
                 u = in_units_of_prior(z, prior_mu, prior_logvar)
                 root = 1.0 if prior_logvar is None else torch.exp(-0.5 * prior_logvar)
                 at_z = -dlr * root * u if dz is None else torch.addcmul(dz, dlr * root, u, value=-1)
-                prior_gradients = prior_gradients_of(dlr, u, root, prior_mu, prior_logvar)
+                prior_gradients = prior_gradients_of(dlr, u, root, ctx.needs_input_grad[3:5])
             if ctx.gradient != "total":
                 score = dlr * eps / std
                 at_z = score if at_z is None else at_z + score
@@ -167,10 +167,10 @@ def in_units_of_prior(z, prior_mu, prior_logvar):
     return u if prior_logvar is None else u * torch.exp(-0.5 * prior_logvar)
 
 
-def prior_gradients_of(dlr, u, root, prior_mu, prior_logvar):
-    """Of the log ratio, for a prior that has parameters."""
-    dprior_mu = (dlr * u).sum(0) * root if prior_mu is not None else None
-    dprior_logvar = 0.5 * (dlr * (u.square() - 1)).sum(0) if prior_logvar is not None else None
+def prior_gradients_of(dlr, u, root, needs):
+    """Of the log ratio, for a prior that learns."""
+    dprior_mu = (dlr * u).sum(0) * root if needs[0] else None
+    dprior_logvar = 0.5 * (dlr * (u.square() - 1)).sum(0) if needs[1] else None
     return dprior_mu, dprior_logvar
 
 
@@ -179,9 +179,13 @@ def importance_weights(log_weights, alpha=0.0):
     (log_weights,) = accumulate(log_weights)
     powered = torch.zeros_like(log_weights) if alpha == 1 else (1.0 - alpha) * log_weights
     weights = normalised(powered)
+    return importance_bound(log_weights, alpha), weights, effective_size(weights)
+
+
+def effective_size(weights):
+    """1 / sum_k v_k^2 of normalised weights over the first dimension; 0 where all are 0."""
     squares = weights.square().sum(0)
-    ess = torch.where(squares == 0, 0.0, 1 / squares)
-    return importance_bound(log_weights, alpha), weights, ess
+    return torch.where(squares == 0, 0.0, 1 / squares)
 
 
 def importance_bound(log_weights, alpha=0.0):

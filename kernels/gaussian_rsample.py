@@ -142,22 +142,14 @@ def rsample_kernel(
 
     seed = tl.load(seed_ptr)
     start, end = draws_of_program(draws, share, SHARED)
-    samples = draws * (2 if ANTITHETIC else 1)
+    SIDES: tl.constexpr = 2 if ANTITHETIC else 1
+    samples = draws * SIDES
     for draw in range(start, end):
         eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
-        if ANTITHETIC:
+        for side in tl.static_range(SIDES):
             write_sample(
-                z_ptr, log_ratio_ptr, 2 * draw, eps, mu, std, distance, growth, constant,
-                row, col, col_tile, samples, rows, cols, mask,
-            )  # fmt: skip
-            write_sample(
-                z_ptr, log_ratio_ptr, 2 * draw + 1, -eps, mu, std, distance, growth, constant,
-                row, col, col_tile, samples, rows, cols, mask,
-            )  # fmt: skip
-        else:
-            write_sample(
-                z_ptr, log_ratio_ptr, draw, eps, mu, std, distance, growth, constant,
-                row, col, col_tile, samples, rows, cols, mask,
+                z_ptr, log_ratio_ptr, SIDES * draw + side, -eps if side else eps, mu, std,
+                distance, growth, constant, row, col, col_tile, samples, rows, cols, mask,
             )  # fmt: skip
 
 
@@ -261,22 +253,13 @@ def rsample_backward_kernel(
     seed = tl.load(seed_ptr)
     zero = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
     dmu, dstd, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero, zero
+    SIDES: tl.constexpr = 2 if ANTITHETIC else 1
     start, end = draws_of_program(draws, share, SHARED)
     for draw in range(start, end):
         eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
-        a, b, c, d, e = sample_gradients(
-            dz_ptr, dlog_ratio_ptr, total, 2 * draw if ANTITHETIC else draw, eps,
-            inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
-            dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
-        )  # fmt: skip
-        dmu += a
-        dstd += b
-        dlogvar += c
-        dprior_mu += d
-        dprior_logvar += e
-        if ANTITHETIC:
+        for side in tl.static_range(SIDES):
             a, b, c, d, e = sample_gradients(
-                dz_ptr, dlog_ratio_ptr, total, 2 * draw + 1, -eps,
+                dz_ptr, dlog_ratio_ptr, total, SIDES * draw + side, -eps if side else eps,
                 inverse_std, distance, growth, ratio, root, row, col, rows, dz_stride * VEC,
                 dlog_ratio_stride, dlog_ratio_row_stride, mask, GRADIENT, ACC,
             )  # fmt: skip
