@@ -1,8 +1,6 @@
 """The benchmarks of K samples: their oracle's veto, floors, sweep, largest K, charts."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +12,8 @@ pytest.importorskip("pytest_benchmark")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
+
+from test_bench import redraw_twice
 
 from bench import (
     cases,
@@ -344,22 +344,10 @@ def test_against_eager_says_what_loses(tmp_path):
 
 
 def test_plots_are_the_same_twice_and_need_no_torch(tmp_path):
-    folder, twin = tmp_path / "results", tmp_path / "twin"
+    folder = tmp_path / "results"
     device = write(folder, 1, made_up())
-    shutil.copytree(folder, twin)
-    program = (
-        "import sys; sys.modules['torch'] = None; from bench import plot, table\n"
-        "for main in plot.main, table.main: main(['--results', sys.argv[1]])"
-    )
-    for seed, results_of in (("1", folder), ("2", twin)):
-        command = [sys.executable, "-c", program, str(results_of)]
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert "4,096 or more" in done.stdout
-    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    shown, files = redraw_twice(folder, tmp_path / "twin")
+    assert all("4,096 or more" in text for text in shown)
     charts = {p.stem for p in files if p.suffix == ".png"}
     assert charts == {
         "overview",
@@ -369,8 +357,6 @@ def test_plots_are_the_same_twice_and_need_no_torch(tmp_path):
         "samples-speedup-float32",
         "samples-largest",
     }
-    for name in files:
-        assert (folder / name).read_bytes() == (twin / name).read_bytes(), name
     text = (device / "README.md").read_text()
     assert "## K samples" in text
     assert "| float32 | 64 x 16 | 8 | 88 | 75 | 50 |" in text
