@@ -14,6 +14,7 @@ from .estimators.compat import (
 )
 from .estimators.compat_beta import effective_beta
 from .estimators.compat_torch import (
+    binary_cross_entropy,
     binary_cross_entropy_with_logits,
     gaussian_nll_loss,
     mse_loss,
@@ -22,6 +23,7 @@ from .estimators.compat_torch import (
 __all__ = [
     "AntixKBetaVAELoss",
     "antixk_vanilla_vae_loss",
+    "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "bolts_vae_loss",
     "effective_beta",

@@ -187,6 +187,18 @@ def cases(dtype, cols):
         "bernoulli_nll forward": (2, lambda: bernoulli(a, b, output="rows")),
         "bernoulli_nll backward": (3, lambda: bernoulli(a, b, grad=grad, needs=two[1:])),
         "bernoulli_nll forward + gradient": (3, lambda: bernoulli(a, b, needs=two[1:], **fused)),
+        "bernoulli_nll probabilities forward": (
+            2,
+            lambda: bernoulli(a, b, probabilities=True, output="tiles"),
+        ),
+        "bernoulli_nll probabilities backward": (
+            3,
+            lambda: bernoulli(a, b, probabilities=True, grad=grad, needs=two[1:]),
+        ),
+        "bernoulli_nll probabilities forward + gradient": (
+            3,
+            lambda: bernoulli(a, b, probabilities=True, needs=two[1:], **fused),
+        ),
         "elbo_loss total": (
             None,
             lambda: elbo_loss._elbo_loss(a, b, None, 0.0, grad, "gaussian", 1.0, 1.0, [False] * 3),

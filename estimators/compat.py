@@ -1,28 +1,21 @@
 """Drop-ins for the losses of well-known VAE code: same number, same gradients, one changed line.
 
 Each function keeps its original's argument names, order, reductions, signs and return type,
-oddities included, and says what beta they amount to (:func:`effective_beta`). KL divergences,
-squared errors and Gaussian likelihoods run the fused kernels on CUDA tensors, or with the one
-extra argument ``impl="triton"``; elsewhere the PyTorch reference. What a function refuses where
-its original would broadcast, it refuses with an error.
-
-Binary cross-entropy on **probabilities** stays torch's own ``F.binary_cross_entropy``: it clamps
-log p at -100 and divides its gradient by max(p (1 - p), 1e-12), which no detour over logits
-reproduces at 0 and 1. In these losses only the KL is fused. A decoder without its last sigmoid
-and ``fused_elbo.elbo_loss`` on the logits is faster, and exact where p rounds to 0 or 1.
+oddities included, and says what beta they amount to (:func:`effective_beta`). On CUDA tensors,
+or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere torch's
+own losses and the reference's KL. What a function refuses where its original would broadcast, it
+refuses with an error.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
 from . import validate
-from .compat_torch import UNIT_NORMALISER, in_torch_dtype
+from .compat_torch import binary_cross_entropy, in_torch_dtype, mse_loss
 from .functional import Implementation, gaussian_kl
-from .loss import elbo_loss
 
 
 def pytorch_examples_vae_loss(
@@ -39,20 +32,20 @@ def pytorch_examples_vae_loss(
         cross_entropy - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
     The one line: ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``.
-    The cross-entropy is torch's own (see the module), the KL is fused.
+    A decoder without its last sigmoid, and ``fused_elbo.elbo_loss`` on the logits, is exact where
+    p rounds to 0 or 1; here the gradient there is torch's, (p - x) / max(p (1 - p), 1e-12).
 
     Args:
         recon_x: probabilities ``[B, P]``; P need not be the 784 of the original.
         x: the data, ``[B, ...]`` of as many elements.
         mu, logvar: of q, ``[B, D]``; ``logvar`` is the log variance.
-        impl: of the KL: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"`` or ``"reference"``, as in :func:`binary_cross_entropy`.
 
     Returns:
         A scalar in nats, the sum over the batch, in the inputs' dtype.
 
     Raises:
-        RuntimeError: probabilities or data outside [0, 1] or NaN (on CUDA torch's device
-            assertion).
+        RuntimeError: probabilities or data outside [0, 1] or NaN (on CUDA the loss is NaN).
         ValueError: as many elements in other rows, or mu and logvar that do not broadcast.
 
     github.com/pytorch/examples, vae/main.py; Kingma & Welling 2014, appendices B and C.1.
@@ -61,9 +54,8 @@ def pytorch_examples_vae_loss(
     >>> pytorch_examples_vae_loss(recon_x, x, torch.ones(4, 2), torch.zeros(4, 2))
     tensor(20.6355)
     """
-    cross_entropy = F.binary_cross_entropy(
-        recon_x, x.reshape(-1, recon_x.shape[-1]), reduction="sum"
-    )
+    x = x.reshape(-1, recon_x.shape[-1])
+    cross_entropy = binary_cross_entropy(recon_x, x, reduction="sum", impl=impl)
     kl = gaussian_kl(mu, logvar, impl=impl).sum()
     return cross_entropy + in_torch_dtype(kl, mu)
 
@@ -83,7 +75,7 @@ def pythae_vae_loss(
     .. math:: \frac1B \sum_b \Big[\tfrac12 \sum_i (r_{bi} - x_{bi})^2 + KL_b\Big]
 
     without the Gaussian's constant (``"mse"``, variance 1), or binary cross-entropy on
-    probabilities for the squares (``"bce"``, torch's own: see the module). Equivalent PyTorch::
+    probabilities for the squares (``"bce"``). Equivalent PyTorch::
 
         recon = 0.5 * ((recon_x - x) ** 2).flatten(1).sum(1)
         kld = -0.5 * (1 + log_var - mu**2 - log_var.exp()).sum(-1)
@@ -105,7 +97,7 @@ def pythae_vae_loss(
 
     Raises:
         ValueError: an unknown ``reconstruction_loss``; shapes that do not fit.
-        RuntimeError: ``"bce"`` with probabilities outside [0, 1].
+        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (on CUDA the loss is NaN).
 
     Chadebec et al., "Pythae", NeurIPS 2022; Kingma & Welling 2014.
 
@@ -157,14 +149,12 @@ def pythae_beta_vae_loss(
     """
     validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
     recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
-    kl = _kl_of_examples(x, mu, log_var, impl)
+    kld = _mean_kl(x, mu, log_var, impl)
+    # Means times pixels: a sum over the batch may leave float16's range.
     if reconstruction_loss == "mse":
-        squares, kld = _squared_error_and_kl(recon_x, x, kl, impl)
-        recon_loss = 0.5 * squares
+        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(recon_x, x, impl)
     else:
-        recon_loss = F.binary_cross_entropy(recon_x, x, reduction="none").sum(-1).mean()
-        kld = kl.mean()
-    recon_loss, kld = in_torch_dtype(recon_loss, x), in_torch_dtype(kld, mu)
+        recon_loss = x.shape[1] * binary_cross_entropy(recon_x, x, impl=impl)
     return recon_loss + beta * kld, recon_loss, kld
 
 
@@ -356,11 +346,8 @@ def bolts_vae_loss(
     prior_mu, prior_logvar = (None, None) if p is None else _mean_and_logvar("p", p)
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
     shape = mu.shape if prior_mu is None else torch.broadcast_shapes(mu.shape, prior_mu.shape)
-    if kl.dim() > 1:
-        kl = kl.flatten(1).sum(1)
-    squares, kl = _squared_error_and_kl(x_hat, x, kl, impl)
-    recon_loss = in_torch_dtype(squares / _pixels(x), x)
-    kl = in_torch_dtype(kl / math.prod(shape[1:]), mu) * kl_coeff
+    recon_loss = _mean_squared_error(x_hat, x, impl)
+    kl = in_torch_dtype(kl.sum() / math.prod(shape), mu) * kl_coeff
     loss = kl + recon_loss
     return loss, {"recon_loss": recon_loss, "kl": kl, "loss": loss}
 
@@ -415,36 +402,25 @@ def scvi_kl_local(
 
 def _antixk_terms(recons, input, mu, log_var, impl):
     """Squared error, averaged over everything, and KL, averaged over the batch."""
-    kl = _kl_of_examples(input, mu, log_var, impl)
-    squares, kld = _squared_error_and_kl(recons, input, kl, impl)
-    return in_torch_dtype(squares / _pixels(input), input), in_torch_dtype(kld, mu)
+    kld = _mean_kl(input, mu, log_var, impl)
+    return _mean_squared_error(recons, input, impl), kld
 
 
-def _kl_of_examples(x, mu, logvar, impl):
-    """The KL of each example [B] from [B, D]: with more dimensions the originals broadcast it."""
+def _mean_kl(x, mu, logvar, impl):
+    """Over the examples, from [B, D]: with more dimensions the originals broadcast it."""
     kl = gaussian_kl(mu, logvar, impl=impl)
     if kl.shape != x.shape[:1]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "x": x})
         raise ValueError(f"expected mu and logvar [B, D] for x [B, ...], got {shapes}")
-    return kl
+    return in_torch_dtype(kl.mean(), mu)
 
 
-def _squared_error_and_kl(recon, x, kl, impl):
-    """Per example, averaged over the batch: squared error summed over its elements, and KL."""
-    parts = elbo_loss(
-        recon,
-        x,
-        kl=kl,
-        likelihood="gaussian",
-        recon_logvar=UNIT_NORMALISER,
-        return_parts=True,
-        impl=impl,
-    )
-    return parts.nll / math.pi, parts.kl
-
-
-def _pixels(x):
-    return math.prod(x.shape[1:])
+def _mean_squared_error(recon, x, impl):
+    """``F.mse_loss``, for one shape: of two it broadcasts, and takes another mean."""
+    if recon.shape != x.shape:
+        shapes = validate.describe({"recon": recon, "x": x})
+        raise ValueError(f"expected a reconstruction of the data's shape, got {shapes}")
+    return mse_loss(recon, x, impl=impl)
 
 
 def _mean_and_logvar(name, normal):

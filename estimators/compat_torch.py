@@ -114,6 +114,59 @@ def binary_cross_entropy_with_logits(
     return _reduced(total, input, reduction)
 
 
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    r"""``F.binary_cross_entropy``, of probabilities: by default averaged over all elements.
+
+    .. math:: -\frac1N \sum_i \big[x_i \max(\log p_i, -100)
+              + (1 - x_i) \max(\log(1 - p_i), -100)\big]
+
+    with torch's gradient, (p - x) / max(p (1 - p), 1e-12) whatever the logarithms were clamped
+    to. Equivalent PyTorch::
+
+        F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
+
+    A decoder without its last sigmoid and the likelihood of the logits is exact where p rounds
+    to 0 or 1: :func:`binary_cross_entropy_with_logits`, ``fused_elbo.bernoulli_nll``.
+
+    Args:
+        input: probabilities p; target: x, of the same shape; both in [0, 1].
+        weight, size_average, reduce, reduction: as torch has them.
+        impl: as in :func:`mse_loss`. float16, autocast and ``torch.compile`` stay torch's.
+
+    Returns:
+        A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
+
+    Raises:
+        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN. On CUDA the kernel
+            makes loss and gradient NaN, where torch's device assertion ends the process.
+            Also ``impl="triton"`` where no kernel serves the arguments.
+        ValueError: what torch raises.
+
+    >>> binary_cross_entropy(torch.full((2, 3), 0.5), torch.ones(2, 3))
+    tensor(0.6931)
+    """
+    plain = all(argument is None for argument in (weight, size_average, reduce))
+    fits = plain and _fits(reduction, input, target) and _fits_probabilities(input)
+    if not takes_kernel(impl, input, fits):
+        return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
+    from ..kernels.elbo_loss import PROBABILITIES
+    from ..kernels.elbo_loss import elbo_loss as kernel
+
+    _within_unit(input=input, target=target)
+    rows = (t.reshape(t.shape[0], -1) if t.dim() > 1 else t.unsqueeze(0) for t in (input, target))
+    total, _, _ = kernel(*rows, None, 0.0, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
+    return _reduced(total, input, reduction)
+
+
 def gaussian_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -219,7 +272,8 @@ def takes_kernel(impl, tensor, fits):
     if impl == "triton" and not fits:
         raise RuntimeError(
             "impl='triton': no kernel serves these arguments, but those of one floating dtype and "
-            "shape, reduced to a number, without weights; impl='auto' leaves the others to torch"
+            "shape, reduced to a number, without weights (of probabilities, not in float16, under "
+            "autocast or torch.compile); impl='auto' leaves the others to torch"
         )
     return fits
 
@@ -235,11 +289,24 @@ def _fits(reduction, input, target):
     )
 
 
+def _fits_probabilities(input):
+    """Nothing that scales or fuses gradients later: 1 / (p (1 - p)) leaves float16's range."""
+    later = validate.autocasts(input) or torch.compiler.is_compiling()
+    return not later and input.dtype != torch.float16
+
+
+def _within_unit(**tensors):
+    """Where looking costs no wait, torch's error; elsewhere the kernel returns NaN."""
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cpu" and not ((tensor >= 0) & (tensor <= 1)).all():
+            raise RuntimeError(f"all elements of {name} should be between 0 and 1")
+
+
 def _alike(a, b):
     """One device and one floating dtype, or what autocast may mix."""
     if a.device != b.device or a.dtype not in validate.DTYPES or b.dtype not in validate.DTYPES:
         return False
-    return a.dtype == b.dtype or validate._autocast_mixes(a, b)
+    return a.dtype == b.dtype or validate.autocast_mixes(a, b)
 
 
 def _likelihood_sum(recon, x, *, impl, **likelihood):
@@ -256,6 +323,6 @@ def _reduced(total, input, reduction):
 
 def in_torch_dtype(value, like):
     """In the dtype of ``like``, or as it is under autocast, which has losses in float32."""
-    if value.dtype == like.dtype or torch.is_autocast_enabled(like.device.type):
+    if value.dtype == like.dtype or validate.autocasts(like):
         return value
     return value.to(like.dtype)

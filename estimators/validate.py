@@ -49,7 +49,7 @@ def tensors(**named):
         if tensor.dtype not in DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
-        if tensor.dtype != first.dtype and not _autocast_mixes(first, tensor):
+        if tensor.dtype != first.dtype and not autocast_mixes(first, tensor):
             raise TypeError(
                 f"{first_name} and {name} must have one dtype, got {first.dtype} and {tensor.dtype}"
             )
@@ -67,8 +67,15 @@ def same_device(**named):
             )
 
 
-def _autocast_mixes(a, b):
-    return torch.is_autocast_enabled(a.device.type) and torch.float64 not in (a.dtype, b.dtype)
+def autocasts(tensor):
+    """Whether autocast is on for the tensor's device; of some devices torch cannot be asked."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def autocast_mixes(a, b):
+    """Whether autocast may hand the two dtypes to one loss."""
+    return autocasts(a) and torch.float64 not in (a.dtype, b.dtype)
 
 
 def describe(named):

@@ -1,9 +1,11 @@
-"""Bernoulli negative log-likelihood from logits, softplus(logits) - x logits, row sums.
+"""Bernoulli negative log-likelihood, row sums: from logits, softplus(logits) - x logits, or from
+probabilities, -x log p - (1 - x) log(1 - p), as ``F.binary_cross_entropy`` has it.
 
 One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -35,22 +37,65 @@ from .launch import (
 )
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
+# Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
+LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12).item())
+
+
+@triton.jit
+def terms_of_logits(logits, x, PTX: tl.constexpr):
+    """The nll of each element, and its gradients in logits and x."""
+    odds = exp_scaled(tl.abs(logits), -1.0, PTX)
+    nll = tl.maximum(logits, 0.0) - x * logits + log1p_unit(odds, PTX)
+    mean = divide(tl.where(logits >= 0.0, 1.0, odds), 1.0 + odds, PTX)
+    return nll, mean - x, -logits
+
+
+@triton.jit
+def log_probability(p):
+    """log p, of subnormal numbers too, which libdevice's float32 logarithm flushes to 0."""
+    if p.dtype == tl.float64:
+        return tl.log(p)
+    tiny = p < 1.1754943508222875e-38
+    return tl.log(tl.where(tiny, p * 16777216.0, p)) - tl.where(tiny, 16.635532333438686, 0.0)
+
+
+@triton.jit
+def terms_of_probabilities(p, x, PTX: tl.constexpr):
+    """The nll of each element, and its gradients in p and x, clamped where torch clamps them.
+
+    The gradient in x is not. Outside [0, 1] all are NaN: comparisons keep one that ``tl.maximum``
+    would drop.
+    """
+    p = tl.where((p >= 0.0) & (p <= 1.0) & (x >= 0.0) & (x <= 1.0), p, float("nan"))
+    log_p = log_probability(p)
+    rest = 1.0 - p
+    # Less what rounding added to 1 - p: log(rest - error) = log(rest) - error where error is.
+    log_rest = tl.log(rest) - ((rest - 1.0) + p)
+    dx = log_rest - log_p
+    log_p = tl.where(log_p < -100.0, -100.0, log_p)
+    log_rest = tl.where(log_rest < -100.0, -100.0, log_rest)
+    nll = -x * log_p - (1.0 - x) * log_rest
+    variance = p * rest
+    variance = tl.where(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)
+    return nll, divide(p - x, variance, PTX), dx
+
 
 @triton.jit
 def bernoulli_nll_kernel(
-    logits_ptr,
+    recon_ptr,
     x_ptr,
     grad_ptr,
     nll_ptr,
-    dlogits_ptr,
+    drecon_ptr,
     dx_ptr,
-    logits_stride,
+    recon_stride,
     x_stride,
     grad_stride,
     scale: tl.float64,
-    rows,  # of x, and of logits for every sample
+    rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
+    PROBABILITIES: tl.constexpr,  # recon: probabilities instead of logits
     SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -65,12 +110,14 @@ def bernoulli_nll_kernel(
     col = tile_cols(col_tiles, BLOCK_COLS)
     mask = valid[:, None] & (col < cols)[None, :]
 
-    logits = load_tile(logits_ptr, row, col, logits_stride * VEC, mask, ACC)
+    recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
     x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
-    odds = exp_scaled(tl.abs(logits), -1.0, PTX)
+    if PROBABILITIES:
+        nll, drecon, dx = terms_of_probabilities(recon, x, PTX)
+    else:
+        nll, drecon, dx = terms_of_logits(recon, x, PTX)
 
     if nll_ptr is not None:
-        nll = tl.maximum(logits, 0.0) - x * logits + log1p_unit(odds, PTX)
         nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
         if SUM_ROWS:
             store_tile_sum(nll_ptr, nll, valid)
@@ -81,36 +128,37 @@ def bernoulli_nll_kernel(
         grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
-    if dlogits_ptr is not None:
-        mean = divide(tl.where(logits >= 0.0, 1.0, odds), 1.0 + odds, PTX)
-        store_tile(dlogits_ptr, row, col, cols, mask, grad * (mean - x))
+    if drecon_ptr is not None:
+        store_tile(drecon_ptr, row, col, cols, mask, grad * drecon)
     if dx_ptr is not None:
-        store_tile(dx_ptr, row, col, cols, mask, -grad * logits)
+        store_tile(dx_ptr, row, col, cols, mask, grad * dx)
 
 
-def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=(False,) * 2):
-    """Launch on logits [rows, cols].
+def launch_bernoulli_nll(
+    recon, x, *, probabilities=False, grad=None, scale=1.0, output=None, needs=(False,) * 2
+):
+    """Launch on logits, or probabilities, recon [rows, cols].
 
-    x may have fewer rows, of which logits then holds samples one after another. ``output`` is
+    x may have fewer rows, of which recon then holds samples one after another. ``output`` is
     None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program). Returns it
-    with the gradients that ``needs`` asks of (logits, x).
+    with the gradients that ``needs`` asks of (recon, x).
     """
-    logits, x = as_rows(logits), as_rows(x)
-    samples, x_rows = samples_of(logits, x)
+    recon, x = as_rows(recon), as_rows(x)
+    samples, x_rows = samples_of(recon, x)
     rows, cols = x_rows.shape
-    acc = accumulator(logits, x)
-    dlogits = empty_like_rows(logits, needs[0])
-    dx = empty_samples(x, logits, acc, needs[1])
-    tiles = tiling(rows, cols, logits, x_rows, samples=samples)
-    nll = partial_sums(logits, acc, tiles, output, samples)
+    acc = accumulator(recon, x)
+    drecon = empty_like_rows(recon, needs[0])
+    dx = empty_samples(x, recon, acc, needs[1])
+    tiles = tiling(rows, cols, recon, x_rows, samples=samples)
+    nll = partial_sums(recon, acc, tiles, output, samples)
     arguments = [
-        logits,
+        recon,
         x_rows,
         grad,
         nll,
-        dlogits,
+        drecon,
         dx,
-        stride_of(logits, tiles.vector),
+        stride_of(recon, tiles.vector),
         stride_of(x_rows, tiles.vector),
         stride_of(grad),
         scale,
@@ -118,7 +166,7 @@ def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=
         cols // tiles.vector,
         tiles.col_tiles,
     ]
-    flags = {"SUM_ROWS": output == "tiles"}
+    flags = {"PROBABILITIES": probabilities, "SUM_ROWS": output == "tiles"}
     if rows:
         launch(
             bernoulli_nll_kernel,
@@ -128,7 +176,7 @@ def launch_bernoulli_nll(logits, x, *, grad=None, scale=1.0, output=None, needs=
         )
     if output == "rows":
         nll = row_sums(nll)
-    return nll, [g for g in (dlogits, sum_samples(dx, x)) if g is not None]
+    return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]
 
 
 def _forward(logits, x):
@@ -139,19 +187,20 @@ def _forward_fake(logits, x):
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
 
 
-def _backward(grad, logits, x, needs):
-    return launch_bernoulli_nll(logits, x, grad=grad, needs=needs)[1]
+def _backward(grad, recon, x, probabilities, needs):
+    return launch_bernoulli_nll(recon, x, probabilities=probabilities, grad=grad, needs=needs)[1]
 
 
-def _backward_fake(grad, logits, x, needs):
-    return gradients_like((logits, x), needs)
+def _backward_fake(grad, recon, x, probabilities, needs):
+    return gradients_like((recon, x), needs)
 
 
 bernoulli_nll_op = register(
     "bernoulli_nll(Tensor logits, Tensor x) -> Tensor", _forward, _forward_fake
 )
 bernoulli_nll_backward_op = register(
-    "bernoulli_nll_backward(Tensor grad, Tensor logits, Tensor x, bool[] needs) -> Tensor[]",
+    "bernoulli_nll_backward(Tensor grad, Tensor recon, Tensor x, bool probabilities, bool[] needs) "
+    "-> Tensor[]",
     _backward,
     _backward_fake,
 )
@@ -170,7 +219,9 @@ class BernoulliNLL(KernelFunction):
     @once_differentiable
     def backward(ctx, grad):
         needs = ctx.needs_input_grad
-        return spread(bernoulli_nll_backward_op(grad, *ctx.saved_tensors, list(needs)), needs)
+        return spread(
+            bernoulli_nll_backward_op(grad, *ctx.saved_tensors, False, list(needs)), needs
+        )
 
 
 def bernoulli_nll(logits, x):

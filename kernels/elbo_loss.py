@@ -15,6 +15,8 @@ from .launch import accumulator, divide_up, launch
 from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 BLOCK = 4096
+# A Bernoulli likelihood whose recon are probabilities, not logits: for fused_elbo.compat alone.
+PROBABILITIES = "bernoulli-probabilities"
 
 
 @triton.jit
@@ -73,7 +75,8 @@ def _elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, need
     if likelihood == "gaussian":
         nll, gradients = launch_gaussian_nll(recon, x, logvar, logvar_value, **options)
     else:
-        nll, gradients = launch_bernoulli_nll(recon, x, **options | {"needs": needs[:2]})
+        options |= {"needs": needs[:2], "probabilities": likelihood == PROBABILITIES}
+        nll, gradients = launch_bernoulli_nll(recon, x, **options)
     totals = [nll.new_empty(()) for _ in range(3)]
     rows = x.shape[0]
     kl_stride = 0 if kl is None else kl.stride(0)
@@ -149,7 +152,10 @@ class ELBOLoss(KernelFunction):
                     grad, recon, x, logvar, ctx.logvar_value, 1, likelihood_needs
                 )
             else:
-                gradients = bernoulli_nll_backward_op(grad, recon, x, likelihood_needs[:2])
+                probabilities = ctx.likelihood == PROBABILITIES
+                gradients = bernoulli_nll_backward_op(
+                    grad, recon, x, probabilities, likelihood_needs[:2]
+                )
             gradients = spread(gradients, needs[:3])
         kl_grad = None
         if needs[4]:

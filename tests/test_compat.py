@@ -26,7 +26,11 @@ BATCH, IMAGE, PIXELS, LATENTS = 5, (3, 2, 4), 24, 3
 # Rounding, relative to the largest number of a tensor: sums cancel, so an element may lose more.
 TOLERANCE = {F64: 1e-12, F32: 3e-6}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # The kernels take the logarithm of 0 and clamp it, or store nothing: numpy warns of it.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+]
 
 
 def kl_to_standard(mu, logvar):
@@ -108,6 +112,7 @@ KINDS = {
         torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).clamp_min(0.0).mul(2e-6)
     ),
     "line": lambda g: torch.randn(1500, generator=g, dtype=F64),
+    "unit line": lambda g: torch.rand(1500, generator=g, dtype=F64),
 }
 
 
@@ -197,6 +202,11 @@ def functional(name, kinds, **options):
     return Case(label, kinds, ours, functools.partial(getattr(F, name), **options))
 
 
+PROBABILITY_LOSSES = [
+    functional("binary_cross_entropy", (kind, kind), reduction=reduction)
+    for kind in ("probabilities", "unit line")
+    for reduction in ("mean", "sum")
+]
 FUSED = [
     *(
         functional(name, (kind, kind), reduction=reduction)
@@ -212,7 +222,7 @@ FUSED = [
     functional("gaussian_nll_loss", ("line", "line"), var=1.7, reduction="sum"),
     functional("gaussian_nll_loss", ("image", "image"), var=1e-9, full=True, eps=0.01),
 ]
-CASES = LIBRARIES + FUSED
+CASES = LIBRARIES + PROBABILITY_LOSSES + FUSED
 
 
 def named(result):
@@ -337,11 +347,13 @@ def test_autocast(case, device):
 # Binary cross-entropy on probabilities: torch's clamps, at 0 and 1 and beside them.
 
 EDGES = [0.0, 1e-60, 1e-44, 1e-20, 1e-13, 1e-7, 0.3, 1 - 1e-7, 1 - 1e-13, 1 - 2**-53, 1.0]
+IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
 
 
+@IMPLS
 @pytest.mark.parametrize("x", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("p", EDGES)
-def test_probabilities_of_0_and_1(p, x):
+def test_probabilities_of_0_and_1(p, x, impl, device):
     """The value clamps either logarithm; the gradient is (p - x) / max(p (1 - p), 1e-12)."""
     log_p = max(math.log(p), -100.0) if p > 0 else -100.0
     log_not_p = max(math.log1p(-p), -100.0) if p < 1 else -100.0
@@ -349,28 +361,93 @@ def test_probabilities_of_0_and_1(p, x):
     slope = (p - x) / max(p * (1 - p), torch.tensor(1e-12).item())  # torch's is a float32
     for function, share in (
         (compat.pytorch_examples_vae_loss, 1),
-        (lambda *t: compat.pythae_vae_loss(*t, None, reconstruction_loss="bce")[0], 2),
+        (lambda *t, impl: compat.pythae_vae_loss(*t, reconstruction_loss="bce", impl=impl)[0], 2),
     ):
-        probability = torch.full((2, 3), p, dtype=F64, requires_grad=True)
-        data, zero = torch.full((2, 3), x, dtype=F64), torch.zeros(2, 1, dtype=F64)
-        loss = function(probability, data, zero, zero)
+        probability = torch.full((2, 3), p, dtype=F64, device=device, requires_grad=True)
+        data = torch.full((2, 3), x, dtype=F64, device=device, requires_grad=True)
+        zero = torch.zeros(2, 1, dtype=F64, device=device)
+        loss = function(probability, data, zero, zero, impl=impl)
         assert loss.item() == pytest.approx(6 * value / share, rel=1e-12)
         loss.backward()
         expected = torch.full((2, 3), slope / share, dtype=F64)
-        torch.testing.assert_close(probability.grad, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(probability.grad.cpu(), expected, rtol=1e-12, atol=0)
+        exact = torch.tensor(p, dtype=F64)  # not clamped
+        expected = ((torch.log1p(-exact) - exact.log()) / share).expand(2, 3)
+        torch.testing.assert_close(data.grad.cpu(), expected, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("wrong", [-1e-6, 1.0 + 1e-6, float("nan")])
-@pytest.mark.parametrize("mode", ["examples", "pythae"])
-def test_probabilities_outside_0_and_1(wrong, mode):
-    p, x, zero = torch.full((2, 3), 0.5), torch.ones(2, 3), torch.zeros(2, 1)
-    p[1, 2] = wrong
-    losses = {
-        "examples": compat.pytorch_examples_vae_loss,
-        "pythae": functools.partial(compat.pythae_vae_loss, reconstruction_loss="bce"),
-    }
+@pytest.mark.parametrize("x", [0.0, 0.25, 1.0])
+def test_every_probability_of_float32(x, device):
+    """Value and gradient of each alone, subnormal numbers and both ends among them."""
+    small = torch.logspace(-45, -0.31, 400, dtype=F64).float()
+    p = torch.cat([small, 1 - small, torch.tensor([0.0, 1.0])])
+    data = torch.full_like(p, x)
+    exact = p.double()
+    value = F.binary_cross_entropy(exact, data.double(), reduction="none")
+    slope = (exact - x) / torch.clamp_min(exact * (1 - exact), torch.tensor(1e-12).item())
+    for i in range(0, len(p), 7):
+        leaf = p[i : i + 1].to(device).requires_grad_()
+        target = data[i : i + 1].to(device)
+        loss = compat.binary_cross_entropy(leaf, target, reduction="sum", impl="triton")
+        torch.testing.assert_close(loss.double().cpu(), value[i].detach(), rtol=4e-7, atol=0)
+        loss.backward()
+        torch.testing.assert_close(leaf.grad.double().cpu(), slope[i : i + 1], rtol=5e-7, atol=0)
+
+
+OUTSIDE = [-1e-6, 1.0 + 1e-6, float("nan")]
+CROSS_ENTROPIES = {
+    "examples": compat.pytorch_examples_vae_loss,
+    "pythae": functools.partial(compat.pythae_vae_loss, reconstruction_loss="bce"),
+}
+
+
+@IMPLS
+@pytest.mark.parametrize("wrong", OUTSIDE)
+@pytest.mark.parametrize("name", CROSS_ENTROPIES)
+@pytest.mark.parametrize("which", [0, 1], ids=["recon", "data"])
+def test_probabilities_outside_0_and_1(wrong, name, which, impl):
+    images, zero = [torch.full((2, 3), 0.5), torch.ones(2, 3)], torch.zeros(2, 1)
+    images[which][1, 2] = wrong
     with pytest.raises(RuntimeError, match="between 0 and 1"):
-        losses[mode](p, x, zero, zero)
+        CROSS_ENTROPIES[name](*images, zero, zero, impl=impl)
+
+
+@pytest.mark.parametrize("wrong", [*OUTSIDE, -5.0, math.inf, -math.inf])
+@pytest.mark.parametrize("which", [0, 1], ids=["input", "target"])
+def test_probabilities_where_nobody_looks(wrong, which, monkeypatch, device):
+    """The loss is NaN and so is the gradient there, where no formula would make them so."""
+    monkeypatch.setattr(compat_torch, "_within_unit", lambda **_: None)
+    images = [torch.full((2, 3), 0.25), torch.ones(2, 3)]
+    images[which][1, 2] = wrong
+    input, target = (t.to(device) for t in images)
+    loss = compat.binary_cross_entropy(input.requires_grad_(), target, impl="triton")
+    loss.backward()
+    assert loss.isnan()
+    bad = torch.zeros(2, 3, dtype=torch.bool)
+    bad[1, 2] = True
+    assert torch.equal(input.grad.isnan().cpu(), bad)
+
+
+def test_a_second_backward_computes_the_cross_entropy_again(device):
+    """The first hands over what forward wrote, scaled in place."""
+    p, x = Case("", ("probabilities",) * 2, None, None).tensors(F64, device)
+    loss = compat.binary_cross_entropy(p, x, impl="triton")
+    first = torch.autograd.grad(3.0 * loss, (p, x), retain_graph=True)
+    second = torch.autograd.grad(2.0 * loss, (p, x))
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(2.0 * a, 3.0 * b, rtol=1e-14, atol=0)
+
+
+def test_probabilities_that_are_left_to_torch(device):
+    """float16, autocast and torch.compile: "auto" gives torch's number, "triton" refuses."""
+    p, x = (t.detach().to(device) for t in PROBABILITY_LOSSES[0].tensors(F32))
+    for half in (p.to(F16), x.to(F16)), (p.requires_grad_(), x):
+        with torch.autocast(device, BF16, enabled=half[0].dtype == F32):
+            with pytest.raises(RuntimeError, match="no kernel serves"):
+                compat.binary_cross_entropy(*half, impl="triton")
+            if device == "cpu":  # on CUDA torch refuses its autocast
+                actual = compat.binary_cross_entropy(*half)
+                assert torch.equal(actual, F.binary_cross_entropy(*half))
 
 
 # What each original does beside its formula.
@@ -488,6 +565,7 @@ def extra(kind, seed=3):
     return KINDS[kind](torch.Generator().manual_seed(seed))
 
 
+ELEMENTWISE = ["mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"]
 TORCH_ONLY = {
     "none": {"reduction": "none"},
     "legacy sum": {"size_average": False},
@@ -502,18 +580,23 @@ TORCH_ONLY = {
     ("name", "options"),
     [
         *(("binary_cross_entropy_with_logits", options) for options in TORCH_ONLY),
-        *(("mse_loss", options) for options in TORCH_ONLY if options != "pos_weight"),
+        *(
+            (name, options)
+            for name in ("mse_loss", "binary_cross_entropy")
+            for options in TORCH_ONLY
+            if options != "pos_weight"
+        ),
     ],
 )
 def test_options_without_a_kernel(name, options):
-    a, b = Case("", ("image", "probabilities"), None, None).tensors(F64)
+    a, b = Case("", ("probabilities",) * 2, None, None).tensors(F64)
     actual = getattr(compat, name)(a, b, **TORCH_ONLY[options])
     assert torch.equal(actual, getattr(F, name)(a, b, **TORCH_ONLY[options]))
     with pytest.raises(RuntimeError, match="no kernel serves"):
         getattr(compat, name)(a, b, **TORCH_ONLY[options], impl="triton")
 
 
-@pytest.mark.parametrize("name", ["mse_loss", "binary_cross_entropy_with_logits"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
 @pytest.mark.parametrize("shapes", [((), ()), ((0, 3), (0, 3)), ((2, 0), (2, 0))], ids=str)
 def test_scalars_and_empty_tensors(name, shapes):
     a, b = (torch.ones(shape) for shape in shapes)
@@ -663,7 +746,7 @@ def test_unknown_reduction():
     zero = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="'none', 'mean', 'sum'"):
         compat.gaussian_nll_loss(zero, zero, zero + 1, reduction="avg")
-    for name in ("mse_loss", "binary_cross_entropy_with_logits"):
+    for name in ELEMENTWISE:
         with pytest.raises(ValueError, match="avg"):
             getattr(compat, name)(zero, zero, reduction="avg")
 
@@ -754,9 +837,7 @@ def parameters(function):
     return dict(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize(
-    "name", ["mse_loss", "binary_cross_entropy_with_logits", "gaussian_nll_loss"]
-)
+@pytest.mark.parametrize("name", [*ELEMENTWISE, "gaussian_nll_loss"])
 def test_signature_is_torchs(name):
     ours, original = parameters(getattr(compat, name)), parameters(getattr(F, name))
     impl = ours.pop("impl")

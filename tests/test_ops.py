@@ -58,9 +58,10 @@ def samples(device):
         ],
         "bernoulli_nll": [(a, b), (half, half), (t(6, 5), b)],
         "bernoulli_nll_backward": [
-            (rows, a, b, [True, True]),
-            (rows, a, b, [False, True]),
-            (t(6), t(6, 5), b, [True, True]),
+            (rows, a, b, False, [True, True]),
+            (rows, a, b, False, [False, True]),
+            (t(6), t(6, 5), b, False, [True, True]),
+            (rows, a.sigmoid(), b.sigmoid(), True, [True, True]),
         ],
         "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
         "rsample_backward": [
