@@ -77,8 +77,56 @@ SAMPLED = {
         ("z", *DECODER), ("z", *DECODER), ("sample events",), "the decoder of iwae_step alone"
     ),
 }
-ALL = OPERATIONS | SAMPLED
-EVENT_TENSORS = ("logits", "pixels")
+# The losses of fused_elbo.compat, under their names, and the code that they replace: forward +
+# backward alone. pyro_step is DiagonalNormal in Pyro, last: importing Pyro changes the defaults
+# of torch.distributions.
+DROP_INS = {
+    "pytorch_examples_vae_loss": Operation(
+        ("probabilities", "pixels", "mu", "logvar"),
+        ("probabilities", "mu", "logvar"),
+        ("scalar",),
+        "cross-entropy of 784 probabilities + KL, sums",
+    ),
+    "pythae_vae_loss": Operation(
+        ("recons", "image", "mu", "logvar"),
+        ("recons", "mu", "logvar"),
+        ("scalar",),
+        "half the squared error of 784 pixels + KL, means over the batch",
+    ),
+    "antixk_vanilla_vae_loss": Operation(
+        ("recons", "image", "mu", "logvar"),
+        ("recons", "mu", "logvar"),
+        ("scalar",),
+        "squared error, a mean over 784 pixels, + weighted KL",
+    ),
+    "bolts_vae_loss": Operation(
+        ("recons", "image", "mu", "logvar"),
+        ("recons", "mu", "logvar"),
+        ("scalar",),
+        "squared error, a mean over 784 pixels, + KL of two Normal, a mean over latents",
+    ),
+    "scvi_kl_local": Operation(
+        ("mu", "variance"), ("mu", "variance"), ("rows",), "weighted KL, from variances"
+    ),
+    "gaussian_nll_loss": Operation(
+        ("recons", "image", "pixel_variance"),
+        ("recons", "pixel_variance"),
+        ("scalar",),
+        "Gaussian likelihood, a variance for each of 784 pixels, mean",
+    ),
+    # z is shown for the oracle, as in iwae_step.
+    "pyro_step": Operation(
+        ("mu", "logvar", "pixels", *DECODER),
+        ("mu", "logvar", *DECODER),
+        ("shown", "scalar"),
+        "whole loss of Pyro: TraceMeanField_ELBO, MLP decoder of 784 pixels, sum",
+    ),
+}
+ALL = OPERATIONS | SAMPLED | DROP_INS
+EVENT_TENSORS = ("logits", "pixels", "probabilities", "recons", "image", "pixel_variance")
+# Weights of the KL: the defaults of AntixK/PyTorch-VAE and of lightning-bolts; of scvi-tools, which
+# warms it up to 1, one on the way.
+ANTIXK_WEIGHT, BOLTS_WEIGHT, SCVI_WEIGHT = 0.00025, 0.1, 0.5
 
 
 class Grid(NamedTuple):
@@ -113,6 +161,14 @@ GRIDS = {
 
 
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
+
+# Of the drop-ins, whose batches and dtypes are those of the Grid.
+DROP_IN_LATENTS = 32
+# bfloat16 has no probability between 0.996 and 1, and autocast refuses their cross-entropy; Pyro
+# sums over the batch in the dtype of its inputs.
+DROP_INS_IN_FLOAT32 = ("pytorch_examples_vae_loss", "pyro_step")
+# What Pyro adds to a step does not grow with the batch.
+PYRO_MOST = 1024
 
 
 class SampleGrid(NamedTuple):
@@ -188,12 +244,16 @@ def case_id(case):
     'gaussian_kl-eager-64-16-float32-forward'
     >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8))
     'iwae_step-eager-K8-64-16-float32-forward+backward'
+    >>> case_id(Case("pyro_step", "eager", 64, 32, "float32", "forward+backward"))
+    'drop_in-pyro_step-eager-64-32-float32-forward+backward'
     """
     parts = list(case)
     if isinstance(case, Case):
         samples = parts.pop()
         if case.op in SAMPLED:
             parts.insert(2, f"K{samples}")
+        if case.op in DROP_INS:
+            parts.insert(0, "drop_in")
     return "-".join(map(str, parts))
 
 
@@ -274,6 +334,19 @@ def sample_sweep(grids, providers_of):
     return cases
 
 
+def drop_in_sweep(grid, providers_of):
+    """All cases of the drop-ins, a loss after the other."""
+    return [
+        Case(op, provider, batch, DROP_IN_LATENTS, dtype, DIRECTIONS[0])
+        for op in DROP_INS
+        for batch in coarse_first(grid.batches)
+        if op != "pyro_step" or batch <= PYRO_MOST
+        for dtype in grid.dtypes
+        if op not in DROP_INS_IN_FLOAT32 or dtype == "float32"
+        for provider in providers_of(op)
+    ]
+
+
 def shape_of(name, case):
     """The shape of an input."""
     batch, latent = case.batch, case.latent
@@ -291,6 +364,10 @@ def scaled(name, value):
     """A standard normal as an encoder, or a decoder, would have it."""
     if name == "logvar":
         return 0.5 * value - 1
+    if name == "probabilities":
+        return value.sigmoid()
+    if name.endswith("variance"):
+        return (0.5 * value - 1).exp()
     if name in ("binary", "pixels"):
         return (value > 0).float()
     if name == "weight1":

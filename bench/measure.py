@@ -3,8 +3,8 @@
 import time
 
 from . import clock, memory, oracle, providers
-from .cases import SAMPLED, make_inputs, make_upstream
-from .traffic import floor_bytes, sample_floor_bytes
+from .cases import DROP_INS, SAMPLED, make_inputs, make_upstream
+from .traffic import drop_in_floor_bytes, floor_bytes, sample_floor_bytes
 
 # On a CPU the profiler that counts memory costs more than the call where that is small.
 CPU_MEMORY_FROM = 2**18
@@ -141,6 +141,8 @@ def bandwidth(case, seconds, ceiling):
     shape = case.batch, case.latent
     if case.op in SAMPLED:
         needed = sample_floor_bytes(case.op, case.samples, *shape, case.dtype)
+    elif case.op in DROP_INS:
+        needed = drop_in_floor_bytes(case.op, *shape, case.dtype)
     else:
         needed = floor_bytes(case.op, *shape, case.dtype, case.direction)
     return {

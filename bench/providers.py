@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fused_elbo
 
+from . import drop_ins
 from .cases import FIXED_LOGVAR, SAMPLED
 
 LOG_2PI = math.log(2 * math.pi)
@@ -103,6 +104,7 @@ EAGER = {
     "iwae_encoder": eager_iwae_encoder,
     "iwae_step": eager_iwae_step,
     "decoder": decode,
+    **drop_ins.ORIGINALS,
 }
 
 
@@ -276,6 +278,7 @@ FUSED = {
     "elbo_step": fused_elbo_step,
     "iwae_encoder": fused_iwae_encoder,
     "iwae_step": fused_iwae_step,
+    **drop_ins.REPLACEMENTS,
 }
 CHUNKED = {"iwae_step": chunked_iwae_step}
 
@@ -305,7 +308,7 @@ def compiled(provider, op, device):
     On a GPU it is compiled anew for every shape, the best that the compiler can give. On a
     CPU one function with symbolic sizes serves all shapes of an operation, or compiling
     would take most of the suite's time. ``fullgraph`` makes a graph break, or a silent fall
-    back to eager at the recompile limit, an error.
+    back to eager at the recompile limit, an error; one original cannot do without a break.
     """
     static = device == "cuda"
     # With symbolic sizes: K, batch and latents that are equal once are not so in the next cell.
@@ -315,7 +318,8 @@ def compiled(provider, op, device):
     elif (provider, op) in _compiled:
         return _compiled[provider, op]
     options = COMPILE_MODES[provider] if static else CPU_COMPILE
-    function = torch.compile(EAGER[op], fullgraph=True, dynamic=not static, **options)
+    whole = op != drop_ins.GRAPH_BREAK
+    function = torch.compile(EAGER[op], fullgraph=whole, dynamic=not static, **options)
     if not static:
         _compiled[provider, op] = function
     return function
@@ -348,6 +352,8 @@ ORDER = {
 
 def names(op, device):
     """The providers that have this operation on this kind of device."""
+    if op == drop_ins.PYRO:
+        return ["eager", "fused_elbo"] if drop_ins.has_pyro() else []
     return [name for name in ORDER[device] if name in COMPILE_MODES or op in PLAIN[name]]
 
 

@@ -13,6 +13,7 @@ def pytest_generate_tests(metafunc):
     grid = DEVICE, metafunc.config.getoption("grid")
     swept = cases.sweep(cases.GRIDS[grid], lambda op: providers.names(op, DEVICE))
     swept += cases.sample_sweep(cases.SAMPLE_GRIDS[grid], lambda op: providers.names(op, DEVICE))
+    swept += cases.drop_in_sweep(cases.GRIDS[grid], lambda op: providers.names(op, DEVICE))
     metafunc.parametrize(PARAMETERS, swept, ids=map(cases.case_id, swept))
 
 

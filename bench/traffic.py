@@ -95,3 +95,23 @@ def sample_floor_bytes(op, samples, batch, latent, dtype):
         return decoder
     likelihood = likelihood_bytes(samples, batch, item)
     return encoder_bytes(samples, batch, latent, item) + decoder + likelihood
+
+
+def drop_in_floor_bytes(op, batch, latent, dtype):
+    """The least bytes of forward + backward of a drop-in, its loss in one pass over the pixels.
+
+    The gradient of a loss is one scalar, so that its pixels need not be read again for backward:
+    reconstruction and data are read, and the reconstruction's gradient written. The KL counts as
+    ever.
+    """
+    item = ITEM[dtype]
+    pixels = step_event_bytes("forward+backward", dtype) * batch * EVENTS
+    kl = element_bytes("gaussian_kl", "forward+backward", dtype) * batch * latent
+    if op == "scvi_kl_local":
+        return floor_bytes("gaussian_kl", batch, latent, dtype, "forward+backward")
+    if op == "gaussian_nll_loss":
+        return 5 * item * batch * EVENTS  # the variance is read, and its gradient written
+    if op == "pyro_step":
+        sample = element_bytes("rsample_kl", "forward+backward", dtype) * batch * latent
+        return sample + decoder_bytes(1, batch, latent, item) + pixels
+    return pixels + kl
