@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from . import quality_results, report, results
-from .cases import ALL, DIRECTIONS, OPERATIONS
+from .cases import ALL, DIRECTIONS, DROP_INS, OPERATIONS
 from .report import TIMES
 
 WIDTH = 8.0  # inches; 800 pixels in a README, drawn with half as many again
@@ -52,15 +52,17 @@ CLOCK_TEXT = {
 
 def draw_device(device):
     """All charts of a device's folder; returns their paths."""
-    from . import quality_plot, samples_plot  # which draw on this module's canvas
+    from . import drop_ins_plot, quality_plot, samples_plot  # which draw on this module's canvas
 
     table = results.load(device)
     speedups = results.speedups(table)
     right = results.newest(table)
     clock = results.main_clock(right)
     subject = report.subject(device)
-    charts = {} if speedups.empty else {"overview": overview(speedups, clock, subject)}
+    own = speedups[~speedups.op.isin(DROP_INS)]
+    charts = {} if own.empty else {"overview": overview(own, clock, subject)}
     of_samples = samples_plot.charts(device, right, speedups, clock, subject)
+    of_drop_ins = drop_ins_plot.charts(right, speedups, clock, subject)
     right = right[right.op.isin(OPERATIONS)]
     speedups = speedups[speedups.op.isin(OPERATIONS)]
     for dtype in sorted(right.dtype.unique()):
@@ -85,7 +87,7 @@ def draw_device(device):
         memory = main[main.peak_bytes.notna() & (main.direction == DIRECTIONS[0])]
         if not memory.empty:
             charts[f"memory-{dtype}"] = peak_memory(memory, dtype, subject)
-    charts |= of_samples
+    charts |= of_samples | of_drop_ins
     charts |= quality_plot.charts(device, subject)
     folder = Path(device) / "plots"
     folder.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from . import results
-from .cases import ALL, DIRECTIONS, SAMPLED
+from .cases import ALL, DIRECTIONS, DROP_INS, OPERATIONS, SAMPLED
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -155,7 +155,7 @@ def losses(speedups):
 
 def write_device_readme(device, charts):
     """README.md of a device's folder, from the JSON; ``notes.md`` beside it is kept and added."""
-    from . import quality_report, samples_report  # which use this module's tables
+    from . import drop_ins_report, quality_report, samples_report  # which use this module's tables
 
     device = Path(device)
     data = results.load(device)
@@ -187,6 +187,7 @@ def write_device_readme(device, charts):
         *not_timed_text(data),
     ]  # fmt: skip
     parts += samples_report.sections(device, right, clock, info["device"])
+    parts += drop_ins_report.sections(right, speedups, clock)
     parts += quality_report.sections(device)
     notes = device / "notes.md"
     if notes.exists():
@@ -337,7 +338,7 @@ def filled(text, begin, end, content):
 
 
 def project_table(folder):
-    """Forward+backward of every operation, a column a device; GPUs first."""
+    """Forward+backward of every operation and drop-in, a column a device; GPUs first."""
     columns = {}
     devices = sorted(results.devices(folder), key=lambda d: (d.name.startswith("cpu"), d.name))
     for device in devices:
@@ -349,22 +350,39 @@ def project_table(folder):
             columns[device, dtype] = main[main.dtype == dtype]
     if not columns:
         return "No measurements yet."
-    headers = ["forward + backward"]
+    headers = []
     for device, dtype in columns:
         _, run = newest_run(device)
         kind = "PyTorch reference, " if device.name.startswith("cpu") else ""
         name = run["machine_info"]["device_name"]
         headers.append(f"[{name}]({folder.name}/{device.name}/README.md), {kind}{dtype}")
+    own = project_rows(columns.values(), OPERATIONS | SAMPLED)
+    drop_ins = project_rows(columns.values(), DROP_INS)
+    parts = []
+    if own:
+        parts += [
+            "Speed-up over eager PyTorch / over the best of all baselines in each cell, geometric "
+            "mean over the grid:",
+            table(["forward + backward", *headers], own),
+        ]
+    if drop_ins:
+        parts += [
+            "Of the drop-ins, over the code that they replace / over the better of that and the "
+            "same compiled:",
+            table(["forward + backward", *headers], drop_ins),
+        ]
+    return "\n\n".join(parts)
+
+
+def project_rows(columns, ops):
+    """A row an operation; none where no device has it."""
     rows = []
-    for op in ALL:
-        cells = [c[c.op == op] for c in columns.values()]
+    for op in ops:
+        cells = [c[c.op == op] for c in columns]
         if all(c.empty for c in cells):
             continue
         rows.append(
             [f"`{op}`"]
             + [f"{ratio(geometric_mean(c.eager))} / {ratio(geometric_mean(c.best))}" for c in cells]
         )
-    return (
-        "Speed-up over eager PyTorch / over the best of all baselines in each cell, geometric "
-        "mean over the grid:\n\n" + table(headers, rows)
-    )
+    return rows

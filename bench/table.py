@@ -7,8 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from . import plot, quality_report, report, results, samples_report
-from .cases import DIRECTIONS, OPERATIONS, SAMPLED
+from . import drop_ins_report, plot, quality_report, report, results, samples_report
+from .cases import DIRECTIONS, DROP_INS, OPERATIONS, SAMPLED
 from .plot import present, providers
 
 # In narrow columns.
@@ -42,7 +42,7 @@ def speedup_table(speedups, direction, dtype, title):
     for name in ("over\neager", "over\nbest", "worst cell", "best cell", "won/even\n/lost"):
         shown.add_column(name, justify="right", no_wrap=True)
     cells = speedups[(speedups.direction == direction) & (speedups.dtype == dtype)]
-    for op in present(cells):
+    for op in present(cells[~cells.op.isin(DROP_INS)]):
         one = cells[cells.op == op]
         eager, best = report.geometric_mean(one.eager), report.geometric_mean(one.best)
         worst, top = one.loc[one.best.idxmin()], one.loc[one.best.idxmax()]
@@ -105,12 +105,11 @@ def show(device, console):
     copy = run["copy_bytes_per_s"]
     speed = f", copy {copy / 1e9:.4g} GB/s" if copy else ""
     console.print(f"{plot.CLOCK_TEXT[clock]}, medians, grid {run['grid']}{speed}; {device}/\n")
-    for dtype in sorted(right.dtype.unique(), reverse=True):
+    own = right[~right.op.isin(DROP_INS)]
+    for dtype in sorted(own.dtype.unique(), reverse=True):
         for direction in DIRECTIONS:
             what = f"{direction}, {dtype}"
-            cells = right[
-                (right.clock == clock) & (right.direction == direction) & (right.dtype == dtype)
-            ]
+            cells = own[(own.clock == clock) & (own.direction == direction) & (own.dtype == dtype)]
             if cells.empty:
                 continue
             title = f"speed-up of fused_elbo: {what}"
@@ -122,6 +121,7 @@ def show(device, console):
             title = f"time of a call: {what}, {size.batch} x {size.latent}"
             console.print(time_table(cells, title))
     samples_report.show(device, right, clock, console)
+    drop_ins_report.show(right, speedups, clock, console)
     quality_report.show(device, console)
     for entry in data[data.status != "right"].itertuples():
         where = f"{entry.op} {shape(entry)} {entry.dtype} {entry.direction}"
