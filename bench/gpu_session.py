@@ -8,10 +8,11 @@ In this order, each step to OUT/<step>.json as soon as it is done:
   samples  ``pytest --benchmark`` of the operations on K samples, for most of what is left of the
            budget, into OUT/<device>/
   largest  the largest K, the same way; last of K samples, for it drives the device out of memory
-  sweep    the other operations for the rest
+  sweep    the other operations, for most of the rest
+  drop_ins the drop-ins against what they replace, for what is then left
 
 The budget keeps a command below ten minutes. To go on after one, copy OUT/<device>/ to
-results/ and give ``--steps samples sweep --resume results``.
+results/ and give ``--steps samples sweep drop_ins --resume results``.
 """
 
 import argparse
@@ -31,12 +32,13 @@ from fused_elbo.kernels.noise import normal_tile
 
 from . import cases, clock, machine, measure, oracle, providers
 
-STEPS = ("copy", "noise", "kernels", "check", "samples", "largest", "sweep")
+STEPS = ("copy", "noise", "kernels", "check", "samples", "largest", "sweep", "drop_ins")
 # Of pytest's -k, and how much of what is left each may take.
 SWEEPS = {
     "samples": (" or ".join(cases.SAMPLED), 0.6),
     "largest": ("largest", 0.5),
-    "sweep": (" and ".join(f"not {name}" for name in (*cases.SAMPLED, "largest")), 1.0),
+    "sweep": (" and ".join(f"not {name}" for name in (*cases.SAMPLED, "largest", "drop_in")), 0.8),
+    "drop_ins": ("drop_in", 1.0),
 }
 ROWS, COLS = 16384, 1024  # 16.8M elements
 BLOCK = 1024
@@ -137,6 +139,10 @@ def every_sampled_case(grid_shapes, dtypes):
                     )
 
 
+def every_drop_in(grid):
+    return cases.drop_in_sweep(cases.GRIDS["cuda", grid], lambda op: providers.names(op, "cuda"))
+
+
 def kernel_names(call, inputs):
     """Names of the kernels that one call runs on the device."""
     from torch.autograd import DeviceType
@@ -150,10 +156,12 @@ def kernel_names(call, inputs):
 
 
 def step_kernels():
-    """Kernels a call at 4096 x 256 in float32; of K samples at 64 x 64 x 64."""
+    """Kernels a call at 4096 x 256 in float32; of K samples at 64 x 64 x 64; of the drop-ins."""
     report = {}
     sampled = every_sampled_case([(64, 64, 64)], ["float32"])
-    for case in (*sampled, *every_case([(4096, 256)], ["float32"])):
+    # Not compiled: that would take the time of what is more important.
+    drop_ins = [c for c in every_drop_in("smoke") if c.provider not in providers.COMPILE_MODES]
+    for case in (*sampled, *every_case([(4096, 256)], ["float32"]), *drop_ins):
         try:
             prepared = measure.Prepared(case, "cuda")
             names = kernel_names(prepared.call, prepared.sets[0])
@@ -169,7 +177,8 @@ def step_check():
     shapes = [(1, 1), (7, 31), (64, 8), (257, 100), (4096, 1024), (33, 4097)]
     of_samples = [(1, 7, 31), (3, 64, 8), (64, 33, 100), (512, 64, 64), (5, 9, 4097)]
     dtypes = ["float32", "bfloat16"]
-    for case in (*every_sampled_case(of_samples, dtypes), *every_case(shapes, dtypes)):
+    own = (*every_sampled_case(of_samples, dtypes), *every_case(shapes, dtypes))
+    for case in (*own, *every_drop_in("default")):
         if case.provider not in providers.OURS:
             continue
         function = providers.get_checked(case.provider, case.op, case.samples)
@@ -216,7 +225,7 @@ def main():
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
     parser.add_argument("--grid", default="full", help="of the sweep")
-    parser.add_argument("--samples-grid", default="default", help="of the K samples")
+    parser.add_argument("--samples-grid", default="default", help="of K samples and drop-ins")
     parser.add_argument("-k", dest="keyword", help="of the sweeps, as pytest's")
     parser.add_argument("--resume", help="a results folder whose cases are left out")
     options = parser.parse_args()

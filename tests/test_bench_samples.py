@@ -246,7 +246,8 @@ def test_gpu_session_sweeps_every_case_once():
     of_samples = gpu_session.SWEEPS["samples"][0].split(" or ")
     assert of_samples == list(cases.SAMPLED)
     rest = gpu_session.SWEEPS["sweep"][0].split(" and ")
-    assert rest == [f"not {word}" for word in (*of_samples, "largest")]
+    assert rest == [f"not {word}" for word in (*of_samples, "largest", "drop_in")]
+    assert gpu_session.SWEEPS["drop_ins"][0] == "drop_in"
     assert not any(word in op for op in cases.OPERATIONS for word in (*of_samples, "largest"))
     assert set(gpu_session.SWEEPS) < set(gpu_session.STEPS)
 
