@@ -124,7 +124,9 @@ def gaussian_rsample(
     Args:
         mu, logvar: ``[..., D]``, broadcast together.
         num_samples: None for one sample, K >= 1 for K with a leading dimension.
-        generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
+        generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None. In
+            ``torch.utils.checkpoint`` leave it None: the recomputation starts torch's own
+            generators from where they were, no other, and so would draw other noise.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
