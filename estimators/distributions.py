@@ -1,11 +1,11 @@
 """DiagonalNormal: the fused operations as a torch.distributions.Distribution."""
 
 import math
-import weakref
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import reference, textbook, validate
 from .functional import Implementation, gaussian_kl, gaussian_log_prob
@@ -17,14 +17,15 @@ class DiagonalNormal(Distribution):
     .. math:: N(z; \mu, \mathrm{diag}\, e^{\ell})
 
     It stands in for ``Independent(Normal(mu, sigma), 1)``: same values, gradients and shapes,
-    and on CPU tensors the same samples for the same seed. Equivalent PyTorch::
+    and on CPU tensors, float32 or float64, the same samples for the same seed. Equivalent
+    PyTorch::
 
         torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
 
-    Samples, densities and KL divergences are the fused operations. ``log_prob`` of the last
-    sample that ``rsample`` or ``sample`` returned, that very tensor, comes from its noise:
-    where sigma is far below ``mu`` the difference of the two has few digits left. It is the
-    density of the sample as long as nobody writes to ``mu`` or ``logvar`` through ``.data``.
+    Samples, densities and KL divergences are the fused operations. ``log_prob`` of a sample that
+    ``rsample`` or ``sample`` returned, that very tensor, comes from its noise: where sigma is far
+    below ``mu`` the difference of the two has few digits left. Whatever of the sample, ``mu`` or
+    ``logvar`` was written to since is noticed, and has the density of what is there now.
 
     Pyro asks more of a distribution than torch does, and brings it along::
 
@@ -48,8 +49,8 @@ class DiagonalNormal(Distribution):
 
     Raises:
         TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one.
-        ValueError: shapes that do not broadcast, or D = 0; NaN, or a variance of 0, in the
-            arguments or NaN and wrong shapes in a value, if arguments are validated.
+        ValueError: shapes that do not broadcast, or D = 0; if arguments are validated, NaN in
+            them or -inf in ``logvar``, and NaN or a wrong shape in a value.
         RuntimeError: ``impl="triton"`` where no kernel can run.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendices B and C.2.
@@ -89,16 +90,16 @@ class DiagonalNormal(Distribution):
         shape = validate.broadcast(mu=mu, logvar=logvar)
         self.mu, self.logvar = mu.expand(shape), logvar.expand(shape)
         self.impl: Implementation = impl
-        self._last: _LastSample | None = None
+        self._draws: WeakTensorKeyDictionary | None = None  # of the samples that are alive
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
         """The same distributions, broadcast to a larger batch."""
         new = self._get_checked_instance(DiagonalNormal, _instance)
-        batch_shape = torch.Size(batch_shape)
-        shape = batch_shape + self.event_shape
+        shape = torch.Size(batch_shape) + self.event_shape
         new.mu, new.logvar = self.mu.expand(shape), self.logvar.expand(shape)
-        new.impl, new._last = self.impl, None
+        new.impl, new._draws = self.impl, None
+        batch_shape = new.mu.shape[:-1]  # in which -1 is no size any more
         super(DiagonalNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -126,14 +127,14 @@ class DiagonalNormal(Distribution):
         if samples == 0:  # a grid of kernels has no dimension of 0
             return self.mu.expand(shape)
         if validate.use_kernels(self.impl, self.mu):
-            z, noise = _kernel_sample(self.mu, self.logvar, samples)
+            draw = _kernel_draw(self.mu.device, samples, shape)
         else:
-            z, noise = _reference_sample(self.mu, self.logvar, shape)
-        z = z.view(shape)
-        self._last = None
-        # Of these torch counts no writes, or a graph would hold the counts of its tracing.
-        if not torch.compiler.is_compiling() and not z.is_inference():
-            self._last = _LastSample(z, noise, self.mu, self.logvar)
+            draw = _reference_draw(self.mu, shape)
+        z = draw(self.mu, self.logvar)
+        if not torch.compiler.is_compiling():
+            if self._draws is None:
+                self._draws = WeakTensorKeyDictionary()
+            self._draws[z] = draw
         return z
 
     def sample(self, sample_shape=()) -> Tensor:
@@ -142,13 +143,16 @@ class DiagonalNormal(Distribution):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log N(value; mu, diag exp logvar), [...], in nats."""
+        """log N(value; mu, diag exp logvar), [...], in nats; ``value`` in the dtype of ``mu``."""
+        validate.tensors(value=value, mu=self.mu)
         if self._validate_args and value.numel() > 0:
             self._validate_sample(value)
-        if self._last is not None and self._last.is_of(value, self.mu, self.logvar):
-            mu, logvar = self.mu.expand(value.shape), self.logvar.expand(value.shape)
-            return _LogProbFromNoise.apply(value, mu, logvar, self._last.noise(value.shape))
-        return gaussian_log_prob(value, self.mu, self.logvar, impl=self.impl)
+        known = self._draws is not None and not torch.compiler.is_compiling()
+        draw = self._draws.get(value) if known else None
+        if draw is None:
+            return gaussian_log_prob(value, self.mu, self.logvar, impl=self.impl)
+        mu, logvar = self.mu.expand(value.shape), self.logvar.expand(value.shape)
+        return _LogProbFromNoise.apply(value, mu, logvar, _noise(draw, value, self.mu, self.logvar))
 
     def entropy(self) -> Tensor:
         """1/2 sum_d (logvar_d + log 2 pi + 1), [...], in nats."""
@@ -156,46 +160,41 @@ class DiagonalNormal(Distribution):
         return textbook.gaussian_entropy(logvar)
 
     def __getstate__(self):
-        """The last sample is this process's and this object's."""
-        return self.__dict__ | {"_last": None}
+        """Samples are those of this process and of this object."""
+        return self.__dict__ | {"_draws": None}
 
 
-class _LastSample:
-    """Which tensor was sampled, from what noise, and whether either end was written to since."""
+def _reference_draw(mu, shape):
+    """A function of mu and logvar: z [*shape] at a noise that autograd mostly keeps anyway."""
+    (wide,) = reference.accumulate(mu)
+    eps = reference.standard_normal(shape, wide)
 
-    def __init__(self, z, noise, mu, logvar):
-        self.z = weakref.ref(z)
-        self.noise = noise
-        self.versions = self._versions(z, mu, logvar)
+    def draw(mu, logvar):
+        return textbook.gaussian_sample(*reference.accumulate(mu, logvar), eps).to(mu.dtype)
 
-    @staticmethod
-    def _versions(*tensors):
-        return [None if t.is_inference() else t._version for t in tensors]
-
-    def is_of(self, value, mu, logvar):
-        if torch.compiler.is_compiling():
-            return False
-        return value is self.z() and self.versions == self._versions(value, mu, logvar)
+    return draw
 
 
-def _reference_sample(mu, logvar, shape):
-    """z, and its noise [*shape], which autograd keeps for backward in any case."""
-    wide_mu, wide_logvar = reference.accumulate(mu, logvar)
-    eps = reference.standard_normal(shape, wide_mu)
-    z = textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
-    return z, lambda shape: eps
-
-
-def _kernel_sample(mu, logvar, samples):
-    """z [samples, rows, D], and its noise: drawn again from the seed, with mean 0, variance 1."""
+def _kernel_draw(device, samples, shape):
+    """The same at the noise of a seed."""
     from ..kernels.gaussian_rsample import GaussianRsample, draw_seed
 
-    seed = draw_seed(mu.device)
-    rows = mu.reshape(-1, mu.shape[-1]), logvar.reshape(-1, mu.shape[-1])
-    z = GaussianRsample.apply(*rows, seed, samples)
-    (zero,) = reference.accumulate(mu.new_zeros(()))
-    standard = zero.expand(rows[0].shape)
-    return z, lambda shape: GaussianRsample.apply(standard, standard, seed, samples).view(shape)
+    seed = draw_seed(device)
+
+    def draw(mu, logvar):
+        rows = mu.reshape(-1, mu.shape[-1]), logvar.reshape(-1, mu.shape[-1])
+        return GaussianRsample.apply(*rows, seed, samples).view(shape)
+
+    return draw
+
+
+@torch.no_grad()
+def _noise(draw, z, mu, logvar):
+    """Of z what it was drawn from; of elements that no longer are what was drawn, their own."""
+    wide_z, wide_mu, wide_logvar = reference.accumulate(z, mu, logvar)
+    zero = wide_mu.new_zeros(()).expand(mu.shape)
+    own = (wide_z - wide_mu) * torch.exp(-0.5 * wide_logvar)
+    return torch.where(draw(mu, logvar) == z, draw(zero, zero), own)
 
 
 class _LogProbFromNoise(torch.autograd.Function):
@@ -219,7 +218,8 @@ class _LogProbFromNoise(torch.autograd.Function):
     def backward(ctx, grad):
         z, mu, logvar, eps = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: eps as a function of the rest
-            eps = (z - mu) * torch.exp(-0.5 * logvar)
+            of_rest = (z - mu) * torch.exp(-0.5 * logvar)
+            eps = eps + (of_rest - of_rest.detach())
         grad = grad.unsqueeze(-1)
         dmu = grad * eps * torch.exp(-0.5 * logvar)
         dlogvar = 0.5 * grad * (eps.square() - 1)

@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ class TestAgainstIndependentNormal:
     def test_expand(self, shapes, dtype, impl, device):
         inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
         batch_shape = (2, *p.batch_shape)
+        kept = (2, *(-1 for _ in p.batch_shape))
+        assert q.expand(kept).rsample().shape == (*batch_shape, *p.event_shape)
         q, p = q.expand(batch_shape), p.expand(batch_shape)
         assert type(q) is DiagonalNormal
         assert (q.batch_shape, q.event_shape) == (p.batch_shape, p.event_shape)
@@ -147,6 +150,25 @@ def test_the_same_seed_gives_the_same_samples_on_a_cpu(sample_shape):
     z = DiagonalNormal(mu, logvar).rsample(sample_shape)
     torch.manual_seed(7)
     torch.testing.assert_close(z, textbook(mu, logvar).rsample(sample_shape), rtol=1e-14, atol=0)
+
+
+def in_place(tensor):
+    with torch.no_grad():
+        tensor.add_(0.5)
+
+
+def through_data(tensor):
+    tensor.data.add_(0.5)
+
+
+def by_a_fused_optimizer(tensor):
+    """Torch does not count its writes."""
+    parameter = tensor.detach()
+    parameter.grad = torch.full_like(parameter, -0.5)
+    torch.optim.SGD([parameter], lr=1.0, fused=True).step()
+
+
+WRITES = [in_place, through_data, by_a_fused_optimizer]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -193,31 +215,66 @@ class TestOwnSample:
         for a, e in zip(torch.autograd.grad(q.log_prob(z).sum(), inputs), expected, strict=True):
             torch.testing.assert_close(a, e.detach(), rtol=1e-10, atol=1e-10)
 
-    def test_written_to_since(self, impl, device):
+    @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
+    def test_written_to_since(self, write, impl, device):
         """A sample, a mean or a variance that changed: the density of what is there now."""
         for which in range(3):
             inputs, q = self.own(impl, device, F64)
             z = q.rsample()
+            kept = q.log_prob(z).detach()
+            write((z, *inputs)[which])
             with torch.no_grad():
-                (z, *inputs)[which].add_(0.5)
                 expected = q.log_prob(z.clone())
-                torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-12, atol=0)
+                torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-12, atol=1e-12)
+            assert not torch.allclose(expected, kept)
 
-    def test_an_earlier_sample_is_any_value(self, impl, device):
+    def test_other_parameters_since(self, impl, device):
         _, q = self.own(impl, device, F64)
-        first, second = q.rsample(), q.rsample((2,))
-        for z in (first, second):
-            expected = q.log_prob(z.clone())
-            torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-9, atol=1e-9)
-
-    def test_no_sample_is_kept_alive(self, impl, device):
-        _, q = self.own(impl, device)
         z = q.rsample()
-        held = q._last.z
-        assert held() is z
+        q.mu = q.mu + 5
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()), rtol=1e-12, atol=0)
+
+    def test_gradients_to_be_differentiated_again_are_the_same(self, impl, device):
+        """At mu = 1e4 noise read off the sample would have other values."""
+        mu = torch.full((2, 3), 1e4, device=device, requires_grad=True)
+        logvar = torch.full_like(mu, math.log(1e-6), requires_grad=True)
+        q = DiagonalNormal(mu, logvar, impl=impl)
+        density = q.log_prob(q.sample()).sum()
+        plain = torch.autograd.grad(density, (mu, logvar), retain_graph=True)
+        again = torch.autograd.grad(density, (mu, logvar), create_graph=True)
+        torch.testing.assert_close(again, plain)
+
+    def test_one_element_written_to(self, impl, device):
+        """The rest keeps its noise: mu = 1e4 would cost it all of its digits."""
+        mu = torch.full((2, 3), 1e4, device=device)
+        q = DiagonalNormal(mu, torch.full_like(mu, math.log(1e-6)), impl=impl)
+        z = q.rsample()
+        before = q.log_prob(z)
+        z[0, 1] = 1e4 + 1
+        after = q.log_prob(z)
+        assert torch.equal(after[1], before[1])
+        assert not torch.equal(after[0], before[0])
+
+    def test_an_earlier_sample_has_its_noise_too(self, impl, device):
+        mu = torch.full((50, 8), 1e4, device=device)
+        q = DiagonalNormal(mu, torch.full_like(mu, math.log(1e-6)), impl=impl)
+        first = q.rsample()
+        density = q.log_prob(first)
+        second = q.rsample((2,))
+        assert torch.equal(q.log_prob(first), density)
+        assert q.log_prob(second).shape == (2, 50)
+        assert not torch.equal(density, q.log_prob(first.clone()))
+
+    def test_no_sample_and_no_noise_is_kept_alive(self, impl, device):
+        mu, logvar = torch.zeros(4, 3, device=device), torch.zeros(4, 3, device=device)
+        q = DiagonalNormal(mu, logvar, impl=impl)
+        z = q.sample()
+        sample, draw = weakref.ref(z), weakref.ref(q._draws[z])
+        assert draw() is not None
         del z
         gc.collect()
-        assert held() is None
+        assert sample() is None
+        assert draw() is None
 
     def test_copies_start_afresh(self, impl, device):
         """Leaves only: torch copies no other tensors."""
@@ -272,7 +329,7 @@ def test_density_of_the_own_sample_twice_differentiable():
         torch.manual_seed(5)
         q = DiagonalNormal(mu, logvar, validate_args=False)
         z = q.rsample()
-        assert q._last.is_of(z, q.mu, q.logvar)
+        assert z in q._draws
         return q.log_prob(z) * z.square().sum(-1)
 
     torch.autograd.gradcheck(own, (mu, logvar))
@@ -367,6 +424,15 @@ def test_values_are_validated(value):
     ):
         with pytest.raises(ValueError):  # noqa: PT011  torch's own, whatever they say
             distribution.log_prob(value)
+
+
+@pytest.mark.parametrize(
+    "value", [1.0, torch.zeros(4, 3, dtype=F64), torch.zeros(4, 3).long()], ids=str
+)
+def test_values_are_tensors_of_mus_dtype(value):
+    q = DiagonalNormal(torch.zeros(4, 3), torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="value"):
+        q.log_prob(value)
 
 
 def test_kl_of_what_has_none():
