@@ -2,9 +2,10 @@
 
 Each function keeps its original's argument names, order, reductions, signs and return type,
 oddities included, and says what beta they amount to (:func:`effective_beta`). On CUDA tensors,
-or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere torch's
-own losses and the reference's KL. What a function refuses where its original would broadcast, it
-refuses with an error.
+or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere, and for
+terms that have no kernel (an empty batch; cross-entropy on probabilities in float16, under autocast
+or ``torch.compile``), torch's own losses and the reference's KL. What a function refuses where its
+original would broadcast, it refuses with an error.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from . import validate
-from .compat_torch import binary_cross_entropy, in_torch_dtype, mse_loss
+from .compat_torch import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_loss
 from .functional import Implementation, gaussian_kl
 
 
@@ -39,7 +40,7 @@ def pytorch_examples_vae_loss(
         recon_x: probabilities ``[B, P]``; P need not be the 784 of the original.
         x: the data, ``[B, ...]`` of as many elements.
         mu, logvar: of q, ``[B, D]``; ``logvar`` is the log variance.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``, as in :func:`binary_cross_entropy`.
+        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         A scalar in nats, the sum over the batch, in the inputs' dtype.
@@ -55,7 +56,7 @@ def pytorch_examples_vae_loss(
     tensor(20.6355)
     """
     x = x.reshape(-1, recon_x.shape[-1])
-    cross_entropy = binary_cross_entropy(recon_x, x, reduction="sum", impl=impl)
+    cross_entropy = _cross_entropy(recon_x, x, "sum", impl)
     kl = gaussian_kl(mu, logvar, impl=impl).sum()
     return cross_entropy + in_torch_dtype(kl, mu)
 
@@ -148,13 +149,16 @@ def pythae_beta_vae_loss(
     (tensor(7.), tensor(3.), tensor(1.))
     """
     validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
+    if recon_x.numel() != x.numel():
+        shapes = validate.describe({"recon_x": recon_x, "x": x})
+        raise ValueError(f"expected as many elements in both images, got {shapes}")
     recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
     kld = _mean_kl(x, mu, log_var, impl)
     # Means times pixels: a sum over the batch may leave float16's range.
     if reconstruction_loss == "mse":
-        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(recon_x, x, impl)
+        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=recon_x, x=x)
     else:
-        recon_loss = x.shape[1] * binary_cross_entropy(recon_x, x, impl=impl)
+        recon_loss = x.shape[1] * _cross_entropy(recon_x, x, "mean", impl)
     return recon_loss + beta * kld, recon_loss, kld
 
 
@@ -233,6 +237,8 @@ class AntixKBetaVAELoss:
         beta, gamma, max_capacity, Capacity_max_iter, loss_type: of the model's constructor.
         impl: ``"auto"``, ``"triton"`` or ``"reference"``.
 
+    ``num_iter`` is how often it was called, to be assigned where a run is resumed.
+
     Returns:
         Of a call, ``(recons, input, mu, log_var, M_N=...)`` as :func:`antixk_vanilla_vae_loss`
         has it, ``{"loss", "Reconstruction_Loss", "KLD"}``: here attached, and ``KLD`` positive.
@@ -268,7 +274,8 @@ class AntixKBetaVAELoss:
         self.Capacity_max_iter = Capacity_max_iter
         self.loss_type = loss_type
         self.impl: Implementation = impl
-        self.num_iter = 0
+        # A tensor: of a number that changes the compiler would compile every value anew.
+        self.num_iter = torch.zeros((), dtype=torch.int64)
 
     def __call__(
         self,
@@ -344,9 +351,10 @@ def bolts_vae_loss(
     """
     mu, logvar = _mean_and_logvar("q", q)
     prior_mu, prior_logvar = (None, None) if p is None else _mean_and_logvar("p", p)
+    validate.tensors(q=mu, p=prior_mu)
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
     shape = mu.shape if prior_mu is None else torch.broadcast_shapes(mu.shape, prior_mu.shape)
-    recon_loss = _mean_squared_error(x_hat, x, impl)
+    recon_loss = _mean_squared_error(impl, x_hat=x_hat, x=x)
     kl = in_torch_dtype(kl.sum() / math.prod(shape), mu) * kl_coeff
     loss = kl + recon_loss
     return loss, {"recon_loss": recon_loss, "kl": kl, "loss": loss}
@@ -403,7 +411,7 @@ def scvi_kl_local(
 def _antixk_terms(recons, input, mu, log_var, impl):
     """Squared error, averaged over everything, and KL, averaged over the batch."""
     kld = _mean_kl(input, mu, log_var, impl)
-    return _mean_squared_error(recons, input, impl), kld
+    return _mean_squared_error(impl, recons=recons, input=input), kld
 
 
 def _mean_kl(x, mu, logvar, impl):
@@ -415,12 +423,18 @@ def _mean_kl(x, mu, logvar, impl):
     return in_torch_dtype(kl.mean(), mu)
 
 
-def _mean_squared_error(recon, x, impl):
+def _mean_squared_error(impl, **images):
     """``F.mse_loss``, for one shape: of two it broadcasts, and takes another mean."""
+    recon, x = images.values()
     if recon.shape != x.shape:
-        shapes = validate.describe({"recon": recon, "x": x})
-        raise ValueError(f"expected a reconstruction of the data's shape, got {shapes}")
-    return mse_loss(recon, x, impl=impl)
+        names = " and ".join(images)
+        raise ValueError(f"expected {names} of one shape, got {validate.describe(images)}")
+    return mse_loss(recon, x, impl=impl if fits_kernel("mean", recon, x) else "reference")
+
+
+def _cross_entropy(recon, x, reduction, impl):
+    fits = fits_kernel(reduction, recon, x, probabilities=True)
+    return binary_cross_entropy(recon, x, reduction=reduction, impl=impl if fits else "reference")
 
 
 def _mean_and_logvar(name, normal):

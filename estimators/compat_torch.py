@@ -58,7 +58,7 @@ def mse_loss(
     tensor(1.)
     """
     legacy = size_average is not None or reduce is not None
-    fits = not legacy and weight is None and _fits(reduction, input, target)
+    fits = not legacy and weight is None and fits_kernel(reduction, input, target)
     if not takes_kernel(impl, input, fits):
         arguments = (input, target, size_average, reduce, reduction, weight)
         return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
@@ -105,7 +105,7 @@ def binary_cross_entropy_with_logits(
     tensor(0.6931)
     """
     plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
-    fits = plain and _fits(reduction, input, target)
+    fits = plain and fits_kernel(reduction, input, target)
     if not takes_kernel(impl, input, fits):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
@@ -146,8 +146,8 @@ def binary_cross_entropy(
         A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
 
     Raises:
-        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN. On CUDA the kernel
-            makes loss and gradient NaN, where torch's device assertion ends the process.
+        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN. The kernel makes
+            loss and gradient NaN, where torch's device assertion would end the process.
             Also ``impl="triton"`` where no kernel serves the arguments.
         ValueError: what torch raises.
 
@@ -155,13 +155,12 @@ def binary_cross_entropy(
     tensor(0.6931)
     """
     plain = all(argument is None for argument in (weight, size_average, reduce))
-    fits = plain and _fits(reduction, input, target) and _fits_probabilities(input)
+    fits = plain and fits_kernel(reduction, input, target, probabilities=True)
     if not takes_kernel(impl, input, fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     from ..kernels.elbo_loss import PROBABILITIES
     from ..kernels.elbo_loss import elbo_loss as kernel
 
-    _within_unit(input=input, target=target)
     rows = (t.reshape(t.shape[0], -1) if t.dim() > 1 else t.unsqueeze(0) for t in (input, target))
     total, _, _ = kernel(*rows, None, 0.0, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
     return _reduced(total, input, reduction)
@@ -218,7 +217,7 @@ def gaussian_nll_loss(
     validate.choice("reduction", reduction, ("none", "mean", "sum"))
     v = _clamped(_variance(var, input), eps)
     (wide,) = accumulate(v)  # a logarithm in half precision is off by more than its variance
-    fits = _alike(input, wide) and _fits(reduction, input, target)
+    fits = _alike(input, wide) and fits_kernel(reduction, input, target)
     if takes_kernel(impl, input, fits):
         total = _likelihood_sum(
             input, target, likelihood="gaussian", recon_logvar=wide.log(), impl=impl
@@ -237,7 +236,8 @@ def _variance(var, input):
     if isinstance(var, float):
         if var < 0:
             raise ValueError(f"var has negative entries: {var}")
-        return input.new_full((), var)
+        dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
+        return input.new_full((), var, dtype=dtype)
     if not isinstance(var, torch.Tensor):
         raise TypeError(f"var must be a torch.Tensor or a float, got {type(var).__name__}")
     if var.device.type == "cpu" and not torch.compiler.is_compiling() and (var < 0).any():
@@ -278,8 +278,16 @@ def takes_kernel(impl, tensor, fits):
     return fits
 
 
-def _fits(reduction, input, target):
-    """What the likelihood kernels take."""
+def fits_kernel(reduction, input, target, *, probabilities=False):
+    """What the likelihood kernels take.
+
+    Probabilities only where nothing scales or fuses their gradient later: 1 / (p (1 - p)) leaves
+    float16's range.
+    """
+    if probabilities and (
+        input.dtype == torch.float16 or validate.autocasts(input) or torch.compiler.is_compiling()
+    ):
+        return False
     return (
         reduction in ("mean", "sum")
         and input.shape == target.shape
@@ -287,19 +295,6 @@ def _fits(reduction, input, target):
         and input.dim() > 0
         and input.numel() > 0
     )
-
-
-def _fits_probabilities(input):
-    """Nothing that scales or fuses gradients later: 1 / (p (1 - p)) leaves float16's range."""
-    later = validate.autocasts(input) or torch.compiler.is_compiling()
-    return not later and input.dtype != torch.float16
-
-
-def _within_unit(**tensors):
-    """Where looking costs no wait, torch's error; elsewhere the kernel returns NaN."""
-    for name, tensor in tensors.items():
-        if tensor.device.type == "cpu" and not ((tensor >= 0) & (tensor <= 1)).all():
-            raise RuntimeError(f"all elements of {name} should be between 0 and 1")
 
 
 def _alike(a, b):

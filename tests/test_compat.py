@@ -4,6 +4,7 @@ The originals are written here from their formulas, over one example and one ele
 where that is what they mean. torch.nn.functional's own functions are their own originals.
 """
 
+import copy
 import functools
 import inspect
 import itertools
@@ -401,22 +402,20 @@ CROSS_ENTROPIES = {
 }
 
 
-@IMPLS
 @pytest.mark.parametrize("wrong", OUTSIDE)
 @pytest.mark.parametrize("name", CROSS_ENTROPIES)
 @pytest.mark.parametrize("which", [0, 1], ids=["recon", "data"])
-def test_probabilities_outside_0_and_1(wrong, name, which, impl):
+def test_probabilities_outside_0_and_1(wrong, name, which):
     images, zero = [torch.full((2, 3), 0.5), torch.ones(2, 3)], torch.zeros(2, 1)
     images[which][1, 2] = wrong
     with pytest.raises(RuntimeError, match="between 0 and 1"):
-        CROSS_ENTROPIES[name](*images, zero, zero, impl=impl)
+        CROSS_ENTROPIES[name](*images, zero, zero)
 
 
 @pytest.mark.parametrize("wrong", [*OUTSIDE, -5.0, math.inf, -math.inf])
 @pytest.mark.parametrize("which", [0, 1], ids=["input", "target"])
-def test_probabilities_where_nobody_looks(wrong, which, monkeypatch, device):
-    """The loss is NaN and so is the gradient there, where no formula would make them so."""
-    monkeypatch.setattr(compat_torch, "_within_unit", lambda **_: None)
+def test_probabilities_in_the_kernel(wrong, which, device):
+    """Nobody looks: the loss is NaN, and so is the gradient there, which the formula has not."""
     images = [torch.full((2, 3), 0.25), torch.ones(2, 3)]
     images[which][1, 2] = wrong
     input, target = (t.to(device) for t in images)
@@ -439,15 +438,30 @@ def test_a_second_backward_computes_the_cross_entropy_again(device):
 
 
 def test_probabilities_that_are_left_to_torch(device):
-    """float16, autocast and torch.compile: "auto" gives torch's number, "triton" refuses."""
+    """float16 and autocast: "auto" gives torch's number, "triton" refuses; whole losses do not."""
     p, x = (t.detach().to(device) for t in PROBABILITY_LOSSES[0].tensors(F32))
-    for half in (p.to(F16), x.to(F16)), (p.requires_grad_(), x):
-        with torch.autocast(device, BF16, enabled=half[0].dtype == F32):
+    mu, logvar = (t.detach().to(device) for t in Case("", ("latent",) * 2, None, None).tensors(F32))
+    for dtype in (F16, F32):
+        p, x, mu, logvar = (t.to(dtype) for t in (p, x, mu, logvar))
+        with torch.autocast(device, BF16, enabled=dtype == F32):
             with pytest.raises(RuntimeError, match="no kernel serves"):
-                compat.binary_cross_entropy(*half, impl="triton")
-            if device == "cpu":  # on CUDA torch refuses its autocast
-                actual = compat.binary_cross_entropy(*half)
-                assert torch.equal(actual, F.binary_cross_entropy(*half))
+                compat.binary_cross_entropy(p, x, impl="triton")
+            if device != "cpu" and dtype == F32:
+                continue  # on CUDA torch refuses under autocast
+            mean, total = (F.binary_cross_entropy(p, x, reduction=r) for r in ("mean", "sum"))
+            assert torch.equal(compat.binary_cross_entropy(p, x), mean)
+            kl = kl_to_standard(mu, logvar)
+            loss = compat.pytorch_examples_vae_loss(p.flatten(1), x, mu, logvar, impl="triton")
+            torch.testing.assert_close(loss, total + kl.sum(), rtol=2e-3, atol=0)
+            loss, *_ = CROSS_ENTROPIES["pythae"](p, x, mu, logvar, impl="triton")
+            torch.testing.assert_close(loss, PIXELS * mean + kl.mean(), rtol=2e-3, atol=0)
+
+
+def test_probabilities_in_a_compiled_loss(device):
+    """The compiler has torch's cross-entropy, and the kernel of the KL."""
+    leaves, same = (LIBRARIES[0].tensors(F64, device) for _ in range(2))
+    loss = torch.compile(compat.pytorch_examples_vae_loss, backend="aot_eager", fullgraph=True)
+    compare(loss(*leaves, impl="triton"), LIBRARIES[0].original(*same), leaves, same, F64)
 
 
 # What each original does beside its formula.
@@ -523,6 +537,48 @@ def test_compiled(case):
     eager, leaves = case.tensors(F64), case.tensors(F64)
     loss = torch.compile(case.ours, backend="aot_eager", fullgraph=True, dynamic=False)
     compare(loss(*leaves, impl="auto"), case.ours(*eager, impl="auto"), leaves, eager, F64)
+
+
+def test_antixk_counts_without_compiling_anew():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    for loss_type in ("H", "B"):
+        torch.compiler.reset()
+        loss_function = compat.AntixKBetaVAELoss(
+            max_capacity=7, Capacity_max_iter=11, loss_type=loss_type
+        )
+        compiled = torch.compile(
+            lambda *t, f=loss_function: f(*t, M_N=0.3)["loss"], backend=counter, fullgraph=True
+        )
+        again = copy.copy(loss_function)
+        again.num_iter = 0
+        counter.frame_count = 0
+        for calls in range(1, 13):
+            leaves = LIBRARIES[5].tensors(F64, seed=calls)
+            torch.testing.assert_close(compiled(*leaves), again(*leaves, M_N=0.3)["loss"])
+            assert loss_function.num_iter == again.num_iter == calls
+        assert counter.frame_count == 1
+
+
+EMPTY = [
+    (LIBRARIES[0], (0, PIXELS), (0, *IMAGE)),
+    *((case, (0, *IMAGE), (0, *IMAGE)) for case in LIBRARIES[5:8]),
+]
+
+
+@IMPLS
+@pytest.mark.parametrize(("case", "recon", "x"), EMPTY, ids=str)
+def test_empty_batches(case, recon, x, impl, device):
+    """Sums of nothing are 0 and means NaN, as the originals', and gradients have their shapes."""
+    leaves = [torch.ones(recon), torch.ones(x)]
+    leaves += [torch.ones(0, LATENTS) for _ in case.kinds[2:]]
+    leaves = [t.to(device).requires_grad_() for t in leaves]
+    actual = next(iter(named(case.ours(*leaves, impl=impl)).values()))
+    expected = torch.tensor(0.0 if case is LIBRARIES[0] else math.nan)
+    torch.testing.assert_close(actual.cpu(), expected, equal_nan=True)
+    gradients = torch.autograd.grad(actual, leaves, allow_unused=True)
+    assert all(g is None or g.shape == t.shape for g, t in zip(gradients, leaves, strict=True))
 
 
 def test_antixk_defaults_are_the_models():
@@ -616,6 +672,8 @@ def test_what_has_no_kernel_is_refused_by_name():
             compat.gaussian_nll_loss(*arguments, one, impl="triton")
     with pytest.raises(RuntimeError, match="no kernel serves"):
         compat.gaussian_nll_loss(a, a, one.double(), impl="triton")
+    integers = compat.gaussian_nll_loss(a.long(), b.long().expand(4, 3), 0.5)
+    assert torch.equal(integers, F.gaussian_nll_loss(a.long(), b.long().expand(4, 3), 0.5))
     mixed = compat.gaussian_nll_loss(a, a.double(), one)
     assert torch.equal(mixed, F.gaussian_nll_loss(a, a.double(), one))
 
@@ -820,6 +878,15 @@ def test_other_bad_arguments():
         compat.AntixKBetaVAELoss(loss_type="C")
     with pytest.raises(ValueError, match="'mse', 'bce'"):
         compat.pythae_vae_loss(recon, x, mu, logvar, None, reconstruction_loss="l1")
+    with pytest.raises(ValueError, match=r"recon_x \(4, 5\), x \(4, 6\)"):
+        compat.pythae_vae_loss(torch.zeros(4, 5), x, mu, logvar)
+    with pytest.raises(ValueError, match=r"recons and input of one shape"):
+        compat.antixk_vanilla_vae_loss(torch.zeros(4, 1), x, mu, logvar, M_N=1.0)
+    with pytest.raises(ValueError, match=r"x_hat and x of one shape"):
+        compat.bolts_vae_loss(torch.zeros(4, 1), x, None, Normal(mu, torch.ones(4, 2)))
+    wide = Normal(mu.double(), torch.ones(4, 2, dtype=F64))
+    with pytest.raises(TypeError, match="q and p must have one dtype"):
+        compat.bolts_vae_loss(recon, x, wide, Normal(mu, torch.ones(4, 2)))
     with pytest.raises(TypeError, match=r"q must be a torch\.distributions\.Normal, got Tensor"):
         compat.bolts_vae_loss(recon, x, None, mu)
     standard = Normal(mu, torch.ones(4, 2))
