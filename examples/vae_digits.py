@@ -283,6 +283,13 @@ def summary(elbo, bounds, baseline):
     return table
 
 
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description="Train a VAE on handwritten digits.")
     cuda = torch.cuda.is_available()
@@ -291,13 +298,13 @@ def parse(argv=None):
     about = f"train by one of {', '.join(TRAINING)} (default: rsample_kl and elbo_loss)"
     parser.add_argument("--estimator", **names, help=about)
     about = "of z for each image, with --estimator (default: 8)"
-    parser.add_argument("--samples", type=int, metavar="K", help=about)
+    parser.add_argument("--samples", type=positive_int, metavar="K", help=about)
     about = "samples of the bounds at the end (default: 1 50 5000)"
-    numbers = {"nargs": "+", "type": int, "metavar": "K", "default": [1, 50, 5000]}
+    numbers = {"nargs": "+", "type": positive_int, "metavar": "K", "default": [1, 50, 5000]}
     parser.add_argument("--bounds", **numbers, help=about)
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--latents", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--epochs", type=positive_int, default=50)
+    parser.add_argument("--latents", type=positive_int, default=8)
+    parser.add_argument("--batch", type=positive_int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of training")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
@@ -309,8 +316,6 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.samples is not None and args.estimator is None:
         parser.error("--samples needs --estimator: the default path takes one sample")
-    if min(args.bounds) < 1:
-        parser.error(f"--bounds must be at least 1, got {min(args.bounds)}")
     world = int(os.environ.get("WORLD_SIZE", 0))
     if args.ddp and world == 0:
         parser.error("--ddp needs torchrun: torchrun --nproc-per-node 2 vae_digits.py --ddp")

@@ -172,14 +172,17 @@ def test_every_estimator_on_offer_takes_a_step(vae_digits):
             assert parameter.grad.abs().max() > 0, name
 
 
+COUNTS = "--epochs", "--batch", "--latents", "--samples", "--bounds"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--samples", "4"), "--samples needs --estimator"),
         (("--estimator", "vimco", "--samples", "1"), "vimco needs num_samples >= 2"),
         (("--estimator", "cubo"), "invalid choice: 'cubo'"),
-        (("--bounds", "0"), "--bounds must be at least 1, got 0"),
         (("--ddp",), "--ddp needs torchrun"),
+        *(((option, "0"), f"argument {option}: must be at least 1, got 0") for option in COUNTS),
     ],
 )
 def test_script_refuses_what_cannot_work(vae_digits, capsys, options, message):
