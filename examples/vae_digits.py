@@ -319,6 +319,8 @@ def parse(argv=None):
     world = int(os.environ.get("WORLD_SIZE", 0))
     if args.ddp and world == 0:
         parser.error("--ddp needs torchrun: torchrun --nproc-per-node 2 vae_digits.py --ddp")
+    if world > 1 and not args.ddp:  # all would train one run, and write to one file
+        parser.error(f"{world} processes without --ddp: they would not share the work")
     if args.ddp and args.batch % world:
         parser.error(f"--batch {args.batch} cannot be shared evenly by {world} processes")
     try:  # one image tells now, in one line, whether the options go together on --device

@@ -198,6 +198,13 @@ def test_script_refuses_shares_that_are_not_even(vae_digits, capsys, monkeypatch
     assert "--batch 64 cannot be shared evenly by 3 processes" in capsys.readouterr().err
 
 
+def test_script_refuses_processes_that_would_not_share(vae_digits, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        vae_digits.parse([])
+    assert "2 processes without --ddp" in capsys.readouterr().err
+
+
 def test_script_goes_on_from_a_checkpoint(vae_digits, tmp_path):
     """One epoch and another are two epochs, to the last bit; other settings are refused."""
     fixed = ["--device", "cpu", "--batch", "256", "--bounds", "1", "--out", str(tmp_path)]
