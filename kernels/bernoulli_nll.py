@@ -14,6 +14,7 @@ from .device import (
     exp_scaled,
     load_rows,
     load_tile,
+    log1m_half,
     log1p_unit,
     store_rows,
     store_tile,
@@ -67,13 +68,14 @@ def terms_of_probabilities(p, x, PTX: tl.constexpr):
     would drop.
     """
     p = tl.where((p >= 0.0) & (p <= 1.0) & (x >= 0.0) & (x <= 1.0), p, float("nan"))
-    log_p = log_probability(p)
     rest = 1.0 - p
-    # Less what rounding added to 1 - p: log(rest - error) = log(rest) - error where error is.
-    log_rest = tl.log(rest) - ((rest - 1.0) + p)
-    dx = log_rest - log_p
-    log_p = tl.where(log_p < -100.0, -100.0, log_p)
-    log_rest = tl.where(log_rest < -100.0, -100.0, log_rest)
+    low = p < rest
+    smaller = tl.where(low, p, rest)  # exact, as 1 - p is from p = 1/2 on
+    log_smaller, log_larger = log_probability(smaller), log1m_half(smaller, PTX)
+    dx = tl.where(low, log_larger - log_smaller, log_smaller - log_larger)
+    log_smaller = tl.where(log_smaller < -100.0, -100.0, log_smaller)
+    log_p = tl.where(low, log_smaller, log_larger)
+    log_rest = tl.where(low, log_larger, log_smaller)
     nll = -x * log_p - (1.0 - x) * log_rest
     variance = p * rest
     variance = tl.where(variance < LEAST_VARIANCE, LEAST_VARIANCE, variance)

@@ -117,20 +117,34 @@ def divide(a, b, PTX: tl.constexpr):
 
 
 @triton.jit
-def log1p_unit(x, PTX: tl.constexpr):
-    """log(1 + x) for 0 <= x <= 1, accurate near zero."""
-    if x.dtype == tl.float64:
-        # Goldberg's identity: log(u) / (u - 1) forgives the rounding of u = 1 + x.
-        u = 1.0 + x
-        return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
-    # 2 atanh(s), s = x / (2 + x) <= 1/3: a Chebyshev fit with relative error 4e-9.
-    s = divide(x, 2.0 + x, PTX)
+def twice_atanh(s):
+    """log((1 + s) / (1 - s)) for |s| <= 1/3: a Chebyshev fit with relative error 4e-9."""
     q = s * s
     series = 0.14078879 * q + 0.13982579
     series = series * q + 0.20012298
     series = series * q + 0.33333161
     series = series * q + 1.0
     return 2.0 * s * series
+
+
+@triton.jit
+def log1p_unit(x, PTX: tl.constexpr):
+    """log(1 + x) for 0 <= x <= 1, accurate near zero."""
+    if x.dtype == tl.float64:
+        # Goldberg's identity: log(u) / (u - 1) forgives the rounding of u = 1 + x.
+        u = 1.0 + x
+        return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
+    return twice_atanh(divide(x, 2.0 + x, PTX))
+
+
+@triton.jit
+def log1m_half(x, PTX: tl.constexpr):
+    """log(1 - x) for 0 <= x <= 1/2, accurate near zero."""
+    if x.dtype == tl.float64:
+        # Less what rounding added to u = 1 - x.
+        u = 1.0 - x
+        return tl.log(u) - ((u - 1.0) + x)
+    return -twice_atanh(divide(x, 2.0 - x, PTX))
 
 
 @triton.jit
