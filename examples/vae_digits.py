@@ -205,20 +205,30 @@ def distributed(model, loss):
 
 
 def random_state(device):
-    """The module whose get_rng_state and set_rng_state are those of all noise on ``device``."""
-    return torch.cuda if torch.device(device).type == "cuda" else torch
+    """Two functions: they get and set the state of the generator of all noise on ``device``."""
+    if torch.device(device).type != "cuda":
+        return torch.get_rng_state, torch.set_rng_state
+    # Without a device these are of the current one, which is cuda:0 for ``--device cuda:1``.
+    get_state = partial(torch.cuda.get_rng_state, device=device)
+    set_state = partial(torch.cuda.set_rng_state, device=device)
+    return get_state, set_state
 
 
 def settings(args):
-    """What a resumed run must share with the one that it goes on with."""
-    names = "estimator", "samples", "latents", "batch", "lr", "seed"
-    return {name: getattr(args, name) for name in names} | {"ranks": place()[1]}
+    """What a resumed run must share with the one that it goes on with.
+
+    The implementation and the kind of device too: each draws noise of its own.
+    """
+    names = "impl", "estimator", "samples", "latents", "batch", "lr", "seed"
+    run = {"device": torch.device(args.device).type, "ranks": place()[1]}
+    return {name: getattr(args, name) for name in names} | run
 
 
 def save(args, model, optimizer, elbos):
     """All that the next epoch depends on, each rank's state of the generator included."""
     rank, world = place()
-    states = [random_state(args.device).get_rng_state()] * world
+    get_state, _ = random_state(args.device)
+    states = [get_state()] * world
     if dist.is_initialized():
         dist.all_gather_object(states, states[rank])
     if rank == 0:
@@ -236,7 +246,8 @@ def resume(args, model, optimizer):
         raise SystemExit(f"{args.checkpoint} is of {run['settings']}, not of {settings(args)}")
     model.load_state_dict(run["model"])
     optimizer.load_state_dict(run["optimizer"])
-    random_state(args.device).set_rng_state(run["states"][place()[0]])
+    _, set_state = random_state(args.device)
+    set_state(run["states"][place()[0]])
     return run["elbos"]
 
 
@@ -324,6 +335,10 @@ def parse(argv=None):
     if args.ddp and args.batch % world:
         parser.error(f"--batch {args.batch} cannot be shared evenly by {world} processes")
     try:  # one image tells now, in one line, whether the options go together on --device
+        if args.ddp and torch.device(args.device).type == "cuda":
+            # Before anything is put on a GPU: it would be on cuda:0, for every rank.
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
         x = torch.zeros(1, PIXELS, device=args.device)
         loss_of(args)(VAE(1, 1).to(args.device), x, impl=args.impl)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -340,11 +355,8 @@ def loss_of(args):
 
 
 def start_ranks(args):
-    """Join the other processes of torchrun, each on a GPU of its own where there are GPUs."""
-    cuda = torch.device(args.device).type == "cuda"
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    """Join the other processes of torchrun; ``parse`` gave each a GPU where there are GPUs."""
+    dist.init_process_group("nccl" if torch.device(args.device).type == "cuda" else "gloo")
 
 
 def main(argv=None):

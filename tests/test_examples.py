@@ -98,6 +98,20 @@ def test_training_beats_independent_pixels(vae_digits):
     assert elbo > vae_digits.pixel_baseline(train, test) + 1.2
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_measuring_draws_noise_of_its_own(vae_digits, impl, device):
+    """The same each time, and not from training's, which goes on as if nothing had happened."""
+    images = vae_digits.load_digits_binary()[1][:8].to(device)
+    model = vae_digits.VAE(latents=2, hidden=4).to(device)
+    get_state, _ = vae_digits.random_state(device)
+    state = get_state()
+    elbos = [vae_digits.test_elbo(model, images, 2, impl) for _ in range(2)]
+    bounds = [vae_digits.test_bound(model, images, 2, impl, None) for _ in range(2)]
+    assert torch.equal(get_state(), state)
+    assert elbos[0] == elbos[1]
+    assert bounds[0] == bounds[1]
+
+
 def test_digits_are_binary_and_always_the_same(vae_digits):
     train, test = vae_digits.load_digits_binary()
     assert len(train) + len(test) == 1797
@@ -223,6 +237,60 @@ def test_script_goes_on_from_a_checkpoint(vae_digits, tmp_path):
         assert torch.equal(parameter, resumed["model"][name])
     with pytest.raises(SystemExit, match=r"resumed\.pt is of .*'lr': 0\.002"):
         run("3", "resumed.pt", "--lr", "0.1")
+    with pytest.raises(SystemExit, match=r"resumed\.pt is of .*'impl': 'auto'"):
+        run("3", "resumed.pt", "--impl", "reference")
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(vae_digits):
+    """Its noise is another; which GPU it was does not matter."""
+    args = vae_digits.parse(["--device", "cpu"])
+    found = []
+    for args.device in ("cpu", "cuda:0", "cuda:1"):
+        found.append(vae_digits.settings(args))
+    assert found[0] != found[1] == found[2]
+
+
+def test_the_state_of_noise_is_that_of_the_device_that_was_asked_for(vae_digits, monkeypatch):
+    """Not of the current one. Without a GPU: torch is asked for the right state."""
+    states = {"cuda:0": 0, "cuda:1": 1}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda:0": states[device])
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device="cuda:0": states.update({device: state})
+    )
+    get_state, set_state = vae_digits.random_state("cuda:1")
+    assert get_state() == 1
+    set_state(2)
+    assert states == {"cuda:0": 0, "cuda:1": 2}
+
+
+def test_a_rank_chooses_its_gpu_before_it_uses_one(vae_digits, capsys, monkeypatch):
+    def set_device(device):
+        raise RuntimeError(f"chose {device}")  # parse ends here, if nothing was used before
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        vae_digits.parse(["--ddp", "--device", "cuda"])
+    assert "chose cuda:1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_whole_or_the_one_before(vae_digits, tmp_path, monkeypatch):
+    """A run that ends while it saves leaves what it saved last."""
+    path = tmp_path / "run.pt"
+    args = vae_digits.parse(["--device", "cpu", "--checkpoint", str(path)])
+    model = vae_digits.VAE(latents=2, hidden=4)
+    optimizer = torch.optim.Adam(model.parameters())
+    vae_digits.save(args, model, optimizer, [-30.0])
+
+    def save_a_half(run, path):
+        path.write_bytes(b"half of a run")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save_a_half)
+    with pytest.raises(KeyboardInterrupt):
+        vae_digits.save(args, model, optimizer, [-30.0, -29.0])
+    assert vae_digits.resume(args, model, optimizer) == [-30.0]
 
 
 def test_script_says_in_a_line_that_kernels_need_a_gpu(tmp_path):
