@@ -12,6 +12,7 @@ from bar import INTERPRET, LAYOUTS, lay
 from scipy import stats
 
 import fused_elbo
+from fused_elbo.estimators.noise import draw_seed as twin_draw_seed
 from fused_elbo.estimators.noise import philox, stream
 from fused_elbo.kernels import launch
 from fused_elbo.kernels import noise as kernel_noise
@@ -259,6 +260,15 @@ class TestBackwardAndSeeds:
         assert (seeds >= 0).all()
         assert seeds.unique().numel() == 64
         assert all(16 <= int((seeds >> bit & 1).sum()) <= 48 for bit in range(63))  # 4 deviations
+
+    @pytest.mark.parametrize(
+        "draw_seed", [kernel_noise.draw_seed, twin_draw_seed], ids=["kernels", "twin"]
+    )
+    def test_a_seed_is_drawn_where_it_is_used(self, draw_seed):
+        """Neither looked at nor made on the host: a meta tensor raises if it is looked at."""
+        state = torch.get_rng_state()
+        assert draw_seed(torch.device("meta")).device.type == "meta"
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 # Quality, on the twin's stream (shown above to be the kernels'): N normals from fixed seeds. A
