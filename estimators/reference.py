@@ -114,7 +114,8 @@ class LogRatio(torch.autograd.Function):
             delta = torch.addcmul(distance, torch.expm1(0.5 * spread), eps)
             difference = torch.add(delta, eps, alpha=2).mul_(delta).neg_()
         spread = spread.expand(eps.shape[1:])
-        return z, (difference.sum(-1) + spread.sum(-1)).mul_(0.5)
+        # A result that is written to in place has wrong gradients in torch 2.11's compiler.
+        return z, 0.5 * (difference.sum(-1) + spread.sum(-1))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -70,7 +70,9 @@ def same_device(**named):
 def autocasts(tensor):
     """Whether autocast is on for the tensor's device; of some devices torch cannot be asked."""
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # Torch 2.11's compiler cannot ask the first.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def autocast_mixes(a, b):
