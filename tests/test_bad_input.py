@@ -1,5 +1,6 @@
 """Every row of the bad-input table: what is raised, and that the message names the arguments."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -571,6 +572,10 @@ def test_raises_and_names_the_argument(case, impl, device):
     message = str(raised.value)
     for word in words:
         assert re.search(rf"(?<![\w.]){re.escape(word)}", message), f"no {word!r} in: {message}"
+    if name == "chunked_iwae_loss":
+        # Torch 2.11 takes the hooks of a failed checkpoint away with its traceback, not before.
+        del raised
+        gc.collect()
 
 
 FUNCTIONS = {
