@@ -2,10 +2,10 @@
 
 Each function keeps its original's argument names, order, reductions, signs and return type,
 oddities included, and says what beta they amount to (:func:`effective_beta`). On CUDA tensors,
-or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere, and for
-terms that have no kernel (an empty batch; cross-entropy on probabilities in float16, under autocast
-or ``torch.compile``), torch's own losses and the reference's KL. What a function refuses where its
-original would broadcast, it refuses with an error.
+or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere torch's own
+losses and the reference's KL. Reconstruction terms that have no kernel (an empty batch;
+cross-entropy on probabilities in float16, under autocast or ``torch.compile``) are torch's
+everywhere. What a function refuses where its original would broadcast, it refuses with an error.
 """
 
 import math
@@ -46,7 +46,8 @@ def pytorch_examples_vae_loss(
         A scalar in nats, the sum over the batch, in the inputs' dtype.
 
     Raises:
-        RuntimeError: probabilities or data outside [0, 1] or NaN (on CUDA the loss is NaN).
+        RuntimeError: probabilities or data outside [0, 1] or NaN (where the kernel runs, the loss
+            is NaN).
         ValueError: as many elements in other rows, or mu and logvar that do not broadcast.
 
     github.com/pytorch/examples, vae/main.py; Kingma & Welling 2014, appendices B and C.1.
@@ -98,7 +99,8 @@ def pythae_vae_loss(
 
     Raises:
         ValueError: an unknown ``reconstruction_loss``; shapes that do not fit.
-        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (on CUDA the loss is NaN).
+        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (where the kernel runs, the loss
+            is NaN).
 
     Chadebec et al., "Pythae", NeurIPS 2022; Kingma & Welling 2014.
 
@@ -154,11 +156,13 @@ def pythae_beta_vae_loss(
         raise ValueError(f"expected as many elements in both images, got {shapes}")
     recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
     kld = _mean_kl(x, mu, log_var, impl)
-    # Means times pixels: a sum over the batch may leave float16's range.
+    # Of means times pixels neither value nor gradient has float16's range.
+    wide = [t.float() if t.dtype == torch.float16 else t for t in (recon_x, x)]
     if reconstruction_loss == "mse":
-        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=recon_x, x=x)
+        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=wide[0], x=wide[1])
     else:
-        recon_loss = x.shape[1] * _cross_entropy(recon_x, x, "mean", impl)
+        recon_loss = x.shape[1] * _cross_entropy(*wide, "mean", impl)
+    recon_loss = in_torch_dtype(recon_loss, x)
     return recon_loss + beta * kld, recon_loss, kld
 
 
@@ -274,8 +278,7 @@ class AntixKBetaVAELoss:
         self.Capacity_max_iter = Capacity_max_iter
         self.loss_type = loss_type
         self.impl: Implementation = impl
-        # A tensor: of a number that changes the compiler would compile every value anew.
-        self.num_iter = torch.zeros((), dtype=torch.int64)
+        self.num_iter = 0
 
     def __call__(
         self,
@@ -288,7 +291,7 @@ class AntixKBetaVAELoss:
         **unused_named: object,
     ) -> dict[str, Tensor]:
         """As the class says; every call counts."""
-        self.num_iter += 1
+        self._calls = self._calls.to(recons.device) + 1
         recons_loss, kld = _antixk_terms(recons, input, mu, log_var, self.impl)
         if self.loss_type == "H":
             loss = recons_loss + self.beta * M_N * kld
@@ -297,10 +300,21 @@ class AntixKBetaVAELoss:
             loss = recons_loss + self.gamma * M_N * (kld - capacity).abs()
         return {"loss": loss, "Reconstruction_Loss": recons_loss, "KLD": kld}
 
+    @property
+    def num_iter(self) -> int:
+        """How often it was called; on CUDA, reading it waits for the device."""
+        return int(self._calls)
+
+    @num_iter.setter
+    def num_iter(self, value: int) -> None:
+        # A tensor: for every value of a number the compiler would compile anew.
+        self._calls = torch.tensor(value, dtype=torch.int64, device="cpu")
+
     def capacity(self, device: torch.device | str = "cpu") -> Tensor:
         """C of the last call, [1], in nats: filled on the device, which then need not wait."""
         most = torch.full((1,), self.max_capacity, dtype=torch.float32, device=device)
-        return (most / self.Capacity_max_iter * self.num_iter).clamp(0, self.max_capacity)
+        calls = self._calls.to(device)
+        return (most / self.Capacity_max_iter * calls).clamp(0, self.max_capacity)
 
 
 def bolts_vae_loss(

@@ -147,7 +147,7 @@ def binary_cross_entropy(
 
     Raises:
         RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN. The kernel makes
-            loss and gradient NaN, where torch's device assertion would end the process.
+            loss and gradient NaN, where on CUDA torch's device assertion ends the process.
             Also ``impl="triton"`` where no kernel serves the arguments.
         ValueError: what torch raises.
 
@@ -281,8 +281,8 @@ def takes_kernel(impl, tensor, fits):
 def fits_kernel(reduction, input, target, *, probabilities=False):
     """What the likelihood kernels take.
 
-    Probabilities only where nothing scales or fuses their gradient later: 1 / (p (1 - p)) leaves
-    float16's range.
+    Of probabilities nothing in float16, whose range 1 / (p (1 - p)) leaves; nor what autocast
+    keeps torch from taking on CUDA, nor what the compiler fuses itself.
     """
     if probabilities and (
         input.dtype == torch.float16 or validate.autocasts(input) or torch.compiler.is_compiling()

@@ -22,10 +22,11 @@ class DiagonalNormal(Distribution):
 
         torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
 
-    Samples, densities and KL divergences are the fused operations. ``log_prob`` of a sample that
-    ``rsample`` or ``sample`` returned, that very tensor, comes from its noise: where sigma is far
-    below ``mu`` the difference of the two has few digits left. Whatever of the sample, ``mu`` or
-    ``logvar`` was written to since is noticed, and has the density of what is there now.
+    Samples, densities and KL divergences are the fused operations. But ``log_prob`` of a sample
+    that ``rsample`` or ``sample`` returned, that very tensor, comes from its noise, in several
+    operations of PyTorch: where sigma is far below ``mu`` the difference of the two has few digits
+    left. Whatever of the sample, ``mu`` or ``logvar`` was written to since is noticed, and has the
+    density of what is there now. The noise lives as long as the sample; on CUDA it is a seed.
 
     Pyro asks more of a distribution than torch does, and brings it along::
 
@@ -134,7 +135,7 @@ class DiagonalNormal(Distribution):
         if not torch.compiler.is_compiling():
             if self._draws is None:
                 self._draws = WeakTensorKeyDictionary()
-            self._draws[z] = draw
+            self._draws[z] = shape, draw
         return z
 
     def sample(self, sample_shape=()) -> Tensor:
@@ -148,8 +149,8 @@ class DiagonalNormal(Distribution):
         if self._validate_args and value.numel() > 0:
             self._validate_sample(value)
         known = self._draws is not None and not torch.compiler.is_compiling()
-        draw = self._draws.get(value) if known else None
-        if draw is None:
+        shape, draw = self._draws.get(value, (None, None)) if known else (None, None)
+        if shape != value.shape:
             return gaussian_log_prob(value, self.mu, self.logvar, impl=self.impl)
         mu, logvar = self.mu.expand(value.shape), self.logvar.expand(value.shape)
         return _LogProbFromNoise.apply(value, mu, logvar, _noise(draw, value, self.mu, self.logvar))
@@ -165,7 +166,7 @@ class DiagonalNormal(Distribution):
 
 
 def _reference_draw(mu, shape):
-    """A function of mu and logvar: z [*shape] at a noise that autograd mostly keeps anyway."""
+    """A function of mu and logvar: z [*shape], at a noise that backward needs in any case."""
     (wide,) = reference.accumulate(mu)
     eps = reference.standard_normal(shape, wide)
 
@@ -216,14 +217,16 @@ class _LogProbFromNoise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        z, mu, logvar, eps = ctx.saved_tensors
+        *inputs, eps = ctx.saved_tensors
+        z, mu, logvar = reference.accumulate(*inputs)
         if torch.is_grad_enabled():  # to be differentiated again: eps as a function of the rest
             of_rest = (z - mu) * torch.exp(-0.5 * logvar)
             eps = eps + (of_rest - of_rest.detach())
         grad = grad.unsqueeze(-1)
         dmu = grad * eps * torch.exp(-0.5 * logvar)
         dlogvar = 0.5 * grad * (eps.square() - 1)
-        return (-dmu).to(z.dtype), dmu.to(mu.dtype), dlogvar.to(logvar.dtype), None
+        gradients = zip((-dmu, dmu, dlogvar), inputs, strict=True)
+        return *(g.to(t.dtype) for g, t in gradients), None
 
 
 @register_kl(DiagonalNormal, DiagonalNormal)

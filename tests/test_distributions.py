@@ -228,6 +228,30 @@ class TestOwnSample:
                 torch.testing.assert_close(q.log_prob(z), expected, rtol=1e-12, atol=1e-12)
             assert not torch.allclose(expected, kept)
 
+    def test_another_shape_since(self, impl, device):
+        q = DiagonalNormal(*leaves([(3, 1, 2), (3, 1, 2)], F64, device), impl=impl)
+        z = q.sample()
+        z.squeeze_(1)
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()), rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("half", [F16, BF16], ids=str)
+    def test_gradients_in_half_precision(self, half, impl, device):
+        """A precision of 1e10 is beyond float16, its product with the upstream gradient is not."""
+        mu = torch.zeros(8, 3, dtype=half, device=device, requires_grad=True)
+        logvar = torch.full_like(mu, -23.0, requires_grad=True)
+        q = DiagonalNormal(mu, logvar, impl=impl)
+        torch.manual_seed(0)
+        z = q.sample()
+        upstream = torch.full((8,), 1e-3, device=device)
+        actual = torch.autograd.grad(q.log_prob(z), (mu, logvar), upstream)
+        torch.manual_seed(0)
+        standard = torch.zeros(8, 3, device=device)
+        eps = DiagonalNormal(standard, standard, impl=impl).sample()
+        expected = 1e-3 * eps * math.exp(11.5), 0.5e-3 * (eps.square() - 1)
+        for a, e in zip(actual, expected, strict=True):
+            assert a.dtype == half
+            torch.testing.assert_close(a.float(), e, rtol=0.01, atol=1e-6)
+
     def test_other_parameters_since(self, impl, device):
         _, q = self.own(impl, device, F64)
         z = q.rsample()
@@ -269,7 +293,7 @@ class TestOwnSample:
         mu, logvar = torch.zeros(4, 3, device=device), torch.zeros(4, 3, device=device)
         q = DiagonalNormal(mu, logvar, impl=impl)
         z = q.sample()
-        sample, draw = weakref.ref(z), weakref.ref(q._draws[z])
+        sample, draw = weakref.ref(z), weakref.ref(q._draws[z][1])
         assert draw() is not None
         del z
         gc.collect()
