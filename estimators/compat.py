@@ -156,12 +156,12 @@ def pythae_beta_vae_loss(
         raise ValueError(f"expected as many elements in both images, got {shapes}")
     recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
     kld = _mean_kl(x, mu, log_var, impl)
-    # Of means times pixels neither value nor gradient has float16's range.
-    wide = [t.float() if t.dtype == torch.float16 else t for t in (recon_x, x)]
+    # A mean's gradient, times pixels, may leave float16's range.
+    r, t = (i.float() if i.dtype == torch.float16 else i for i in (recon_x, x))
     if reconstruction_loss == "mse":
-        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=wide[0], x=wide[1])
+        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=r, x=t)
     else:
-        recon_loss = x.shape[1] * _cross_entropy(*wide, "mean", impl)
+        recon_loss = x.shape[1] * _cross_entropy(r, t, "mean", impl)
     recon_loss = in_torch_dtype(recon_loss, x)
     return recon_loss + beta * kld, recon_loss, kld
 
@@ -278,6 +278,7 @@ class AntixKBetaVAELoss:
         self.Capacity_max_iter = Capacity_max_iter
         self.loss_type = loss_type
         self.impl: Implementation = impl
+        self._calls: Tensor
         self.num_iter = 0
 
     def __call__(

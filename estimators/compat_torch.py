@@ -161,8 +161,8 @@ def binary_cross_entropy(
     from ..kernels.elbo_loss import PROBABILITIES
     from ..kernels.elbo_loss import elbo_loss as kernel
 
-    rows = (t.reshape(t.shape[0], -1) if t.dim() > 1 else t.unsqueeze(0) for t in (input, target))
-    total, _, _ = kernel(*rows, None, 0.0, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
+    p, x = (t.reshape(t.shape[0], -1) if t.dim() > 1 else t.unsqueeze(0) for t in (input, target))
+    total, _, _ = kernel(p, x, None, 0.0, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
     return _reduced(total, input, reduction)
 
 

@@ -148,8 +148,9 @@ class DiagonalNormal(Distribution):
         validate.tensors(value=value, mu=self.mu)
         if self._validate_args and value.numel() > 0:
             self._validate_sample(value)
-        known = self._draws is not None and not torch.compiler.is_compiling()
-        shape, draw = self._draws.get(value, (None, None)) if known else (None, None)
+        shape = draw = None
+        if self._draws is not None and not torch.compiler.is_compiling():
+            shape, draw = self._draws.get(value, (None, None))
         if shape != value.shape:
             return gaussian_log_prob(value, self.mu, self.logvar, impl=self.impl)
         mu, logvar = self.mu.expand(value.shape), self.logvar.expand(value.shape)
@@ -171,7 +172,8 @@ def _reference_draw(mu, shape):
     eps = reference.standard_normal(shape, wide)
 
     def draw(mu, logvar):
-        return textbook.gaussian_sample(*reference.accumulate(mu, logvar), eps).to(mu.dtype)
+        wide_mu, wide_logvar = reference.accumulate(mu, logvar)
+        return textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
 
     return draw
 
