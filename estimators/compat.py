@@ -278,8 +278,8 @@ class AntixKBetaVAELoss:
         self.Capacity_max_iter = Capacity_max_iter
         self.loss_type = loss_type
         self.impl: Implementation = impl
-        self._calls: Tensor
-        self.num_iter = 0
+        # A tensor: for every value of a number the compiler would compile anew.
+        self._calls = torch.tensor(0, device="cpu")
 
     def __call__(
         self,
@@ -308,8 +308,7 @@ class AntixKBetaVAELoss:
 
     @num_iter.setter
     def num_iter(self, value: int) -> None:
-        # A tensor: for every value of a number the compiler would compile anew.
-        self._calls = torch.tensor(value, dtype=torch.int64, device="cpu")
+        self._calls = torch.tensor(value, device="cpu")
 
     def capacity(self, device: torch.device | str = "cpu") -> Tensor:
         """C of the last call, [1], in nats: filled on the device, which then need not wait."""
