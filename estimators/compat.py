@@ -443,12 +443,18 @@ def _mean_squared_error(impl, **images):
     if recon.shape != x.shape:
         names = " and ".join(images)
         raise ValueError(f"expected {names} of one shape, got {validate.describe(images)}")
-    return mse_loss(recon, x, impl=impl if fits_kernel("mean", recon, x) else "reference")
+    return mse_loss(recon, x, impl=_impl_of_term(impl, recon, x))
 
 
 def _cross_entropy(recon, x, reduction, impl):
-    fits = fits_kernel(reduction, recon, x, probabilities=True)
-    return binary_cross_entropy(recon, x, reduction=reduction, impl=impl if fits else "reference")
+    impl = _impl_of_term(impl, recon, x, probabilities=True)
+    return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
+
+
+def _impl_of_term(impl, recon, x, **options):
+    """Of a whole loss ``impl="triton"`` asks for kernels where there are any, and no error."""
+    fits = impl != "triton" or fits_kernel("mean", recon, x, **options)
+    return impl if fits else "reference"
 
 
 def _mean_and_logvar(name, normal):

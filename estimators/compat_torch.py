@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import validate
-from .functional import Implementation
+from .functional import Implementation, likelihood_rows
 from .loss import elbo_loss
 from .reference import accumulate
 from .textbook import LOG_2PI
@@ -161,8 +161,8 @@ def binary_cross_entropy(
     from ..kernels.elbo_loss import PROBABILITIES
     from ..kernels.elbo_loss import elbo_loss as kernel
 
-    p, x = (t.reshape(t.shape[0], -1) if t.dim() > 1 else t.unsqueeze(0) for t in (input, target))
-    total, _, _ = kernel(p, x, None, 0.0, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
+    rows = likelihood_rows(*_examples(input, target), 0.0)
+    total, _, _ = kernel(*rows, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
     return _reduced(total, input, reduction)
 
 
@@ -304,10 +304,14 @@ def _alike(a, b):
     return a.dtype == b.dtype or validate.autocast_mixes(a, b)
 
 
+def _examples(recon, x):
+    """A vector is one example."""
+    return (recon, x) if recon.dim() > 1 else (recon.unsqueeze(0), x.unsqueeze(0))
+
+
 def _likelihood_sum(recon, x, *, impl, **likelihood):
     """The negative log-likelihood summed over everything, its gradient had on the way."""
-    if recon.dim() == 1:
-        recon, x = recon.unsqueeze(0), x.unsqueeze(0)
+    recon, x = _examples(recon, x)
     no_kl = recon.new_zeros(()).expand(recon.shape[0])
     return elbo_loss(recon, x, kl=no_kl, reduction="sum", impl=impl, **likelihood)
 

@@ -37,6 +37,20 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def captured(step):
+    """(graph, outputs): a CUDA graph of ``step()``, warm, and what each replay writes to."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = step()
+    return graph, outputs
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what needs a GPU where kernels are interpreted or there is none."""
     if ON_GPU:

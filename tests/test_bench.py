@@ -15,6 +15,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
+import made_up
+
 from bench import cases, measure, oracle, providers, report, results, test_operations, traffic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,8 +204,8 @@ def test_sweep_spans_its_grid_from_the_start():
     assert shapes[0] == (65536, 1024)
 
 
-def made_up_run(day, device, seconds):
-    """A run of a machine that does not exist; ``seconds`` by provider."""
+def made_up_run(day, seconds):
+    """``seconds`` by provider."""
     benchmarks = []
     for op in ("gaussian_kl", "elbo_step"):
         for batch, latent in ((64, 8), (64, 32), (512, 8), (512, 32)):
@@ -223,39 +225,15 @@ def made_up_run(day, device, seconds):
                         "floor_bytes": 12 * batch * latent,
                     }
                     benchmarks.append({"extra_info": info, "stats": stats})
-    return f"202601{day:02}T000000-abc{day:04}", {
-        "machine_info": {
-            "device": "cuda",
-            "device_name": device,
-            "gpu": {"name": device},
-            "cpu": {"brand_raw": "none", "count": 1},
-            "threads": 1,
-            "torch": "0",
-            "triton": "0",
-            "python_version": "0",
-            "system": "none",
-            "machine": "none",
-        },
-        "commit_info": {"id": f"abc{day:04}", "dirty": False},
-        "grid": "smoke",
-        "command": "pytest --benchmark",
-        "copy_bytes_per_s": 1e9,
-        "not_timed": [],
-        "benchmarks": benchmarks,
-    }
+    return made_up.run(day, benchmarks, "cuda", {"name": "Made Up"})
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Results of two made-up runs: all providers, then fused_elbo alone."""
-    device = tmp_path / "results" / "made-up"
-    device.mkdir(parents=True)
     everyone = {"eager": 4e-6, "compile": 1.5e-6, "compile-max": 1e-6, "fused_elbo": 2e-6}
-    for name, output in (
-        made_up_run(1, "Made Up", everyone),
-        made_up_run(2, "Made Up", {"fused_elbo": 1e-9}),
-    ):
-        (device / f"{name}.json").write_text(results.dump(output))
+    for day, seconds in ((1, everyone), (2, {"fused_elbo": 1e-9})):
+        made_up.write(tmp_path / "results", day, made_up_run(day, seconds))
     return tmp_path / "results"
 
 

@@ -11,6 +11,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
+import made_up
+
 from bench import (
     cases,
     drop_ins,
@@ -221,8 +223,7 @@ def entry(op, provider, batch, dtype, seconds):
 SECONDS = {"eager": 4e-6, "compile": 1e-6, "compile-max": 2e-6, "fused_elbo": 2e-6}
 
 
-def made_up(ops=cases.DROP_INS):
-    """A run of a machine that does not exist."""
+def made_up_run(ops=cases.DROP_INS):
     benchmarks = [
         entry(op, name, batch, dtype, (1 + i) * batch * seconds)
         for i, op in enumerate(ops)
@@ -231,24 +232,7 @@ def made_up(ops=cases.DROP_INS):
         for name, seconds in SECONDS.items()
         if name in providers.names(op, "cuda")
     ]
-    info = {"device": "cuda", "device_name": "Made Up", "gpu": None, "threads": 1, "torch": "0"}
-    info |= {"cpu": {"brand_raw": "none", "count": 1}, "triton": "0", "python_version": "0"}
-    return {
-        "machine_info": {**info, "system": "none", "machine": "none"},
-        "commit_info": {"id": "abc0001", "dirty": False},
-        "grid": "smoke",
-        "command": "pytest --benchmark",
-        "copy_bytes_per_s": 1e9,
-        "not_timed": [],
-        "benchmarks": benchmarks,
-    }
-
-
-def write(folder, run):
-    device = folder / "results" / "made-up"
-    device.mkdir(parents=True)
-    (device / "20260101T000000-abc0001.json").write_text(results.dump(run))
-    return device
+    return made_up.run(1, benchmarks, "cuda")
 
 
 def plain(path):
@@ -257,7 +241,7 @@ def plain(path):
 
 
 def test_table_and_chart(tmp_path, monkeypatch, capsys):
-    device = write(tmp_path, made_up())
+    device = made_up.write(tmp_path / "results", 1, made_up_run())
     readme = tmp_path / "README.md"
     readme.write_text(f"{report.BEGIN}\n{report.END}\n")
     monkeypatch.setattr(report, "ROOT", tmp_path)
@@ -281,7 +265,7 @@ def test_table_and_chart(tmp_path, monkeypatch, capsys):
 
 
 def test_results_without_drop_ins(tmp_path):
-    device = write(tmp_path, made_up(["gaussian_kl"]))
+    device = made_up.write(tmp_path / "results", 1, made_up_run(["gaussian_kl"]))
     data = results.load(device)
     assert drop_ins_report.sections(results.newest(data), results.speedups(data), "device") == []
     text = report.project_table(device.parent)

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
+import made_up
 from test_bench import redraw_twice
 
 from bench import (
@@ -274,8 +275,8 @@ def entry(op, provider, samples, batch, seconds, peak):
     return {"extra_info": {**info, "peak_bytes": peak, "floor_bytes": 12 * samples}, "stats": stats}
 
 
-def made_up(decoder=5e-4, device="cpu"):
-    """A run of a machine that does not exist."""
+def made_up_run(decoder=5e-4, device="cpu"):
+    """All operations on K samples, and the largest K."""
     benchmarks = []
     for samples in (1, 8, 64):
         for batch in (64, 512):
@@ -291,30 +292,13 @@ def made_up(decoder=5e-4, device="cpu"):
         info |= {"latent": 16, "samples": most, "bytes": 2**28, "limit": 2**28, "budget": True}
         info |= {"ended": "memory" if most < 1000 else "not reached", "tried": [8, 24, most]}
         benchmarks.append({"extra_info": info, "stats": {"median": 1.0}})
-    info = {"device": device, "device_name": "Made Up", "gpu": None, "threads": 1, "torch": "0"}
-    info |= {"cpu": {"brand_raw": "none", "count": 1}, "triton": "0", "python_version": "0"}
-    return {
-        "machine_info": {**info, "system": "none", "machine": "none"},
-        "commit_info": {"id": "abc0001", "dirty": False},
-        "grid": "smoke",
-        "command": "pytest --benchmark",
-        "copy_bytes_per_s": 1e9,
-        "not_timed": [],
-        "benchmarks": benchmarks,
-    }
-
-
-def write(folder, day, run):
-    device = folder / "made-up"
-    device.mkdir(parents=True, exist_ok=True)
-    (device / f"202601{day:02}T000000-abc0001.json").write_text(results.dump(run))
-    return device
+    return made_up.run(1, benchmarks, device)
 
 
 def test_share_of_the_loss_is_of_one_run(tmp_path):
     """A later run with another decoder alone does not mix with the earlier steps."""
-    device = write(tmp_path, 1, made_up())
-    later = made_up(decoder=1e-6)
+    device = made_up.write(tmp_path, 1, made_up_run())
+    later = made_up_run(decoder=1e-6)
     later["benchmarks"] = [
         b for b in later["benchmarks"] if b["extra_info"].get("op") in (None, "decoder")
     ]
@@ -323,12 +307,12 @@ def test_share_of_the_loss_is_of_one_run(tmp_path):
     assert shares["eager", 8, 64] == pytest.approx(1 - 5e-4 / 4e-3)
     assert shares["fused_elbo", 64, 512] == pytest.approx(0.5)
     assert "fused_elbo-chunked" not in shares.index.get_level_values("provider")
-    write(tmp_path, 2, later)
+    made_up.write(tmp_path, 2, later)
     assert samples_results.shares(results.newest(results.load(device))).empty
 
 
 def test_our_own_chunks_are_no_baseline(tmp_path):
-    speedups = results.speedups(results.load(write(tmp_path, 1, made_up())))
+    speedups = results.speedups(results.load(made_up.write(tmp_path, 1, made_up_run())))
     assert set(speedups.rival) == {"builtin"}
     assert speedups.best.tolist() == pytest.approx([2.0] * len(speedups))
     assert speedups.eager_beyond_noise.all()
@@ -336,8 +320,8 @@ def test_our_own_chunks_are_no_baseline(tmp_path):
 
 
 def test_against_eager_says_what_loses(tmp_path):
-    run = made_up()
-    table = results.load(write(tmp_path, 1, run))
+    run = made_up_run()
+    table = results.load(made_up.write(tmp_path, 1, run))
     cells = samples_results.against_eager(table, "host")
     text = samples_report.verdict(cells)
     assert "faster than eager in 12 and slower in 0" in text
@@ -346,7 +330,7 @@ def test_against_eager_says_what_loses(tmp_path):
 
 def test_plots_are_the_same_twice_and_need_no_torch(tmp_path):
     folder = tmp_path / "results"
-    device = write(folder, 1, made_up())
+    device = made_up.write(folder, 1, made_up_run())
     shown, files = redraw_twice(folder, tmp_path / "twin")
     assert all("4,096 or more" in text for text in shown)
     charts = {p.stem for p in files if p.suffix == ".png"}

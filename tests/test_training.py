@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fused_elbo
-from conftest import ON_GPU
+from conftest import ON_GPU, captured
 from fused_elbo import elbo_loss, rsample_kl
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "vae_digits.py"
@@ -444,16 +444,7 @@ class TestOnAGpu:
             optimizer.step()
             return loss
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            loss = step()
+        graph, loss = captured(step)
         replays = []
         for _ in range(3):
             graph.replay()

@@ -7,6 +7,7 @@ from oracle import OP, OPS, random_values
 from torch.distributions import Normal
 
 import fused_elbo
+from conftest import captured
 from fused_elbo import elbo_loss
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -321,15 +322,7 @@ class TestOnAGpu:
             loss = elbo_loss(z, x, kl=kl)
             return z, loss, *torch.autograd.grad(loss, (mu, logvar))
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            z, loss, dmu, dlogvar = step()
+        graph, (z, loss, dmu, dlogvar) = captured(step)
         replays = []
         for _ in range(3):
             graph.replay()
@@ -352,18 +345,11 @@ class TestOnAGpu:
             loss = fused_elbo.iwae_loss(z, x, log_ratio)
             return z, log_ratio, loss, *torch.autograd.grad(loss, (mu, logvar))
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
+        graph, outputs = captured(step)
         replays = []
         for _ in range(3):
             graph.replay()
-            replays.append([t.detach().clone() for t in captured])
+            replays.append([t.detach().clone() for t in outputs])
         assert len({z.sum().item() for z, *_ in replays}) == 3
         for z, log_ratio, loss, dmu, dlogvar in replays:
             torch.testing.assert_close(loss, fused_elbo.iwae_loss(z, x, log_ratio))
