@@ -161,7 +161,8 @@ def binary_cross_entropy(
     from ..kernels.elbo_loss import PROBABILITIES
     from ..kernels.elbo_loss import elbo_loss as kernel
 
-    rows = likelihood_rows(*_examples(input, target), 0.0)
+    p, x = _examples(input, target)
+    rows = likelihood_rows(p, x, 0.0)
     total, _, _ = kernel(*rows, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
     return _reduced(total, input, reduction)
 
