@@ -17,6 +17,7 @@ pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
 import exact
+import made_up
 from test_bench import made_up_run
 
 from bench import quality, quality_cases, quality_exact, quality_report, quality_results, results
@@ -162,11 +163,10 @@ def made_up_quality():
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_redrawn_the_same_without_torch(tmp_path, alone):
-    name, output = made_up_run(1, "Made Up", {"eager": 4e-6, "fused_elbo": 2e-6})
+    output = made_up_run(1, {"eager": 4e-6, "fused_elbo": 2e-6})
     output["benchmarks"] = made_up_quality() + ([] if alone else output["benchmarks"])
     folder, twin = tmp_path / "results", tmp_path / "twin"
-    (folder / "made-up").mkdir(parents=True)
-    (folder / "made-up" / f"{name}.json").write_text(results.dump(output))
+    made_up.write(folder, 1, output)
     shutil.copytree(folder, twin)
     program = (
         "import sys; sys.modules['torch'] = None; from bench import plot, table\n"
