@@ -19,11 +19,7 @@ def blocks(text, language):
 
 
 def anchor(heading):
-    """The name that a heading's link has.
-
-    >>> anchor("The noise stream")
-    'the-noise-stream'
-    """
+    """What a link to a heading ends in: the-noise-stream, for "The noise stream"."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -75,21 +71,20 @@ def test_links_exist(document, target):
 def test_commands_name_what_exists(document):
     """Modules and scripts that are run are there, and so are the Makefile's targets."""
     text = TEXTS[document]
-    commands = "\n".join(block for _, block in blocks(text, "sh"))
-    commands += "\n".join(re.findall(r"`([^`\n]+)`", text))
-    for module in re.findall(r"-m (bench[.\w]*)", commands):
-        path = ROOT / module.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-    for script in re.findall(r"python (\w[\w/]*\.py)", commands):
-        assert (ROOT / script).exists(), script
+    in_blocks = "\n".join(block for _, block in blocks(text, "sh"))
+    commands = "\n".join([in_blocks, *re.findall(r"`([^`\n]+)`", text)])
+    modules = [ROOT / name.replace(".", "/") for name in re.findall(r"-m (bench[.\w]*)", commands)]
+    scripts = [ROOT / name for name in re.findall(r"python (\w[\w/]*\.py)", commands)]
+    files = [m / "__main__.py" if m.is_dir() else m.with_suffix(".py") for m in modules] + scripts
+    assert [str(f.relative_to(ROOT)) for f in files if not f.exists()] == []
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", commands, re.MULTILINE):
-        assert f"\n{target}:" in makefile, target
+    targets = re.findall(r"^make (\w+)", commands, re.MULTILINE)
+    assert [t for t in targets if f"\n{t}:" not in makefile] == []
 
 
 @pytest.mark.parametrize("document", TEXTS)
 def test_paths_in_code_exist(document):
-    """`kernels/ops.py` and the like; not patterns such as `results/<device>/`."""
+    """`kernels/ops.py` and the like, from the root."""
     folders = "api|bench|docs|estimators|examples|kernels|results|tests"
-    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", TEXTS[document]):
-        assert (ROOT / path).exists(), path
+    paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", TEXTS[document])
+    assert [path for path in paths if not (ROOT / path).exists()] == []
