@@ -40,9 +40,10 @@ def register(family, schema, fake):
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fused_elbo::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, fake, "Meta")
     op = getattr(torch.ops.fused_elbo, name)
 
+    @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
         if torch.compiler.is_compiling() or watched(arguments):
             return op(*arguments)
@@ -52,18 +53,24 @@ def register(family, schema, fake):
 
 
 def watched(arguments):
-    """Whether the call must be seen by torch: it is traced or transformed, or no numbers are there.
+    """Whether torch must see the call: it is traced or transformed, or tensors hold no numbers.
 
-    Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
-    torch.func and batched gradients, subclasses of Tensor, the meta device.
+    Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace
+    and torch.func; batched gradients, subclasses of Tensor, the meta device.
     """
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
-        or any(
-            isinstance(a, torch.Tensor) and (type(a) not in PLAIN or a.is_meta) for a in arguments
-        )
+        or any(isinstance(a, torch.Tensor) and not plain(a) for a in arguments)
+    )
+
+
+def plain(tensor):
+    return (
+        type(tensor) in PLAIN
+        and not tensor.is_meta
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
 
 
@@ -109,6 +116,7 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
 
         backward = register(family, backward_schema, backward_fake)
         function = autograd_function(
+            fake.__name__,
             forward,
             backward,
             saved=[names.index(argument) for argument in kept],
@@ -116,7 +124,6 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             gradients=len(gradients),
             others=len(names) - len(gradients),
         )
-        function.__name__ = fake.__name__
         return functools.update_wrapper(Op(forward, backward, function), fake)
 
     return decorate
@@ -130,35 +137,30 @@ def parse(schema):
     return name, types, [pair.rsplit(" ", 1)[1] for pair in results.strip("()").split(", ")]
 
 
-def autograd_function(forward, backward, *, saved, tensors, gradients, others):
-    """The autograd function of an op.
+def autograd_function(name, forward, backward, *, saved, tensors, gradients, others):
+    """The autograd function of the op ``name``.
 
     ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors, and
     ``gradients`` and ``others`` how many arguments have a gradient and how many none.
     """
 
-    class Function(KernelFunction):
-        @staticmethod
-        def forward(*arguments):
-            return forward(*arguments)
+    def setup_context(ctx, inputs, output):
+        kept = [inputs[position] for position in saved]
+        ctx.save_for_backward(*kept[:tensors])
+        ctx.options = kept[tensors:]
+        ctx.set_materialize_grads(False)
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            kept = [inputs[position] for position in saved]
-            ctx.save_for_backward(*kept[:tensors])
-            ctx.options = kept[tensors:]
-            ctx.set_materialize_grads(False)
+    @once_differentiable
+    def differentiate(ctx, *upstream):
+        if all(gradient is None for gradient in upstream):
+            return (None,) * (gradients + others)
+        needs = ctx.needs_input_grad[:gradients]
+        found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
+        return *spread(found, needs), *(None,) * others
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx, *upstream):
-            needs = ctx.needs_input_grad[:gradients]
-            if all(gradient is None for gradient in upstream):
-                return (None,) * (gradients + others)
-            found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
-            return *spread(found, needs), *(None,) * others
-
-    return Function
+    methods = {"forward": forward, "setup_context": setup_context, "backward": differentiate}
+    methods = {name: staticmethod(method) for name, method in methods.items()}
+    return type(KernelFunction)(name, (KernelFunction,), methods)
 
 
 def gradients_like(tensors, needs):

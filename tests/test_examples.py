@@ -45,7 +45,7 @@ def _one_thread():
 @pytest.fixture
 def kernel_noise(monkeypatch):
     """Let the reference draw the kernels' noise; ``shift`` makes it the noise of other seeds."""
-    from fused_elbo.kernels.noise import draw_seed
+    from fused_elbo.estimators.noise import draw_seed
 
     def patch(shift=0):
         def standard_normal(shape, like, generator=None):

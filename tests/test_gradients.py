@@ -7,7 +7,7 @@ import torch
 from oracle import OP, OPS, random_values, upstream
 
 import fused_elbo
-from fused_elbo.kernels import launch
+from fused_elbo.kernels.triton import launch
 
 F32, F64 = torch.float32, torch.float64
 SEED = 99

@@ -17,8 +17,8 @@ from fused_elbo import (
     iwae_loss,
     rsample_log_ratio,
 )
-from fused_elbo.estimators import functional, noise, reference
-from fused_elbo.kernels import gaussian_rsample, launch
+from fused_elbo.estimators import dispatch, noise, reference
+from fused_elbo.kernels.triton import gaussian_rsample, launch
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
@@ -103,9 +103,10 @@ class TestNoise:
         q = normal(5, 6, device=device), normal(5, 6, seed=1, device=device), None, None
         seed = noise.draw_seed(device)
         options = {"gradient": "total", "antithetic": antithetic, "impl": impl}
-        whole = functional.samples_from(seed, 0, 10, *q, **options)
+        options |= {"seed": seed}
+        whole = dispatch.samples_of_stream(q[0].shape, *q, 10, first_sample=0, **options)
         for first, size in ((0, 4), (4, 4), (8, 2)):
-            part = functional.samples_from(seed, first, size, *q, **options)
+            part = dispatch.samples_of_stream(q[0].shape, *q, size, first_sample=first, **options)
             for a, b in zip(part, whole, strict=True):
                 assert torch.equal(a, b[first : first + size])
 
@@ -145,7 +146,9 @@ def test_gradients_by_hand(gradient, samples, impl, device):
     dz = normal(samples, 3, 5, seed=3, device=device)
     seed = noise.draw_seed(device)
     options = {"gradient": gradient, "antithetic": False, "impl": impl}
-    outputs = functional.samples_from(seed, 0, samples, *leaves, **options)
+    outputs = dispatch.samples_of_stream(
+        leaves[0].shape, *leaves, samples, seed=seed, first_sample=0, **options
+    )
     actual = torch.autograd.grad(outputs, leaves, (dz, upstream))
 
     tensors = [leaf.detach() for leaf in leaves]
@@ -518,7 +521,7 @@ class TestLoss:
             seen.append(arguments)
             return real(kernel, grid, arguments, constexprs)
 
-        monkeypatch.setattr("fused_elbo.kernels.bernoulli_nll.launch", keep)
+        monkeypatch.setattr(launch, "launch", keep)
         bernoulli_nll(recon, x, impl="triton").sum().backward()
         for arguments in seen:
             assert arguments[1].data_ptr() == x.data_ptr()
@@ -550,8 +553,9 @@ class TestChunks:
             prior_mu=leaves[2], prior_logvar=leaves[3], gradient=gradient, **loss,
         )  # fmt: skip
         seed = at_seed(7, noise.draw_seed, device)
-        z, log_ratio = functional.samples_from(
-            seed, 0, 16, *leaves, gradient=gradient, antithetic=False, impl=impl
+        options = {"gradient": gradient, "antithetic": False, "impl": impl}
+        z, log_ratio = dispatch.samples_of_stream(
+            leaves[0].shape, *leaves, 16, seed=seed, first_sample=0, **options
         )
         whole = iwae_loss(decoder(z), x, log_ratio, **loss)
         torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
@@ -678,7 +682,7 @@ def test_compiles(backend, gradient, impl, device, monkeypatch):
     torch._dynamo.reset()
     if impl == "triton":
         monkeypatch.setattr(
-            "fused_elbo.kernels.noise.draw_seed",
+            "fused_elbo.estimators.noise.draw_seed",
             lambda device, generator=None: torch.full((), 5, device=device),
         )
     else:
