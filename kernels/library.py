@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list}
 
 
 def backend(device):
@@ -29,19 +29,19 @@ def launcher(folder, family, name):
 def register(family, schema, fake):
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
-    Returns what calls it: the launcher itself, or through torch where somebody else wants to see
-    the op. The way through torch takes some 10 us a call.
+    Returns what calls it: the launcher itself, or through torch where somebody else must see the
+    op. The way through torch takes 2.6 us a call, this one 1.4.
     """
     name = schema.partition("(")[0]
 
     def launch(*arguments):
-        device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
+        device = next(a.device for a in arguments if a is not None)
         return launcher(backend(device), family, name)(*arguments)
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
-    op = getattr(torch.ops.fused_elbo, name)
+    op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
@@ -53,25 +53,20 @@ def register(family, schema, fake):
 
 
 def watched(arguments):
-    """Whether torch must see the call: it is traced or transformed, or tensors hold no numbers.
+    """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
-    Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace
-    and torch.func; batched gradients, subclasses of Tensor, the meta device.
+    Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
+    torch.func; subclasses of Tensor and symbolic numbers; batched gradients and the meta device.
     """
-    return (
+    if (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
-        or any(isinstance(a, torch.Tensor) and not plain(a) for a in arguments)
-    )
-
-
-def plain(tensor):
-    return (
-        type(tensor) in PLAIN
-        and not tensor.is_meta
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-    )
+        or not PLAIN.issuperset(map(type, arguments))
+    ):
+        return True
+    first = next(a for a in arguments if a is not None)
+    return first.is_meta or torch._C._functorch.is_legacy_batchedtensor(first)
 
 
 class Op:

@@ -28,6 +28,7 @@ from .launch import (
     partial_sums,
     row_sums,
     samples_of,
+    stride_of,
     sum_samples,
     tiling,
 )
@@ -144,8 +145,8 @@ def launch_bernoulli_nll(
         bernoulli_nll_kernel,
         tiles,
         [recon, x_rows, grad, nll, drecon, dx],
-        [recon, x_rows, grad],
-        [scale],
+        [recon, x_rows],
+        [stride_of(grad), scale],
         programs=samples,
         PROBABILITIES=probabilities,
         SUM_ROWS=output == "tiles",

@@ -20,7 +20,7 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, row_sums, tiling
+from .launch import launch_tiles, partial_sums, row_sums, stride_of, tiling
 
 
 @triton.jit
@@ -93,7 +93,8 @@ def launch_gaussian_kl(inputs, *, grad=None, needs=(False,) * 4):
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     tiles = tiling(*inputs[0].shape, *inputs)
     kl = partial_sums(inputs[0], tiles, "rows" if grad is None else None)
-    launch_tiles(gaussian_kl_kernel, tiles, [*inputs, grad, kl, *gradients], [*inputs, grad])
+    pointers = [*inputs, grad, kl, *gradients]
+    launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(grad)])
     return row_sums(kl) if grad is None else [g for g in gradients if g is not None]
 
 

@@ -24,6 +24,7 @@ from .launch import (
     partial_sums,
     row_sums,
     samples_of,
+    stride_of,
     sum_samples,
     tiling,
 )
@@ -117,8 +118,11 @@ def launch_gaussian_nll(
     """
     recon, x, logvar = as_rows(recon), as_rows(x), as_rows(logvar)
     samples, x_rows = samples_of(recon, x)
-    tiles = tiling(*x_rows.shape, recon, x_rows, logvar, samples=samples)
-    per_element = logvar is not None and logvar.shape[1] == tiles.cols
+    per_element = logvar is not None and logvar.shape[1] == x.shape[1]
+    full, narrow = [recon, x_rows], [logvar, grad]
+    if per_element:
+        full, narrow = [recon, x_rows, logvar], [grad]
+    tiles = tiling(*x_rows.shape, *full, samples=samples)
     nll = partial_sums(recon, tiles, output, samples)
     drecon = empty_like_rows(recon, needs[0])
     dx = empty_samples(x, recon, tiles.acc, needs[1])
@@ -130,8 +134,8 @@ def launch_gaussian_nll(
         gaussian_nll_kernel,
         tiles,
         [recon, x_rows, logvar, grad, nll, drecon, dx, dlogvar],
-        [recon, x_rows, logvar, grad],
-        [logvar_value, scale],
+        full,
+        [*(stride_of(t) for t in narrow), logvar_value, scale],
         programs=samples,
         LOGVAR="value" if logvar is None else "element" if per_element else "row",
         SIGN=sign,

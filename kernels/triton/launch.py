@@ -65,7 +65,7 @@ def vector_width(cols, tensors):
 
 
 def tiling(rows, cols, *tensors, samples=1, largest=None):
-    """The tiling for these operands, [rows, cols] or [samples * rows, cols], [rows, 1] or None.
+    """The tiling for these operands, [rows, cols], [samples * rows, cols] or None.
 
     No tile crosses from one sample to the next. ``largest`` bounds its elements.
     """
@@ -78,7 +78,7 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
         block_rows = min(block_rows, power_of_two(rows))
     col_tiles = divide_up(cols, block_cols)
     programs = divide_up(rows, block_rows) * col_tiles
-    vector = vector_width(cols, [t for t in present if t.shape[1] == cols])
+    vector = vector_width(cols, present)
     return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 
@@ -126,28 +126,25 @@ def sum_samples(gradient, x):
     return gradient.view(-1, *x.shape).sum(0).to(x.dtype)
 
 
-def stride_of(tensor, tiles):
-    """The row stride that a kernel takes, in vectors where the tensor is full-size; 0 of None."""
-    if tensor is None:
-        return 0
-    full = tensor.dim() == 2 and tensor.shape[1] == tiles.cols
-    return tensor.stride(0) // tiles.vector if full else tensor.stride(0)
+def stride_of(tensor, vector=1):
+    """The row stride that a kernel takes; 0 for an operand that is not there."""
+    return 0 if tensor is None else tensor.stride(0) // vector
 
 
 def triton_dtype(acc):
     return tl.float64 if acc == torch.float64 else tl.float32
 
 
-def launch_tiles(kernel, tiles, pointers, strided, scalars=(), *, programs=1, **constexprs):
+def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **constexprs):
     """Run a kernel over the tiles of its operands.
 
-    It takes ``pointers``, the row strides of ``strided``, ``scalars``, rows, columns (in vectors)
-    and tiles a row; then ``constexprs``, and those that every kernel has. ``programs`` is the
-    grid's second dimension.
+    It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
+    tiles a row; then ``constexprs``, and those that every kernel has. Strides and columns go in
+    vectors. ``programs`` is the grid's second dimension.
     """
     if not tiles.rows:
         return
-    strides = (stride_of(t, tiles) for t in strided)
+    strides = [stride_of(t, tiles.vector) for t in full]
     sizes = tiles.rows, tiles.cols // tiles.vector, tiles.col_tiles
     constexprs |= {
         "VEC": tiles.vector,

@@ -18,7 +18,7 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, row_sums, tiling
+from .launch import launch_tiles, partial_sums, row_sums, stride_of, tiling
 from .noise import normal_tile
 
 
@@ -145,5 +145,5 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs
         gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
     tiles = tiling(*inputs[0].shape, *inputs, dz)
     pointers = [*inputs, seed, dz, dkl, *gradients]
-    launch_tiles(rsample_kl_backward_kernel, tiles, pointers, [*inputs, dz, dkl])
+    launch_tiles(rsample_kl_backward_kernel, tiles, pointers, [*inputs, dz], [stride_of(dkl)])
     return [g for g in gradients if g is not None]
