@@ -26,10 +26,10 @@ from .launch import (
     empty_samples,
     launch_tiles,
     partial_sums,
-    row_sums,
     samples_of,
     stride_of,
     sum_samples,
+    sum_stages,
     tiling,
 )
 
@@ -152,7 +152,7 @@ def launch_bernoulli_nll(
         SUM_ROWS=output == "tiles",
     )
     if output == "rows":
-        nll = row_sums(nll)
+        nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]
 
 

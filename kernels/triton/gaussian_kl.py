@@ -20,7 +20,7 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, row_sums, stride_of, tiling
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
 
 
 @triton.jit
@@ -95,7 +95,9 @@ def launch_gaussian_kl(inputs, *, grad=None, needs=(False,) * 4):
     kl = partial_sums(inputs[0], tiles, "rows" if grad is None else None)
     pointers = [*inputs, grad, kl, *gradients]
     launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(grad)])
-    return row_sums(kl) if grad is None else [g for g in gradients if g is not None]
+    return (
+        sum_stages(kl, tiles.col_tiles) if grad is None else [g for g in gradients if g is not None]
+    )
 
 
 def gaussian_kl(mu, logvar, prior_mu, prior_logvar):

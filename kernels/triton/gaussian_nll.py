@@ -22,10 +22,10 @@ from .launch import (
     empty_samples,
     launch_tiles,
     partial_sums,
-    row_sums,
     samples_of,
     stride_of,
     sum_samples,
+    sum_stages,
     tiling,
 )
 
@@ -142,9 +142,9 @@ def launch_gaussian_nll(
         SUM_ROWS=output == "tiles",
     )
     if needs[2] and not per_element:
-        dlogvar = row_sums(dlogvar).to(logvar.dtype)[:, None]
+        dlogvar = sum_stages(dlogvar, tiles.col_tiles).to(logvar.dtype)[:, None]
     if output == "rows":
-        nll = row_sums(nll)
+        nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x), dlogvar) if g is not None]
 
 

@@ -9,7 +9,6 @@ The log ratio comes from eps: with u = eps + delta the sample in units of the pr
 where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -23,7 +22,7 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import divide_up, launch_tiles, row_sums, tiling
+from .launch import divide_up, in_stages, launch_tiles, sum_stages, tiling
 from .noise import normal_tile
 
 # Programs that fill a GPU: 132 SMs x 8. Fewer tiles than that, and the samples are shared out.
@@ -287,8 +286,7 @@ def launch_rsample(
     tiles = tiling(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
     log_ratio = None
     if with_log_ratio:
-        shape = (tiles.col_tiles, samples, rows)
-        log_ratio = torch.empty(shape, dtype=tiles.acc, device=z.device)
+        log_ratio = in_stages(tiles.col_tiles, (samples, rows), tiles.acc, z.device)
     draws = samples // 2 if antithetic else samples
     share = shared_out(draws, tiles.programs)
     launch_tiles(
@@ -302,7 +300,7 @@ def launch_rsample(
         FLAT=flat,
         ANTITHETIC=antithetic,
     )
-    return z, row_sums(log_ratio) if with_log_ratio else None
+    return z, sum_stages(log_ratio, tiles.col_tiles) if with_log_ratio else None
 
 
 def launch_rsample_backward(
@@ -335,9 +333,9 @@ def launch_rsample_backward(
     shares = divide_up(draws, share)
     gradients = []
     for tensor, needed in zip(outputs, needs, strict=True):
-        dtype = None if tensor is None else tensor.dtype if shares == 1 else tiles.acc
-        shape = (shares, rows, cols)
-        gradients.append(torch.empty(shape, dtype=dtype, device=seed.device) if needed else None)
+        dtype = tensor.dtype if needed and shares == 1 else tiles.acc
+        empty = in_stages(shares, (rows, cols), dtype, seed.device) if needed else None
+        gradients.append(empty)
     launch_tiles(
         rsample_backward_kernel,
         tiles,
@@ -351,7 +349,9 @@ def launch_rsample_backward(
         ANTITHETIC=antithetic,
     )
     return [
-        row_sums(g).to(t.dtype) for g, t in zip(gradients, outputs, strict=True) if g is not None
+        sum_stages(g, shares).to(t.dtype)
+        for g, t in zip(gradients, outputs, strict=True)
+        if g is not None
     ]
 
 

@@ -82,18 +82,23 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
     return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 
+def in_stages(stages, shape, dtype, device):
+    """Empty, for sums of this shape: [stages, *shape], or where there is one stage the sums."""
+    return torch.empty((stages, *shape) if stages > 1 else shape, dtype=dtype, device=device)
+
+
+def sum_stages(partial, stages):
+    """Sums from what was written to ``in_stages``: a tensor of its own, no view."""
+    return partial.sum(0) if stages > 1 else partial
+
+
 def partial_sums(tensor, tiles, output, samples=1):
-    """Where a kernel writes its sums: [col_tiles, rows] for "rows", [programs] for "tiles"."""
-    if output is None:
-        return None
-    programs = tiles.programs * samples
-    shape = (tiles.col_tiles, tensor.shape[0]) if output == "rows" else (programs,)
-    return torch.empty(shape, dtype=tiles.acc, device=tensor.device)
-
-
-def row_sums(partial):
-    """Row sums from partial sums [col_tiles, rows]; a second stage only where rows are long."""
-    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+    """Where a kernel writes its sums: a stage for each tile of a row, or [programs] for "tiles"."""
+    if output == "rows":
+        return in_stages(tiles.col_tiles, tensor.shape[:1], tiles.acc, tensor.device)
+    if output == "tiles":
+        return torch.empty(tiles.programs * samples, dtype=tiles.acc, device=tensor.device)
+    return None
 
 
 def samples_of(recon, x):

@@ -18,7 +18,7 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, row_sums, stride_of, tiling
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
 from .noise import normal_tile
 
 
@@ -133,7 +133,7 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
     tiles = tiling(*z.shape, *inputs)
     kl = partial_sums(z, tiles, "rows")
     launch_tiles(rsample_kl_kernel, tiles, [*inputs, seed, z, kl], inputs)
-    return z, row_sums(kl)
+    return z, sum_stages(kl, tiles.col_tiles)
 
 
 def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
