@@ -100,8 +100,9 @@ def bernoulli_nll_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    x_row, col, cols, valid, mask = tile(rows, cols, col_tiles, VEC, BLOCK_ROWS, BLOCK_COLS)
-    row = x_row + tl.program_id(1).to(tl.int64) * rows
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
 
     recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
     x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)

@@ -10,18 +10,28 @@ import triton.language as tl
 
 @triton.jit
 def tile(
-    rows, cols, col_tiles, VEC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
+    rows,
+    cols,
+    col_tiles,
+    SAMPLES: tl.constexpr,
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
 ):
-    """(row, col, cols, valid, mask) of this program's tile.
+    """(row, sample_row, col, cols, valid, mask) of this program's tile.
 
     Rows are int64, so that offsets past 2**31 elements hold; columns, given in vectors, come back
-    in elements. ``valid`` are the rows that are there, ``mask`` the elements.
+    in elements. ``valid`` are the rows that are there, ``mask`` the elements. With ``SAMPLES`` the
+    grid's second dimension has them, one after another, and ``sample_row`` counts through.
     """
     cols *= VEC
     row = (tl.program_id(0) // col_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    col = (tl.program_id(0) % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    sample_row = row
+    if SAMPLES:
+        sample_row = row + tl.program_id(1).to(tl.int64) * rows
     valid = row < rows
-    return row, col, cols, valid, valid[:, None] & (col < cols)[None, :]
+    col = (tl.program_id(0) % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    return row, sample_row, col, cols, valid, valid[:, None] & (col < cols)[None, :]
 
 
 @triton.jit

@@ -49,7 +49,7 @@ def gaussian_kl_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, col, cols, valid, mask = tile(rows, cols, col_tiles, VEC, BLOCK_ROWS, BLOCK_COLS)
+    row, _, col, cols, valid, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
 
     mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)

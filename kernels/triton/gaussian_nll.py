@@ -59,8 +59,9 @@ def gaussian_nll_kernel(
     PTX: tl.constexpr,
 ):
     LOG_2PI: tl.constexpr = 1.8378770664093454836
-    x_row, col, cols, valid, mask = tile(rows, cols, col_tiles, VEC, BLOCK_ROWS, BLOCK_COLS)
-    row = x_row + tl.program_id(1).to(tl.int64) * rows
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
     all_rows = tl.num_programs(1).to(tl.int64) * rows
     # The columns of this tile: what is constant along a row is added once, times this.
     count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)

@@ -112,7 +112,7 @@ def rsample_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, col, cols, _, mask = tile(rows, cols, col_tiles, VEC, BLOCK_ROWS, BLOCK_COLS)
+    row, _, col, cols, _, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
     col_tile = tl.program_id(0) % col_tiles
 
     mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
@@ -219,7 +219,7 @@ def rsample_backward_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    row, col, cols, valid, mask = tile(rows, cols, col_tiles, VEC, BLOCK_ROWS, BLOCK_COLS)
+    row, _, col, cols, valid, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
     col_tile = tl.program_id(0) % col_tiles
 
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
