@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from bar import ATOL, LAYOUTS, LOW, check, rounding, run_public
-from oracle import OP, OPS, kl_parts, random_values
 from scipy import integrate, special, stats
 
 import fused_elbo
+from helpers.accuracy import ATOL, LAYOUTS, LOW, check, rounding, run_public
+from helpers.oracle import OP, OPS, kl_parts, random_values
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 NAMES = {F16: "f16", BF16: "bf16", F32: "f32", F64: "f64"}

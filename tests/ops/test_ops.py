@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from bar import LAYOUTS, check
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import OP, OPS, random_values, upstream
 
 import fused_elbo
 from fused_elbo.kernels import (
@@ -19,6 +17,8 @@ from fused_elbo.kernels import (
     importance_weights,
     rsample_kl,
 )
+from helpers.accuracy import LAYOUTS, check
+from helpers.oracle import OP, OPS, random_values, upstream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 MODULES = (bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample)

@@ -8,7 +8,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from bar import INTERPRET, LAYOUTS, lay
 from scipy import stats
 
 import fused_elbo
@@ -16,6 +15,8 @@ from fused_elbo.estimators.noise import draw_seed as twin_draw_seed
 from fused_elbo.estimators.noise import philox, stream
 from fused_elbo.kernels import launch
 from fused_elbo.kernels import noise as kernel_noise
+from helpers.accuracy import LAYOUTS, lay
+from helpers.machine import INTERPRET
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 

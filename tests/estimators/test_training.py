@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fused_elbo
-from conftest import ON_GPU, captured
 from fused_elbo import elbo_loss, rsample_kl
+from helpers.cuda_graphs import captured
+from helpers.machine import ON_GPU
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "vae_digits.py"
 F16, BF16 = torch.float16, torch.bfloat16
