@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributions import Normal
 
 from fused_elbo import compat
@@ -95,8 +96,6 @@ def test_antixk_capacity(impl, dtype, device):
 
 
 def test_antixk_counts_without_compiling_anew():
-    from torch._dynamo.testing import CompileCounterWithBackend
-
     counter = CompileCounterWithBackend("aot_eager")
     for loss_type in ("H", "B"):
         torch.compiler.reset()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fused_elbo.kernels import elbo_loss, gaussian_kl
 from helpers import originals
 from helpers.originals import BF16, CASES, F32, F64, FUSED, compare, named
 
@@ -31,8 +32,6 @@ def test_reference_is_the_choice_for_cpu_tensors(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_are_used(case, monkeypatch, device):
     """With impl="triton" a kernel runs, and with "reference" none does."""
-    from fused_elbo.kernels import elbo_loss, gaussian_kl
-
     ran = []
     for module in (elbo_loss, gaussian_kl):
         for name in [n for n in vars(module) if n.startswith("launch")]:
