@@ -15,8 +15,9 @@ from helpers.machine import INTERPRET, ON_GPU
 
 DEVICE = pytest.param("cpu") if INTERPRET else pytest.param("cuda", marks=pytest.mark.gpu)
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # A worker a core already: more threads would wait for each other, here and in subprocesses.
+# Of pytest-xdist. Subprocesses are no workers: as one, pytest-benchmark writes no results.
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    # There is a worker a core: more threads, here and in subprocesses, wait for each other.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -10,10 +10,9 @@ from torch.distributions import Normal
 
 from fused_elbo import compat
 from fused_elbo.estimators import compat_torch
-from helpers import originals
 from helpers.originals import ELEMENTWISE, F64, Case, compare
 
-pytestmark = originals.MARKS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fused_elbo import compat
-from helpers import originals
 from helpers.originals import BATCH, ELEMENTWISE, F64, IMAGE, Case, compare, extra
 
-pytestmark = originals.MARKS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TORCH_ONLY = {
     "none": {"reduction": "none"},

@@ -10,7 +10,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributions import Normal
 
 from fused_elbo import compat
-from helpers import originals
 from helpers.originals import (
     F16,
     F32,
@@ -29,7 +28,7 @@ from helpers.originals import (
 )
 
 IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
-pytestmark = originals.MARKS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_pytorch_examples_flattens_the_data_and_nothing_else():

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from fused_elbo.kernels import elbo_loss, gaussian_kl
-from helpers import originals
 from helpers.originals import BF16, CASES, F32, F64, FUSED, compare, named
 
-pytestmark = originals.MARKS
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)

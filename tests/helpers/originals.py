@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Normal
@@ -20,12 +19,6 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 BATCH, IMAGE, PIXELS, LATENTS = 5, (3, 2, 4), 24, 3
 # Rounding, relative to the largest number of a tensor: sums cancel, so an element may lose more.
 TOLERANCE = {F64: 1e-12, F32: 3e-6}
-
-MARKS = [
-    pytest.mark.usefixtures("one_thread"),
-    # The kernels take the logarithm of 0 and clamp it, or store nothing: numpy warns of it.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
-]
 
 
 def kl_to_standard(mu, logvar):
