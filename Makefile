@@ -22,9 +22,9 @@ bench: $(VENV)/installed
 
 # Interpreted everywhere; where there is a CUDA device the same tests run on it as well.
 test: $(VENV)/installed
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal $(ARGS)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu; fi
+		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu $(ARGS); fi
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

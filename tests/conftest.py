@@ -1,10 +1,9 @@
 """One suite, two machines: Triton's interpreter on a CPU, or the kernels on a CUDA device.
 
-    pytest tests                               # interpreted kernels, no GPU needed
+    pytest tests -n auto                       # interpreted kernels, no GPU needed
     TRITON_INTERPRET=0 pytest tests -m gpu     # the same tests on a GPU, and the GPU-only ones
 
-Triton decides when a kernel is defined, so the variable is set before any kernel module
-is imported. It cannot do both in one process.
+It cannot do both in one process.
 """
 
 import os
@@ -12,9 +11,15 @@ import os
 import pytest
 import torch
 
-INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "1") == "1"
-ON_GPU = not INTERPRET and torch.cuda.is_available()
+from helpers.machine import INTERPRET, ON_GPU
+
 DEVICE = pytest.param("cpu") if INTERPRET else pytest.param("cuda", marks=pytest.mark.gpu)
+
+# Of pytest-xdist. Subprocesses are no workers: as one, pytest-benchmark writes no results.
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    # There is a worker a core: more threads, here and in subprocesses, wait for each other.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(params=[DEVICE])
@@ -35,20 +40,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def captured(step):
-    """(graph, outputs): a CUDA graph of ``step()``, warm, and what each replay writes to."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step()
-    return graph, outputs
 
 
 def pytest_collection_modifyitems(config, items):

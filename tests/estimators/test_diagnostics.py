@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from exact import F64, PLANE, SPACE, f64
 from torch.distributions import Normal, kl_divergence
 
 from fused_elbo.estimators.bounds import estimate
@@ -15,6 +14,7 @@ from fused_elbo.estimators.diagnostics import (
     pareto_k,
 )
 from fused_elbo.estimators.models import as_full, chi_square_divergence
+from helpers.exact_bounds import F64, PLANE, SPACE, f64
 
 
 def generator(seed=0):

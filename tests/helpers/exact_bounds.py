@@ -87,6 +87,19 @@ SPACE = Problem(  # odd D
     logvar=f64([[-0.2, -1.2, 0.3], [-1.5, 0.2, -0.4]]),
 )
 
+# Wider than the posterior: weights have a finite variance, and orders below 1 converge fast.
+WIDE = PLANE._replace(logvar=f64([[0.1, 0.2]]))
+# Narrower: and so do orders above 1.
+NARROW = PLANE._replace(logvar=f64([[-0.8, -1.3]]))
+# Columns at right angles: the posterior is diagonal, and q can be it.
+DIAGONAL = SPACE._replace(
+    weight=f64([[0.9, 0.0, 0.0], [0.0, -0.7, 0.0], [0.0, 0.0, 0.4], [0.0, 0.0, 0.8]])
+)
+_posterior = DIAGONAL.model().posterior(DIAGONAL.x)
+AT_POSTERIOR = DIAGONAL._replace(
+    mu=_posterior.mean, logvar=_posterior.covariance.diagonal(dim1=-2, dim2=-1).log()
+)
+
 
 class Result(NamedTuple):
     """A bound [..., B] and its gradients: mu, logvar [..., B, D], weight [..., P, D]."""

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import F64, LINE, PLANE, SPACE, f64
 from scipy import integrate, stats
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.decomposition import PCA
@@ -22,6 +21,7 @@ from fused_elbo.estimators.models import (
     fit_ppca,
     renyi_divergence,
 )
+from helpers.exact_bounds import F64, LINE, PLANE, SPACE, f64
 
 PROBLEMS = pytest.mark.parametrize("problem", [LINE, PLANE, SPACE], ids=["line", "plane", "space"])
 

@@ -1,14 +1,16 @@
 """examples/migration.py: one changed line leaves a program's loss curve where it was."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
-ROOT = Path(__file__).parents[1]
+from helpers.scripts import is_picture, load
+
+ROOT = Path(__file__).parents[2]
 # Of a loss, relative, over 14 and 26 steps: five seeds differ by at most 2.1e-7 and 4.4e-16.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 
@@ -17,11 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def migration():
-    path = ROOT / "examples" / "migration.py"
-    spec = importlib.util.spec_from_file_location("migration", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("migration")
 
 
 @pytest.fixture(params=[0, 1], ids=["pytorch", "pythae"])
@@ -30,8 +28,6 @@ def program(migration, request):
 
 
 def digits():
-    from sklearn.datasets import load_digits
-
     return torch.from_numpy(load_digits().data).float()[:800] / 16
 
 
@@ -106,9 +102,7 @@ def test_script_measures_draws_and_writes(migration, tmp_path, capsys, monkeypat
     out = capsys.readouterr().out
     assert "PyTorch example, seed 2, float32" in out
     assert "speed-up" in out
-    picture = (tmp_path / "out" / "migration.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 10_000
+    assert is_picture(tmp_path / "out" / "migration.png")
     for program in json.loads(numbers.read_text())["programs"]:
         assert [run["dtype"] for run in program["curves"]] == ["float32", "float32", "float64"]
         assert [cost["pixels"] for cost in program["costs"]] == [64, 784]

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from oracle import OP, OPS, random_values, upstream
 
 import fused_elbo
 from fused_elbo.kernels.triton import launch
+from helpers.oracle import OP, OPS, random_values, upstream
 
 F32, F64 = torch.float32, torch.float64
 SEED = 99

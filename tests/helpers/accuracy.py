@@ -13,13 +13,13 @@ run in float32 on the same inputs, and eps applies to the element itself, twice.
 itself overflows it allows nothing.
 """
 
-import os
 from typing import NamedTuple
 
 import torch
-from oracle import argument_shape, noise_of, random_values, upstream
 
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+from helpers.machine import INTERPRET
+from helpers.oracle import argument_shape, noise_of, random_values, upstream
+
 ATOL = 4
 LOW = (torch.float16, torch.bfloat16)
 

@@ -8,13 +8,15 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from bar import INTERPRET, LAYOUTS, lay
 from scipy import stats
 
 import fused_elbo
+from fused_elbo.estimators.noise import box_muller as twin_box_muller
 from fused_elbo.estimators.noise import draw_seed, philox, stream
 from fused_elbo.kernels.triton import launch
 from fused_elbo.kernels.triton import noise as kernel_noise
+from helpers.accuracy import LAYOUTS, lay
+from helpers.machine import INTERPRET
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -305,10 +307,8 @@ class TestQuality:
     def test_tails_reach_what_32_bits_can(self):
         """u = 2**-32 gives 6.66, as long as u is (a + 1) / 2**32."""
         assert math.sqrt(2 * 32 * math.log(2)) == pytest.approx(6.66, abs=0.01)
-        from fused_elbo.estimators.noise import box_muller as twin
-
         word, angle = torch.tensor([0, 2**32 - 1]), torch.tensor([0, 0])
-        values = twin(word, angle)[0]
+        values = twin_box_muller(word, angle)[0]
         assert values[0].item() == pytest.approx(6.6604, abs=1e-3)
         assert values[1].item() == 0
 

@@ -8,17 +8,17 @@ import pickle
 
 import pytest
 import torch
-from bar import ATOL, LAYOUTS, lay, rounding
-from oracle import (
+
+import fused_elbo
+from fused_elbo import ELBOLoss, elbo_loss
+from helpers.accuracy import ATOL, LAYOUTS, lay, rounding
+from helpers.oracle import (
     bernoulli_nll_parts,
     eager_bernoulli_nll,
     eager_kl,
     gaussian_nll_parts,
     kl_parts,
 )
-
-import fused_elbo
-from fused_elbo import ELBOLoss, elbo_loss
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 EVENT, LATENT = (3, 2), (4,)

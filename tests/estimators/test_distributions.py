@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch.distributions import Independent, Laplace, Normal, kl_divergence
 
 from fused_elbo.distributions import DiagonalNormal
+from fused_elbo.kernels.triton import gaussian_kl, gaussian_nll, gaussian_rsample
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {F64: 1e-12, F32: 3e-6}
@@ -475,8 +476,6 @@ def test_kl_of_what_has_none():
 
 def test_kernels_are_used(monkeypatch, device):
     """impl="triton" is that of every method, and of the KL whichever side has it."""
-    from fused_elbo.kernels.triton import gaussian_kl, gaussian_nll, gaussian_rsample
-
     ran = []
     for module in (gaussian_kl, gaussian_nll, gaussian_rsample):
         for name in [n for n in vars(module) if n.startswith("launch_")]:

@@ -1,26 +1,15 @@
-"""The examples on real data: implementations train alike, fits reach exact optima."""
+"""examples/vae_digits.py: implementations train alike, runs resume, options are refused."""
 
-import importlib.util
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from fused_elbo.estimators import noise, reference
+from fused_elbo.estimators.noise import draw_seed
+from helpers.scripts import is_picture, load, run
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def load(name):
-    """The script as a module: examples/ is no package."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +17,9 @@ def vae_digits():
     return load("vae_digits")
 
 
-@pytest.fixture(scope="module")
-def regression():
-    return load("bayesian_linear_regression")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As the script has it: on a busy machine these small matrices take 10 x as long on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def kernel_noise(monkeypatch):
     """Let the reference draw the kernels' noise; ``shift`` makes it the noise of other seeds."""
-    from fused_elbo.estimators.noise import draw_seed
 
     def patch(shift=0):
         def standard_normal(shape, like, generator=None):
@@ -122,24 +96,8 @@ def test_digits_are_binary_and_always_the_same(vae_digits):
     assert torch.equal(test, again[1])
 
 
-def run(script, *arguments, **environment):
-    """The script in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def run_vae(*arguments, **environment):
     return run("vae_digits", "--device", "cpu", *arguments, **environment)
-
-
-def is_picture(path):
-    data = path.read_bytes()
-    return data.startswith(b"\x89PNG") and len(data) > 10_000
 
 
 def test_script_trains_and_draws_with_the_kernels(tmp_path):
@@ -309,65 +267,3 @@ def test_script_has_help(vae_digits, capsys):
     options = "impl estimator samples bounds epochs latents batch lr seed device ddp checkpoint out"
     for option in options.split():
         assert f"--{option}" in out
-
-
-@pytest.mark.parametrize("name", ["elbo-entropy", "stl"])
-def test_exact_elbo_rises_to_its_optimum(regression, name):
-    """To within 0.1 nats: over ten seeds the rest is at most 0.021 (entropy), 0.063 (STL).
-
-    And never over it, so never over the log evidence, 3.81 nats above.
-    """
-    model = regression.diabetes_model()
-    optimum = model.elbo(model.optimal_diagonal()).item()
-    elbos = list(regression.fit(model, name, steps=1000, lr=0.2))
-    assert max(elbos) <= optimum + 1e-9
-    assert max(elbos) <= model.log_evidence().item()
-    assert elbos[0] < optimum - 1000
-    assert elbos[-1] > optimum - 0.1
-
-
-def test_no_estimator_lifts_the_elbo_over_its_optimum(regression):
-    """Whatever bound is climbed, and however noisily: 100 steps at a learning rate too large."""
-    model = regression.diabetes_model()
-    optimum = model.elbo(model.optimal_diagonal()).item()
-    for name in regression.FITTING:
-        elbos = list(regression.fit(model, name, samples=4, steps=100, lr=0.5))
-        assert max(elbos) <= optimum + 1e-9, name
-        if regression.ESTIMATORS[name].bound == "ELBO":
-            assert elbos[-1] > elbos[0], name
-
-
-def test_regression_is_on_the_standardised_diabetes_data(regression):
-    """442 patients, an intercept and ten measurements; R^2 of least squares is 0.518."""
-    model = regression.diabetes_model()
-    assert model.design.shape == (442, 11)
-    assert torch.equal(model.design[:, 0], torch.ones(442, dtype=torch.float64))
-    moments = torch.stack([model.design[:, 1:].mean(0), model.design[:, 1:].std(0, correction=0)])
-    assert (moments - torch.tensor([[0.0], [1.0]])).abs().max() < 1e-12
-    assert 1 - model.noise_variance * (442 - 11) / 442 == pytest.approx(0.518, abs=5e-4)
-
-
-def test_regression_script_draws_and_explains_the_gap(tmp_path):
-    options = ["--estimators", "stl", "dreg", "--steps", "20", "--out", str(tmp_path)]
-    result = run("bayesian_linear_regression", *options)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"stl +│ ELBO", result.stdout)
-    assert re.search(r"dreg +│ IWAE", result.stdout)
-    assert re.search(r"exact optimum +│ ELBO +│ +-503\.785 │ +0\.000 │ +3\.806", result.stdout)
-    assert re.search(r"log evidence +│ +│ +-499\.979", result.stdout)
-    assert "need not end at the ELBO's optimum" in result.stdout
-    assert is_picture(tmp_path / "bayesian_linear_regression.png")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--estimators", "reinforce", "--samples", "1"), "reinforce needs num_samples >= 2"),
-        (("--estimators", "cubo"), "invalid choice: 'cubo'"),
-        (("--steps", "0"), "--steps must be at least 1, got 0"),
-    ],
-)
-def test_regression_script_refuses_what_cannot_work(regression, capsys, options, message):
-    with pytest.raises(SystemExit):
-        regression.parse(options)
-    assert message in capsys.readouterr().err

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from bar import rounding
-from oracle import OP, OPS, random_values
 from torch.distributions import Normal
 
 import fused_elbo
-from conftest import captured
 from fused_elbo import elbo_loss
+from helpers.accuracy import rounding
+from helpers.cuda_graphs import captured
+from helpers.oracle import OP, OPS, argument_shape, random_values
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -253,8 +253,6 @@ class TestFunc:
 
 
 def _shapes(op):
-    from oracle import argument_shape
-
     return [(a, argument_shape(a, (3, 5))) for a in op.arguments]
 
 

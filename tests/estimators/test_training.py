@@ -1,22 +1,15 @@
-"""Training as people do it: autocast, checkpointing, compilation, export, several processes."""
-
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Training as people do it: autocast, checkpointing, compilation, export."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-import fused_elbo
-from conftest import ON_GPU, captured
 from fused_elbo import elbo_loss, rsample_kl
+from helpers.cuda_graphs import captured
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "vae_digits.py"
 F16, BF16 = torch.float16, torch.bfloat16
 IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
 PIXELS, LATENTS = 12, 4
@@ -161,13 +154,6 @@ def test_accumulated_gradients_are_those_of_the_joined_batch(impl, device):
     torch.testing.assert_close(accumulated, gradients(model), rtol=1e-4, atol=1e-5)
 
 
-def compile_counter():
-    """Counts what is compiled. Imported here: the ranks below start without it."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    return CompileCounterWithBackend("aot_eager")
-
-
 class TestCompile:
     """A batch of another size may cost one compilation, the first time; no size costs another."""
 
@@ -176,7 +162,7 @@ class TestCompile:
     def test_a_last_batch_of_any_size(self, dynamic, impl, device):
         torch._dynamo.reset()
         model = VAE(impl).to(device)
-        counter = compile_counter()
+        counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=dynamic)
         counts = []
         for batch in (10, 5, 10, 7, 2, 16, 33):
@@ -193,7 +179,7 @@ class TestCompile:
         """A whole step: torch.func's gradient and an SGD update, nothing left to eager."""
         torch._dynamo.reset()
         model = VAE(impl).to(device)
-        counter = compile_counter()
+        counter = CompileCounterWithBackend("aot_eager")
 
         def step(parameters, x):
             def loss(parameters):
@@ -283,136 +269,6 @@ class TestFunc:
                 )
 
 
-# Several processes: ``rank_main`` runs on each of two ranks, the tests read what it left behind.
-BATCH = 12
-
-
-def example():
-    """examples/vae_digits.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("vae_digits", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def seeded(vae_digits):
-    torch.manual_seed(0)
-    return vae_digits.VAE(latents=4, hidden=16)
-
-
-def options(folder, epochs, name):
-    fixed = ["--ddp", "--device", "cpu", "--batch", "360", "--bounds", "1", "--latents", "4"]
-    files = ["--checkpoint", str(folder / name), "--out", str(folder)]
-    return [*fixed, *files, "--epochs", str(epochs)]
-
-
-def shares_of_an_epoch(rank):
-    """What ``fit`` gives to each step of this rank, of 101 images in batches of 16."""
-    vae_digits = example()
-    shares = []
-    vae_digits.train_step = lambda model, optimizer, x, *options: shares.append(x)
-    vae_digits.test_elbo = lambda *args, **options: 0.0
-    torch.manual_seed(rank)  # one order for all, although each would draw another
-    list(vae_digits.fit(vae_digits.VAE(2, 4), torch.arange(101), None, epochs=1, batch=16))
-    return shares
-
-
-def rank_main(folder):
-    """On each rank: a step with each implementation, an epoch's shares, a run in two parts."""
-    vae_digits = example()
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    train = vae_digits.load_digits_binary()[0]
-    for impl in ("triton", "reference"):
-        model = seeded(vae_digits)
-        loss = vae_digits.distributed(model, vae_digits.negative_elbo)
-        start = torch.get_rng_state()
-        index = vae_digits.shuffled(train)[:BATCH][rank::2]
-        state = torch.get_rng_state()
-        loss(model, train[index], impl).backward()
-        step = {"index": index, "state": state, "gradients": gradients(model), "start": start}
-        torch.save(step, folder / f"{impl}-{rank}.pt")
-    torch.save(shares_of_an_epoch(rank), folder / f"shares-{rank}.pt")
-    # One process group serves both parts: joining the ranks again takes another free port.
-    vae_digits.start_ranks = lambda args: None
-    torch.distributed.destroy_process_group = lambda: None
-    for epochs in (1, 2):
-        vae_digits.main(options(folder, epochs, "resumed.pt"))
-
-
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    result = subprocess.run(
-        [*command, "--nproc-per-node", "2", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """The folder that two ranks wrote to."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun(__file__, folder)
-    return folder
-
-
-# One place is enough: what the ranks do does not depend on where the kernels of a test run.
-@pytest.mark.skipif(ON_GPU, reason="gloo on a CPU, tested where kernels are interpreted")
-class TestRanks:
-    @IMPLS
-    def test_gradients_are_those_of_the_joined_batch(self, impl, ranks, monkeypatch):
-        """One process on all images, with the noise that the ranks drew."""
-        vae_digits = example()
-        steps = [torch.load(ranks / f"{impl}-{rank}.pt") for rank in range(2)]
-        noise = []
-        for step in steps:
-            torch.set_rng_state(step["state"])
-            zero = torch.zeros(BATCH // 2, 4)
-            noise.append(fused_elbo.gaussian_rsample(zero, zero, impl=impl))
-        assert (noise[0] != noise[1]).all()
-        monkeypatch.setattr(
-            "fused_elbo.estimators.reference.standard_normal", lambda *_: torch.cat(noise)
-        )
-        index = torch.cat([step["index"] for step in steps])
-        assert len(index.unique()) == BATCH
-        model, train = seeded(vae_digits), vae_digits.load_digits_binary()[0]
-        vae_digits.negative_elbo(model, train[index], impl="reference").backward()
-        for step in steps:
-            torch.testing.assert_close(step["gradients"], gradients(model), rtol=1e-5, atol=1e-6)
-
-    def test_each_rank_starts_from_a_seed_of_its_own(self, ranks):
-        """Not seed + rank: those are the states that this run's weights and the next's are of."""
-        starts = [torch.load(ranks / f"reference-{rank}.pt")["start"] for rank in range(2)]
-        seeds = [torch.Generator().manual_seed(seed).get_state() for seed in range(2)]
-        assert len({tuple(state.tolist()) for state in (*starts, *seeds)}) == 4
-
-    def test_an_epoch_is_shared_out(self, ranks):
-        """Evenly at every step, without the one image too many, and no image twice."""
-        shares = [torch.load(ranks / f"shares-{rank}.pt") for rank in range(2)]
-        for steps in shares:
-            assert [len(x) for x in steps] == [8] * 6 + [2]
-        assert len(torch.cat([x for steps in shares for x in steps]).unique()) == 100
-
-    def test_a_resumed_run_is_the_whole_run(self, ranks):
-        """To the last bit: two epochs by torchrun, and two with a break between them."""
-        printed = torchrun(SCRIPT, *options(ranks, 2, "whole.pt"))
-        assert printed.count("epoch   2") == 1  # one rank talks
-        whole, resumed = (torch.load(ranks / name) for name in ("whole.pt", "resumed.pt"))
-        assert len(whole["elbos"]) == 2
-        assert whole["elbos"] == resumed["elbos"]
-        for name, parameter in whole["model"].items():
-            assert torch.equal(parameter, resumed["model"][name])
-        for state, other in zip(whole["states"], resumed["states"], strict=True):
-            assert torch.equal(state, other)
-        assert not torch.equal(*whole["states"])
-
-
 @pytest.mark.gpu
 class TestOnAGpu:
     def test_make_graphed_callables_draws_fresh_noise_at_each_call(self):
@@ -477,7 +333,3 @@ class TestOnAGpu:
         actual = step_gradients(model.to("cuda:1"), x.to("cuda:1"))
         assert actual.device == torch.device("cuda:1")
         torch.testing.assert_close(actual.to("cuda:0"), expected)
-
-
-if __name__ == "__main__":  # torchrun, for the ranks
-    rank_main(Path(sys.argv[1]))

@@ -1,10 +1,6 @@
 """examples/iwae_digits.py: its three losses are what they say, and every way to run them agrees."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +9,8 @@ from torch.nn.utils import parameters_to_vector
 
 from fused_elbo import iwae_loss, rsample_log_ratio
 from fused_elbo.estimators import noise, reference
+from helpers.scripts import EXAMPLES, is_picture, run
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = ["--epochs", "1", "--batch", "500", "--hidden", "16", "--latents", "3"]
 TINY += ["--bound-samples", "30", "--device", "cpu"]
 METHODS = ("ELBO", "IWAE", "DReG")
@@ -222,11 +218,6 @@ def test_standard_errors_and_paired_differences(iwae_digits):
     assert iwae_digits.text(*iwae_digits.mean_and_error([1.5])) == "1.50"
 
 
-def is_picture(path):
-    data = path.read_bytes()
-    return data.startswith(b"\x89PNG") and len(data) > 10_000
-
-
 def rows_of(out):
     """The table's rows {(method, K): log p(x)}, as printed."""
     found = re.findall(r"│ +(\d+) │ (ELBO|IWAE|DReG) +│ +(-[\d.]+)", out)
@@ -235,13 +226,7 @@ def rows_of(out):
 
 def test_script_writes_picture_and_table(tmp_path):
     options = [*TINY, "--samples", "2", "1", "--seeds", "2", "--out", str(tmp_path)]
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLES / "iwae_digits.py"), *options],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = run("iwae_digits", *options)
     assert result.returncode == 0, result.stderr
     rows = rows_of(result.stdout)
     assert list(rows) == [(method, samples) for samples in (1, 2) for method in METHODS]

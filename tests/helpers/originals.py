@@ -1,0 +1,267 @@
+"""What fused_elbo.compat stands in for: each original from its formula, paired with ours.
+
+Over one example and one element at a time where that is what a formula means.
+torch.nn.functional's own functions are their own originals.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal
+
+from fused_elbo import compat
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+BATCH, IMAGE, PIXELS, LATENTS = 5, (3, 2, 4), 24, 3
+# Rounding, relative to the largest number of a tensor: sums cancel, so an element may lose more.
+TOLERANCE = {F64: 1e-12, F32: 3e-6}
+
+
+def kl_to_standard(mu, logvar):
+    """Of each example, by the definition of the KL from means and standard deviations."""
+    sigma = torch.exp(logvar / 2)
+    return (torch.log(1 / sigma) + (sigma * sigma + mu * mu) / 2 - 1 / 2).sum(-1)
+
+
+def cross_entropy(p, x):
+    """Elementwise, from probabilities, either logarithm no less than -100."""
+    log_p, log_not_p = (torch.log(t).clamp_min(-100) for t in (p, 1 - p))
+    return -(x * log_p) - (1 - x) * log_not_p
+
+
+def original_pytorch_examples(recon_x, x, mu, logvar):
+    return cross_entropy(recon_x, x.view(-1, PIXELS)).sum() + kl_to_standard(mu, logvar).sum()
+
+
+def original_pythae(recon_x, x, mu, log_var, z, *, beta=1.0, mode="mse", batch=BATCH):
+    error = (recon_x - x) ** 2 / 2 if mode == "mse" else cross_entropy(recon_x, x)
+    recon, kld = error.flatten(1).sum(1), kl_to_standard(mu, log_var)
+    return (
+        sum(r + beta * k for r, k in zip(recon, kld, strict=True)) / batch,
+        recon.mean(),
+        kld.mean(),
+    )
+
+
+def antixk_terms(recons, input, mu, log_var):
+    return ((recons - input) ** 2).sum() / (BATCH * PIXELS), kl_to_standard(
+        mu, log_var
+    ).sum() / BATCH
+
+
+def original_antixk_vanilla(recons, input, mu, log_var):
+    recon, kl = antixk_terms(recons, input, mu, log_var)
+    return {"loss": recon + 0.3 * kl, "Reconstruction_Loss": recon.detach(), "KLD": -kl.detach()}
+
+
+def original_antixk_beta(recons, input, mu, log_var):
+    recon, kl = antixk_terms(recons, input, mu, log_var)
+    return {"loss": recon + 7.0 * 0.3 * kl, "Reconstruction_Loss": recon, "KLD": kl}
+
+
+def original_bolts(x_hat, x, prior_mu, prior_std, mu, std):
+    p, q = Normal(prior_mu, prior_std), Normal(mu, std)
+    recon = ((x_hat - x) ** 2).mean()
+    kl = 0.1 * torch.distributions.kl_divergence(q, p).mean()
+    return recon + kl, {"recon_loss": recon, "kl": kl, "loss": recon + kl}
+
+
+def original_bolts_standard(x_hat, x, mu, std):
+    zero, one = torch.zeros_like(mu), torch.ones_like(mu)
+    return original_bolts(x_hat, x, zero, one, mu, std)
+
+
+def original_scvi(qz_m, qz_v, pz_m, pz_v):
+    q, p = Normal(qz_m, qz_v.sqrt()), Normal(pz_m, pz_v.sqrt())
+    return 0.4 * torch.distributions.kl_divergence(q, p).sum(-1)
+
+
+def original_scvi_standard(qz_m, qz_v):
+    q = Normal(qz_m, qz_v.sqrt())
+    return torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
+
+
+KINDS = {
+    "image": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64),
+    "probabilities": lambda g: torch.rand(BATCH, *IMAGE, generator=g, dtype=F64),
+    "flat": lambda g: torch.rand(BATCH, PIXELS, generator=g, dtype=F64),
+    "latent": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64),
+    "samples": lambda g: torch.randn(BATCH, 2, LATENTS, generator=g, dtype=F64),
+    "positive": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64).exp(),
+    "variances": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).exp(),
+    "rows": lambda g: torch.randn(BATCH, *IMAGE[:-1], generator=g, dtype=F64).exp(),
+    "channels": lambda g: torch.randn(BATCH, 1, *IMAGE[1:], generator=g, dtype=F64).exp(),
+    # Some under eps = 1e-6, and some 0.
+    "clamped": lambda g: (
+        torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).clamp_min(0.0).mul(2e-6)
+    ),
+    "line": lambda g: torch.randn(1500, generator=g, dtype=F64),
+    "unit line": lambda g: torch.rand(1500, generator=g, dtype=F64),
+}
+
+
+class Case(NamedTuple):
+    """ours(*tensors, impl=...) and original(*tensors), on tensors of these kinds."""
+
+    name: str
+    kinds: tuple
+    ours: Callable
+    original: Callable
+
+    def __repr__(self):
+        return self.name
+
+    def tensors(self, dtype, device="cpu", seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        values = [KINDS[kind](generator).to(dtype) for kind in self.kinds]
+        return [value.to(device).requires_grad_() for value in values]
+
+
+def ours_bolts(x_hat, x, prior_mu, prior_std, mu, std, **options):
+    return compat.bolts_vae_loss(x_hat, x, Normal(prior_mu, prior_std), Normal(mu, std), **options)
+
+
+IMAGES = ("image", "image", "latent", "latent")
+PROBABILITIES = ("probabilities", "probabilities", "latent", "latent", "latent")
+LIBRARIES = [
+    Case(
+        "pytorch_examples",
+        ("flat", "probabilities", "latent", "latent"),
+        compat.pytorch_examples_vae_loss,
+        original_pytorch_examples,
+    ),
+    Case("pythae_vae", (*IMAGES, "latent"), compat.pythae_vae_loss, original_pythae),
+    Case(
+        "pythae_vae_bce",
+        PROBABILITIES,
+        functools.partial(compat.pythae_vae_loss, reconstruction_loss="bce"),
+        functools.partial(original_pythae, mode="bce"),
+    ),
+    Case(
+        "pythae_beta_vae",
+        (*IMAGES, "latent"),
+        functools.partial(compat.pythae_beta_vae_loss, beta=2.5),
+        functools.partial(original_pythae, beta=2.5),
+    ),
+    Case(
+        "pythae_beta_vae_bce",
+        PROBABILITIES,
+        functools.partial(compat.pythae_beta_vae_loss, beta=2.5, reconstruction_loss="bce"),
+        functools.partial(original_pythae, beta=2.5, mode="bce"),
+    ),
+    Case(
+        "antixk_vanilla",
+        IMAGES,
+        functools.partial(compat.antixk_vanilla_vae_loss, M_N=0.3, batch_idx=1),
+        original_antixk_vanilla,
+    ),
+    Case(
+        "antixk_beta",
+        IMAGES,
+        lambda *t, impl: compat.AntixKBetaVAELoss(7.0, loss_type="H", impl=impl)(*t, M_N=0.3),
+        original_antixk_beta,
+    ),
+    Case("bolts", ("image", "image", *("latent", "positive") * 2), ours_bolts, original_bolts),
+    Case(
+        "bolts_standard",
+        ("image", "image", "latent", "positive"),
+        lambda x_hat, x, mu, std, impl: compat.bolts_vae_loss(
+            x_hat, x, None, Normal(mu, std), impl=impl
+        ),
+        original_bolts_standard,
+    ),
+    Case(
+        "scvi",
+        ("latent", "positive") * 2,
+        lambda m, v, pm, pv, impl: compat.scvi_kl_local(m, v, 0.4, pz_m=pm, pz_v=pv, impl=impl),
+        original_scvi,
+    ),
+    Case("scvi_standard", ("latent", "positive"), compat.scvi_kl_local, original_scvi_standard),
+]
+
+
+def functional(name, kinds, **options):
+    label = "-".join([name, kinds[-1], *(str(v) for v in options.values())])
+    ours = functools.partial(getattr(compat, name), **options)
+    return Case(label, kinds, ours, functools.partial(getattr(F, name), **options))
+
+
+PROBABILITY_LOSSES = [
+    functional("binary_cross_entropy", (kind, kind), reduction=reduction)
+    for kind in ("probabilities", "unit line")
+    for reduction in ("mean", "sum")
+]
+FUSED = [
+    *(
+        functional(name, (kind, kind), reduction=reduction)
+        for name in ("mse_loss", "binary_cross_entropy_with_logits")
+        for kind in ("image", "line")
+        for reduction in ("mean", "sum")
+    ),
+    *(
+        functional("gaussian_nll_loss", ("image", "image", var), full=full, reduction=reduction)
+        for var in ("variances", "rows", "channels", "clamped")
+        for full, reduction in ((False, "mean"), (True, "sum"))
+    ),
+    functional("gaussian_nll_loss", ("line", "line"), var=1.7, reduction="sum"),
+    functional("gaussian_nll_loss", ("image", "image"), var=1e-9, full=True, eps=0.01),
+]
+CASES = LIBRARIES + PROBABILITY_LOSSES + FUSED
+
+
+def named(result):
+    """Every tensor in a result, by name."""
+    if isinstance(result, torch.Tensor):
+        return {"loss": result}
+    if isinstance(result, tuple):
+        return {f"{i}.{n}": t for i, r in enumerate(result) for n, t in named(r).items()}
+    return dict(result)
+
+
+def assert_rounding(actual, expected, dtype, what):
+    assert actual.shape == expected.shape, what
+    assert actual.dtype == expected.dtype, what
+    size = expected.abs().max().item()
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=TOLERANCE[dtype] * size, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def compare(ours, original, ours_leaves, leaves, dtype):
+    """Values, which of them have gradients, and the gradients of each."""
+    ours, original = named(ours), named(original)
+    assert list(ours) == list(original)
+    for name, value in original.items():
+        assert_rounding(ours[name].detach(), value.detach(), dtype, name)
+        assert ours[name].requires_grad == value.requires_grad, name
+        if not value.requires_grad:
+            continue
+        upstream = torch.linspace(0.5, 2.0, value.numel(), dtype=value.dtype).view(value.shape)
+        expected = torch.autograd.grad(
+            value, leaves, upstream, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        actual = torch.autograd.grad(
+            ours[name],
+            ours_leaves,
+            upstream.to(ours[name].device),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            assert_rounding(a.cpu(), e, dtype, f"gradient of {name} in argument {i}")
+
+
+def extra(kind, seed=3):
+    return KINDS[kind](torch.Generator().manual_seed(seed))
+
+
+ELEMENTWISE = ["mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"]
+
+
+def parameters(function):
+    return dict(inspect.signature(function).parameters)
