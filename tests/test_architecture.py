@@ -33,7 +33,7 @@ ARROWS = {
     "estimators": ["kernels"],
     "estimators/compat": ["estimators"],
     "kernels": [],
-    "kernels/triton": [],
+    "kernels/triton": ["kernels"],  # of which rows.py alone
     "bench/harness": HOUSE,
     "bench/reporting": [],
     "bench/operations": COMMON,
@@ -178,6 +178,12 @@ def test_only_dispatch_imports_kernels():
         if folder_of(i.name).split("/")[0] == "kernels"
     }
     assert importers == {DISPATCH}
+
+
+def test_backends_share_rows_alone():
+    importers = [m for m in modules("kernels/triton") if folder_of(m) == "kernels/triton"]
+    shared = {i.name for m in importers for i in own_imports(m) if folder_of(i.name) == "kernels"}
+    assert shared == {"fused_elbo.kernels.rows"}
 
 
 def loads(module):
