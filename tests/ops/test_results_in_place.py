@@ -1,4 +1,4 @@
-"""Results of the kernels are tensors of their own: what is written to them in place is kept apart."""
+"""The kernels' results are tensors of their own: they can be written to in place."""
 
 import pytest
 import torch
