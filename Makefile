@@ -38,7 +38,7 @@ types: $(VENV)/installed
 	rm -rf build
 
 static: $(VENV)/installed
-	$(BIN)/python -m bench.static_report --check
+	$(BIN)/python -m bench.static --check
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

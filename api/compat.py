@@ -3,7 +3,14 @@
 ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``, and the like.
 """
 
-from .estimators.compat import (
+from .estimators.compat.beta import effective_beta
+from .estimators.compat.nn_functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    gaussian_nll_loss,
+    mse_loss,
+)
+from .estimators.compat.vae import (
     AntixKBetaVAELoss,
     antixk_vanilla_vae_loss,
     bolts_vae_loss,
@@ -11,13 +18,6 @@ from .estimators.compat import (
     pythae_vae_loss,
     pytorch_examples_vae_loss,
     scvi_kl_local,
-)
-from .estimators.compat_beta import effective_beta
-from .estimators.compat_torch import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    gaussian_nll_loss,
-    mse_loss,
 )
 
 __all__ = [

@@ -18,16 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import noise, reference, textbook, validate
+from . import dispatch, textbook, validate
 from . import sampling as samplers
-from .functional import (
-    Gradient,
-    Implementation,
-    gaussian_kl,
-    gaussian_log_prob,
-    importance_weights,
-    samples_from,
-)
+from .dispatch import Implementation
+from .functional import Gradient, gaussian_kl, gaussian_log_prob, importance_weights
 from .reference import accumulate
 
 
@@ -61,24 +55,27 @@ class Draws:
         ``flat`` asks for the latter. The log ratio comes from the noise; ``gradient`` as in
         :func:`fused_elbo.rsample_log_ratio`.
         """
-        flat = self.joint if flat is None else flat
-        q = self.mu, self.logvar, *self.prior
-        options: Any = {"gradient": gradient, "flat": flat}
-        if validate.use_kernels(self.impl, self.mu) and self.sampling != "sobol":
-            antithetic = samplers.antithetic(self.sampling, self.num_samples)
-            seed = noise.draw_seed(self.mu.device, self.generator)
-            self.z, log_ratio = samples_from(
-                seed, 0, self.num_samples, *q, **options, antithetic=antithetic, impl="triton"
-            )
-        else:
-            eps = samplers.draw(
-                self.num_samples,
-                self.mu.detach(),
-                sampling=self.sampling,
-                generator=self.generator,
-            )
-            self.z, log_ratio = reference.log_ratio_at(eps, *q, **options)
+        antithetic = samplers.antithetic(self.sampling, self.num_samples)
+        self.z, log_ratio = dispatch.rsample_log_ratio(
+            self.mu.shape,
+            self.mu,
+            self.logvar,
+            *self.prior,
+            self.num_samples,
+            gradient=gradient,
+            antithetic=antithetic,
+            generator=self.generator,
+            impl="reference" if self.sampling == "sobol" else self.impl,
+            flat=self.joint if flat is None else flat,
+            eps=self.noise,
+        )
         return self.z, log_ratio
+
+    def noise(self):
+        """eps [K, ..., D] of the reference."""
+        return samplers.draw(
+            self.num_samples, self.mu.detach(), sampling=self.sampling, generator=self.generator
+        )
 
     def weigh(self, log_weights: Tensor, alpha: float = 0.0):
         """The bound of log weights [K, ...] and the normalised weights, both detached."""

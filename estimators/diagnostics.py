@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from . import validate
-from .functional import Implementation, gaussian_kl
+from .dispatch import Implementation
+from .functional import gaussian_kl
 from .reference import effective_size, normalised
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import reference, textbook, validate
-from .functional import Implementation, gaussian_kl, gaussian_log_prob
+from . import dispatch, reference, textbook, validate
+from .dispatch import Implementation
+from .functional import gaussian_kl, gaussian_log_prob
 
 
 class DiagonalNormal(Distribution):
@@ -87,7 +88,7 @@ class DiagonalNormal(Distribution):
                 "torch.full_like(mu, 2 * math.log(sigma))"
             )
         validate.tensors(mu=mu, logvar=logvar)
-        validate.choice("impl", impl, validate.IMPLEMENTATIONS)
+        dispatch.check(impl)
         shape = validate.broadcast(mu=mu, logvar=logvar)
         self.mu, self.logvar = mu.expand(shape), logvar.expand(shape)
         self.impl: Implementation = impl
@@ -127,10 +128,7 @@ class DiagonalNormal(Distribution):
         samples = math.prod(sample_shape)
         if samples == 0:  # a grid of kernels has no dimension of 0
             return self.mu.expand(shape)
-        if validate.use_kernels(self.impl, self.mu):
-            draw = _kernel_draw(self.mu.device, samples, shape)
-        else:
-            draw = _reference_draw(self.mu, shape)
+        draw = dispatch.sampler(self.mu, samples, shape, impl=self.impl)
         z = draw(self.mu, self.logvar)
         if not torch.compiler.is_compiling():
             if self._draws is None:
@@ -164,31 +162,6 @@ class DiagonalNormal(Distribution):
     def __getstate__(self):
         """Samples are those of this process and of this object."""
         return self.__dict__ | {"_draws": None}
-
-
-def _reference_draw(mu, shape):
-    """A function of mu and logvar: z [*shape], at a noise that backward needs in any case."""
-    (wide,) = reference.accumulate(mu)
-    eps = reference.standard_normal(shape, wide)
-
-    def draw(mu, logvar):
-        wide_mu, wide_logvar = reference.accumulate(mu, logvar)
-        return textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
-
-    return draw
-
-
-def _kernel_draw(device, samples, shape):
-    """The same at the noise of a seed."""
-    from ..kernels.gaussian_rsample import GaussianRsample, draw_seed
-
-    seed = draw_seed(device)
-
-    def draw(mu, logvar):
-        rows = mu.reshape(-1, mu.shape[-1]), logvar.reshape(-1, mu.shape[-1])
-        return GaussianRsample.apply(*rows, seed, samples).view(shape)
-
-    return draw
 
 
 @torch.no_grad()
@@ -233,8 +206,7 @@ class _LogProbFromNoise(torch.autograd.Function):
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal_diagonal(p, q):
-    impl = p.impl if p.impl != "auto" else q.impl
-    return _kl(p.mu, p.logvar, q.mu, q.logvar, impl)
+    return _kl(p.mu, p.logvar, q.mu, q.logvar, dispatch.either(p.impl, q.impl))
 
 
 @register_kl(DiagonalNormal, Independent)

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from . import validate
 from .bounds import estimate
-from .functional import Implementation
+from .dispatch import Implementation
 
 
 @torch.no_grad()

@@ -1,14 +1,13 @@
-"""The public operations: check the arguments, then run the kernel or its PyTorch twin."""
+"""The public operations: check the arguments, once, and hand them to ``dispatch``."""
 
-import math
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-import torch
+import torch  # noqa: F401  for the examples below
 from torch import Generator, Tensor
 
-from . import noise, reference, validate
+from . import dispatch, validate
+from .dispatch import Implementation
 
-Implementation: TypeAlias = Literal["auto", "triton", "reference"]
 Gradient: TypeAlias = Literal["total", "path", "dreg"]
 GRADIENTS = ("total", "path", "dreg")
 
@@ -46,11 +45,7 @@ def gaussian_log_prob(
     """
     validate.tensors(x=x, mu=mu, logvar=logvar)
     shape = validate.broadcast(x=x, mu=mu, logvar=logvar)
-    if not validate.use_kernels(impl, x):
-        return reference.gaussian_log_prob(x, mu, logvar)
-    from ..kernels.gaussian_nll import gaussian_log_prob as kernel
-
-    return _view(kernel(*_rows(shape, x, mu, logvar)), shape[:-1])
+    return dispatch.gaussian_log_prob(shape, x, mu, logvar, impl=impl)
 
 
 def gaussian_kl(
@@ -93,12 +88,7 @@ def gaussian_kl(
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
     shape = validate.broadcast(**named)
-    if not validate.use_kernels(impl, mu):
-        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
-    from ..kernels.gaussian_kl import gaussian_kl as kernel
-
-    prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
-    return _view(kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar)), shape[:-1])
+    return dispatch.gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, impl=impl)
 
 
 def gaussian_rsample(
@@ -146,13 +136,7 @@ def gaussian_rsample(
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
         validate.count("num_samples", num_samples)
-    if not validate.use_kernels(impl, mu):
-        return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
-    from ..kernels.gaussian_rsample import gaussian_rsample as kernel
-
-    mu, logvar = _rows(shape, mu, logvar)
-    z = kernel(mu, logvar, num_samples or 1, generator=generator)
-    return z.view(shape if num_samples is None else (num_samples, *shape))
+    return dispatch.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
 
 
 def rsample_kl(
@@ -193,13 +177,9 @@ def rsample_kl(
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    if not validate.use_kernels(impl, mu):
-        return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
-    from ..kernels.rsample_kl import rsample_kl as kernel
-
-    prior_mu, prior_logvar = _both(prior_mu, prior_logvar)
-    z, kl = kernel(*_rows(shape, mu, logvar, prior_mu, prior_logvar), generator=generator)
-    return _view(z, shape), _view(kl, shape[:-1])
+    return dispatch.rsample_kl(
+        shape, mu, logvar, prior_mu, prior_logvar, generator=generator, impl=impl
+    )
 
 
 def rsample_log_ratio(
@@ -258,17 +238,17 @@ def rsample_log_ratio(
     >>> z.shape, log_ratio.abs().max()
     (torch.Size([5, 3, 2]), tensor(0.))
     """
-    check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
-    options: Any = {"gradient": gradient, "antithetic": antithetic}
-    prior = prior_mu, prior_logvar
-    if not validate.use_kernels(impl, mu):
-        return reference.rsample_log_ratio(
-            mu, logvar, num_samples, *prior, **options, generator=generator
-        )
-    from ..kernels.noise import draw_seed
-
-    seed = draw_seed(mu.device, generator)
-    return samples_from(seed, 0, num_samples, mu, logvar, *prior, **options, impl=impl)
+    q = mu, logvar, prior_mu, prior_logvar
+    shape = check_samples(*q, num_samples, gradient, antithetic)
+    return dispatch.rsample_log_ratio(
+        shape,
+        *q,
+        num_samples,
+        gradient=gradient,
+        antithetic=antithetic,
+        generator=generator,
+        impl=impl,
+    )
 
 
 def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
@@ -283,50 +263,6 @@ def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, ant
     if antithetic and gradient == "dreg":
         raise ValueError("gradient='dreg' needs independent samples, and antithetic=True is given")
     return shape
-
-
-def samples_from(
-    seed,
-    first,
-    num_samples,
-    mu,
-    logvar,
-    prior_mu,
-    prior_logvar,
-    *,
-    gradient,
-    antithetic,
-    impl,
-    flat=False,
-):
-    """rsample_log_ratio for samples first, first + 1, ... of the kernels' noise stream.
-
-    The reference draws from the stream's twin: chunks of samples are those of one call.
-    ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
-    """
-    shape = validate.broadcast(mu=mu, logvar=logvar)
-    if validate.use_kernels(impl, mu):
-        from ..kernels.gaussian_rsample import rsample_log_ratio as kernel
-
-        tensors: Any = _rows(shape, mu, logvar, *_both(prior_mu, prior_logvar))
-        z, log_ratio = kernel(
-            *tensors,
-            samples=num_samples,
-            gradient=gradient,
-            flat=flat,
-            antithetic=antithetic,
-            seed=seed,
-            first=first,
-        )
-        return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
-    draws = 1 + antithetic
-    rows = math.prod(shape[:-1]), shape[-1]
-    eps = noise.stream(seed, num_samples // draws, *rows, first=first // draws)
-    eps = eps.view(-1, *shape)
-    eps = reference.with_antithetic(eps) if antithetic else eps
-    return reference.log_ratio_at(
-        eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat
-    )
 
 
 def gaussian_nll(
@@ -368,18 +304,10 @@ def gaussian_nll(
     >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([2.8379])
     """
-    learned = isinstance(recon_logvar, torch.Tensor)
-    validate.tensors(recon=recon, x=x, recon_logvar=recon_logvar if learned else None)
-    shape = validate.samples_of_examples(recon=recon, x=x)
-    if learned:
-        validate.within(recon.shape, recon_logvar=recon_logvar)
-    else:
-        validate.number("recon_logvar", recon_logvar)
-    if not validate.use_kernels(impl, recon):
-        return reference.gaussian_nll(recon, x, recon_logvar)
-    from ..kernels.gaussian_nll import gaussian_nll as kernel
-
-    return _view(kernel(*likelihood_rows(recon, x, recon_logvar)), shape)
+    shape = validate.likelihood(recon, x, recon_logvar)
+    return dispatch.negative_log_likelihood(
+        shape, recon, x, recon_logvar, likelihood="gaussian", impl=impl
+    )
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
@@ -416,11 +344,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     """
     validate.tensors(logits=logits, x=x)
     shape = validate.samples_of_examples(logits=logits, x=x)
-    if not validate.use_kernels(impl, logits):
-        return reference.bernoulli_nll(logits, x)
-    from ..kernels.bernoulli_nll import bernoulli_nll as kernel
-
-    return _view(kernel(*example_rows(logits, x)), shape)
+    return dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
 
 
 class ImportanceWeights(NamedTuple):
@@ -473,59 +397,4 @@ def importance_weights(
         shape = tuple(log_weights.shape)
         raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
     validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
-    if not validate.use_kernels(impl, log_weights):
-        bound, weights, ess = reference.importance_weights(log_weights, alpha)
-        return ImportanceWeights(bound, weights, ess)
-    from ..kernels.importance_weights import importance_weights as kernel
-
-    shape = log_weights.shape[1:]
-    rows = _view(log_weights, (len(log_weights), math.prod(shape)))
-    bound, weights, ess, _ = kernel(rows, alpha=alpha)
-    return ImportanceWeights(
-        _view(bound, shape), _view(weights, log_weights.shape), _view(ess, shape)
-    )
-
-
-def example_rows(recon, x):
-    """What the likelihoods' kernels take: recon [K B, events] and x [B, events]."""
-    x = x.flatten(1)
-    return _view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
-
-
-def likelihood_rows(recon, x, recon_logvar):
-    """For the Gaussian likelihood those rows, and logvar as tensor or as float.
-
-    A logvar that is constant over an example's events stays one number a row.
-    """
-    recon_rows, x_rows = example_rows(recon, x)
-    if not isinstance(recon_logvar, torch.Tensor):
-        return recon_rows, x_rows, None, float(recon_logvar)
-    aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
-    leading = recon.shape[: recon.dim() - x.dim() + 1]
-    if all(size == 1 for size in aligned.shape[len(leading) :]):
-        rows = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
-        rows = rows.reshape(-1, 1)
-    else:
-        rows = recon_logvar.expand(recon.shape).reshape(recon_rows.shape)
-    return recon_rows, x_rows, rows, 0.0
-
-
-def _rows(shape, *tensors):
-    """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
-    rows = (math.prod(shape[:-1]), shape[-1])
-    wide = (t if t is None or t.shape == shape else t.expand(shape) for t in tensors)
-    return [None if t is None else _view(t, rows) for t in wide]
-
-
-def _view(tensor, shape):
-    """The tensor in this shape, without a node in the graph where it has it."""
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
-
-
-def _both(prior_mu, prior_logvar):
-    """A prior of which one half is given, with zeros for the other."""
-    given = prior_mu if prior_mu is not None else prior_logvar
-    if given is None:
-        return None, None
-    zero = given.new_zeros(())
-    return zero if prior_mu is None else prior_mu, zero if prior_logvar is None else prior_logvar
+    return ImportanceWeights(*dispatch.importance_weights(log_weights, alpha, impl=impl))

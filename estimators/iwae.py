@@ -7,16 +7,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import noise, reference, validate
-from .functional import (
-    Gradient,
-    Implementation,
-    bernoulli_nll,
-    check_samples,
-    gaussian_nll,
-    importance_weights,
-    samples_from,
-)
+from . import dispatch, noise, validate
+from .dispatch import Implementation
+from .functional import Gradient, check_samples
 from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
 
 
@@ -89,19 +82,14 @@ def iwae_loss(
     tensor(2.0794)
     """
     check_options(likelihood, recon_logvar, alpha, reduction)
-    check_samples_of("recon", recon, x, log_ratio)
-    nll = negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
-    if not validate.use_kernels(impl, recon):
-        log_weights = log_ratio - nll
-        loss = reduced(-reference.importance_bound(log_weights, alpha), reduction)
-        if not return_parts:
-            return loss
-        _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
-    else:
-        from ..kernels.importance_weights import importance_weights as kernel
-
-        bound, weights, ess, log_weights = kernel(log_ratio, nll, alpha)
-        loss = reduced(-bound, reduction)
+    shape = check_samples_of("recon", recon, x, log_ratio, recon_logvar)
+    nll = dispatch.negative_log_likelihood(
+        shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl
+    )
+    bound, weights, ess, log_weights = dispatch.importance_bound(
+        log_ratio, nll, alpha, with_weights=return_parts, impl=impl
+    )
+    loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
@@ -179,57 +167,53 @@ def chunked_iwae_loss(
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     seed = noise.draw_seed(mu.device, generator)
 
-    def log_weights_of(first, size, mu, logvar):
-        z, log_ratio = samples_from(
-            seed,
-            first,
-            size,
+    def log_weights_of(first_sample, size, mu, logvar):
+        z, log_ratio = dispatch.samples_of_stream(
+            shape,
             mu,
             logvar,
             prior_mu,
             prior_logvar,
+            size,
+            seed=seed,
+            first_sample=first_sample,
             gradient=gradient,
             antithetic=antithetic,
             impl=impl,
         )
         recon = decoder(z)
-        check_samples_of("decoder(z)", recon, x, log_ratio)
-        return log_ratio - negative_log_likelihood(recon, x, likelihood, recon_logvar, impl)
+        values = check_samples_of("decoder(z)", recon, x, log_ratio, recon_logvar)
+        return log_ratio - dispatch.negative_log_likelihood(
+            values, recon, x, recon_logvar, likelihood=likelihood, impl=impl
+        )
 
     weights: Any = None
 
-    def times_share(first, size):
+    def times_share(first_sample, size):
         """DReG's second factor is v_k over all samples: the chunk has it over its own."""
 
         def hook(gradient):
             if torch.is_grad_enabled():
                 raise RuntimeError("gradient='dreg' in chunks has first derivatives only")
-            share = weights[first : first + size].sum(0).unsqueeze(-1)
+            share = weights[first_sample : first_sample + size].sum(0).unsqueeze(-1)
             return (gradient * share).to(gradient.dtype)
 
         return hook
 
     chunks = []
-    for first in range(0, num_samples, chunk_size):
-        size = min(chunk_size, num_samples - first)
+    for first_sample in range(0, num_samples, chunk_size):
+        size = min(chunk_size, num_samples - first_sample)
         q = [mu, logvar]
         if gradient == "dreg":
             q = [t.view_as(t) for t in q]
             for tensor in q:
                 if tensor.requires_grad:
-                    tensor.register_hook(times_share(first, size))
-        chunks.append(checkpoint(log_weights_of, first, size, *q, use_reentrant=False))
+                    tensor.register_hook(times_share(first_sample, size))
+        chunks.append(checkpoint(log_weights_of, first_sample, size, *q, use_reentrant=False))
     log_weights = torch.cat(chunks)
-    bound, weights, ess = importance_weights(log_weights, alpha, impl=impl)
+    bound, weights, ess = dispatch.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
-
-
-def negative_log_likelihood(recon, x, likelihood, recon_logvar, impl):
-    """-log p(x|z) of every sample of every example."""
-    if likelihood == "bernoulli":
-        return bernoulli_nll(recon, x, impl=impl)
-    return gaussian_nll(recon, x, recon_logvar, impl=impl)
 
 
 def check_options(likelihood, recon_logvar, alpha, reduction):
@@ -239,8 +223,11 @@ def check_options(likelihood, recon_logvar, alpha, reduction):
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
 
 
-def check_samples_of(name, recon, x, log_ratio):
-    """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B]."""
+def check_samples_of(name, recon, x, log_ratio, recon_logvar):
+    """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B].
+
+    Returns [K, B].
+    """
     validate.tensors(**{name: recon, "x": x})
     validate.tensors(log_ratio=log_ratio)
     validate.same_device(**{name: recon, "log_ratio": log_ratio})
@@ -249,6 +236,7 @@ def check_samples_of(name, recon, x, log_ratio):
         raise ValueError(
             f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, got {shapes}"
         )
+    return validate.likelihood(recon, x, recon_logvar, name=name)
 
 
 def reduced(values, reduction):

@@ -1,13 +1,12 @@
 """The loss: -ELBO with the analytic KL, reduced over examples."""
 
-import math
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from . import validate
-from .functional import Implementation, bernoulli_nll, gaussian_kl, gaussian_nll, likelihood_rows
+from . import dispatch, validate
+from .dispatch import Implementation
 
 Likelihood: TypeAlias = Literal["bernoulli", "gaussian"]
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
@@ -89,33 +88,22 @@ def elbo_loss(
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
     validate.number("beta", beta)
-    learned = isinstance(recon_logvar, torch.Tensor)
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
-    operands = {"recon": recon, "x": x, "recon_logvar": recon_logvar if learned else None}
-    validate.tensors(**operands)
-    validate.samples_of_examples(recon=recon, x=x)
-    if learned:
-        validate.within(recon.shape, recon_logvar=recon_logvar)
+    shape = validate.likelihood(recon, x, recon_logvar)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
-
-    if reduction != "none" and _gradient_in_forward(impl, recon):
-        from ..kernels.elbo_loss import elbo_loss as kernel
-
-        batch = x.shape[0]
-        scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-        rows = likelihood_rows(recon, x, recon_logvar)
-        totals = kernel(*rows, kl=kl, likelihood=likelihood, beta=float(beta), scale=scale)
-        parts = ELBOParts(*totals)
-    else:
-        if likelihood == "bernoulli":
-            nll = bernoulli_nll(recon, x, impl=impl)
-        else:
-            nll = gaussian_nll(recon, x, recon_logvar, impl=impl)
-        if nll.dim() > 1:
-            nll = nll.flatten(0, -2).mean(0)
-        parts = ELBOParts(torch.add(nll, kl, alpha=beta), nll, kl)
-        if reduction != "none":
-            parts = ELBOParts(*(getattr(part, reduction)() for part in parts))
+    parts = ELBOParts(
+        *dispatch.elbo_loss(
+            shape,
+            recon,
+            x,
+            recon_logvar,
+            kl,
+            likelihood=likelihood,
+            beta=beta,
+            reduction=reduction,
+            impl=impl,
+        )
+    )
     return parts if return_parts else parts.loss
 
 
@@ -141,21 +129,10 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
             f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
 
-    def flat(t):
-        return None if t is None else t.expand(shape).flatten(1)
-
-    return gaussian_kl(flat(mu), flat(logvar), flat(prior_mu), flat(prior_logvar), impl=impl)
-
-
-def _gradient_in_forward(impl, recon):
-    """Whether the likelihood's gradient can be had in the forward pass.
-
-    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in;
-    nor under torch.compile, which fuses the factor's multiplication and the reduction itself.
-    """
-    if recon.dtype == torch.float16 or torch.compiler.is_compiling():
-        return False
-    return validate.use_kernels(impl, recon)
+    mu, logvar, prior_mu, prior_logvar = (
+        None if t is None else t.expand(shape).flatten(1) for t in named.values()
+    )
+    return dispatch.gaussian_kl(mu.shape, mu, logvar, prior_mu, prior_logvar, impl=impl)
 
 
 class ELBOLoss(torch.nn.Module):
@@ -183,7 +160,7 @@ class ELBOLoss(torch.nn.Module):
         super().__init__()
         validate.choice("likelihood", likelihood, LIKELIHOODS)
         validate.choice("reduction", reduction, REDUCTIONS)
-        validate.choice("impl", impl, validate.IMPLEMENTATIONS)
+        dispatch.check(impl)
         validate.number("beta", beta)
         self.likelihood = likelihood
         self.beta = beta

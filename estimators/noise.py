@@ -38,16 +38,16 @@ def draw_seed(device, generator=None):
     return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device, generator=generator)
 
 
-def stream(seed, samples, rows, cols, *, first=0):
-    """The float32 normals [samples, rows, cols] that the kernels draw from an integer seed.
+def stream(seed, draws, rows, cols, *, first_draw=0):
+    """The float32 normals [draws, rows, cols] that the kernels draw from an integer seed.
 
-    ``first`` is the number of the first sample. On the device of the seed, if it is a tensor.
+    ``first_draw`` is the number of the first. On the device of the seed, if it is a tensor.
 
     >>> stream(0, 1, 2, 3).shape
     torch.Size([1, 2, 3])
     """
     device = seed.device if isinstance(seed, torch.Tensor) else None
-    sample = torch.arange(first, first + samples, device=device).view(-1, 1, 1)
+    sample = torch.arange(first_draw, first_draw + draws, device=device).view(-1, 1, 1)
     row = torch.arange(rows, device=device).view(1, -1, 1)
     group = torch.arange(-(-cols // 4), device=device).view(1, 1, -1)
     counter = torch.broadcast_tensors(group, row & WORD, row >> 32, sample)

@@ -1,15 +1,11 @@
 """Checks of arguments: every error names the argument and says what was found."""
 
-import importlib.util
 import math
-import os
 import sys
 
 import torch
 
 FINITE = sys.float_info.max
-IMPLEMENTATIONS = ("auto", "triton", "reference")
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -117,6 +113,18 @@ def samples_of_examples(**named):
     return first.shape[: samples + 1]
 
 
+def likelihood(recon, x, recon_logvar=0.0, *, name="recon"):
+    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B]."""
+    learned = isinstance(recon_logvar, torch.Tensor)
+    tensors(**{name: recon, "x": x}, recon_logvar=recon_logvar if learned else None)
+    shape = samples_of_examples(**{name: recon, "x": x})
+    if learned:
+        within(recon.shape, recon_logvar=recon_logvar)
+    else:
+        number("recon_logvar", recon_logvar)
+    return shape
+
+
 def bernoulli_has_no_logvar(likelihood, recon_logvar):
     """``recon_logvar`` is a float or a tensor of a Gaussian likelihood, and of no other."""
     learned = isinstance(recon_logvar, torch.Tensor)
@@ -134,24 +142,3 @@ def within(shape, **named):
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
         if tensor.dim() > len(shape) or any(a not in (1, b) for a, b in pairs):
             raise ValueError(f"{name} {tuple(tensor.shape)} does not broadcast to {tuple(shape)}")
-
-
-def use_kernels(impl, tensor):
-    """Whether ``impl`` means the Triton kernels for this tensor.
-
-    >>> use_kernels("auto", torch.zeros(2))
-    False
-    """
-    choice("impl", impl, IMPLEMENTATIONS)
-    if impl == "reference" or (impl == "auto" and tensor.device.type != "cuda"):
-        return False
-    if not HAS_TRITON:
-        if impl == "auto":
-            return False
-        raise RuntimeError("impl='triton' needs Triton, which is not installed: pip install triton")
-    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(
-            f"impl='triton' needs CUDA tensors, got one on {tensor.device}: move the tensors to "
-            "a GPU, or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
-        )
-    return True

@@ -1,6 +1,5 @@
-"""Triton kernels, their launchers and their torch.library ops.
+"""The fused ops. ``ops`` declares each once, ``library`` makes it known to torch, and a folder a
+backend has the kernels: ``triton`` for GPUs.
 
-Nothing here is imported until a kernel is used: ``import fused_elbo`` works, and is
-quick, on machines without Triton. One kernel family a file; ``device.py`` and
-``noise.py`` hold the device functions they share, ``launch.py`` the host side.
+Importing ``ops`` imports no backend; that happens when a kernel is first used.
 """

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_elbo.kernels import elbo_loss, gaussian_kl
+from fused_elbo.kernels.triton import elbo_loss, gaussian_kl
 from helpers.originals import BF16, CASES, F32, F64, FUSED, compare, named
 
 pytestmark = pytest.mark.usefixtures("one_thread")

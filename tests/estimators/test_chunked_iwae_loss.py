@@ -5,7 +5,7 @@ import torch
 
 from bench.memory import cpu_peak
 from fused_elbo import chunked_iwae_loss, iwae_loss
-from fused_elbo.estimators import functional, noise
+from fused_elbo.estimators import dispatch, noise
 from helpers.samples import IMPLS, at_seed, normal, q_and_prior
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -36,8 +36,9 @@ class TestChunks:
             prior_mu=leaves[2], prior_logvar=leaves[3], gradient=gradient, **loss,
         )  # fmt: skip
         seed = at_seed(7, noise.draw_seed, device)
-        z, log_ratio = functional.samples_from(
-            seed, 0, 16, *leaves, gradient=gradient, antithetic=False, impl=impl
+        options = {"gradient": gradient, "antithetic": False, "impl": impl}
+        z, log_ratio = dispatch.samples_of_stream(
+            leaves[0].shape, *leaves, 16, seed=seed, first_sample=0, **options
         )
         whole = iwae_loss(decoder(z), x, log_ratio, **loss)
         torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch.distributions import Independent, Laplace, Normal, kl_divergence
 
 from fused_elbo.distributions import DiagonalNormal
-from fused_elbo.kernels import gaussian_kl, gaussian_nll, gaussian_rsample
+from fused_elbo.kernels.triton import gaussian_kl, gaussian_nll, gaussian_rsample
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {F64: 1e-12, F32: 3e-6}

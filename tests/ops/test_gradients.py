@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fused_elbo
-from fused_elbo.kernels import launch
+from fused_elbo.kernels.triton import launch
 from helpers.oracle import OP, OPS, random_values, upstream
 
 F32, F64 = torch.float32, torch.float64

@@ -12,10 +12,9 @@ from scipy import stats
 
 import fused_elbo
 from fused_elbo.estimators.noise import box_muller as twin_box_muller
-from fused_elbo.estimators.noise import draw_seed as twin_draw_seed
-from fused_elbo.estimators.noise import philox, stream
-from fused_elbo.kernels import launch
-from fused_elbo.kernels import noise as kernel_noise
+from fused_elbo.estimators.noise import draw_seed, philox, stream
+from fused_elbo.kernels.triton import launch
+from fused_elbo.kernels.triton import noise as kernel_noise
 from helpers.accuracy import LAYOUTS, lay
 from helpers.machine import INTERPRET
 
@@ -61,8 +60,7 @@ def set_seed(monkeypatch, seed):
     def draw_seed(device, generator=None):
         return torch.tensor(seed, dtype=torch.int64, device=device)
 
-    for module in ("gaussian_rsample", "rsample_kl", "noise"):
-        monkeypatch.setattr(f"fused_elbo.kernels.{module}.draw_seed", draw_seed)
+    monkeypatch.setattr("fused_elbo.estimators.noise.draw_seed", draw_seed)
 
 
 def kernel_stream(samples, rows, cols, device, dtype=F32):
@@ -256,17 +254,14 @@ class TestBackwardAndSeeds:
         torch.testing.assert_close(gradient.abs(), 2 * z.detach().sqrt())
 
     def test_seeds_use_their_63_bits(self, device):
-        seeds = torch.stack([kernel_noise.draw_seed(device) for _ in range(64)])
+        seeds = torch.stack([draw_seed(device) for _ in range(64)])
         assert seeds.dtype == torch.int64
         assert seeds.device.type == device
         assert (seeds >= 0).all()
         assert seeds.unique().numel() == 64
         assert all(16 <= int((seeds >> bit & 1).sum()) <= 48 for bit in range(63))  # 4 deviations
 
-    @pytest.mark.parametrize(
-        "draw_seed", [kernel_noise.draw_seed, twin_draw_seed], ids=["kernels", "twin"]
-    )
-    def test_a_seed_is_drawn_where_it_is_used(self, draw_seed):
+    def test_a_seed_is_drawn_where_it_is_used(self):
         """Neither looked at nor made on the host: a meta tensor raises if it is looked at."""
         state = torch.get_rng_state()
         assert draw_seed(torch.device("meta")).device.type == "meta"

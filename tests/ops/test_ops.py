@@ -8,21 +8,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fused_elbo
-from fused_elbo.kernels import (
-    bernoulli_nll,
-    elbo_loss,
-    gaussian_kl,
-    gaussian_nll,
-    gaussian_rsample,
-    importance_weights,
-    rsample_kl,
-)
 from helpers.accuracy import LAYOUTS, check
 from helpers.oracle import OP, OPS, random_values, upstream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
-MODULES = (bernoulli_nll, elbo_loss, gaussian_kl, gaussian_nll, gaussian_rsample)
-assert all((*MODULES, importance_weights, rsample_kl))
 
 
 def registered():
@@ -56,7 +45,12 @@ def samples(device):
             (rows, a, b, c, 0.0, -1, [False, True, True]),
             (t(6), t(6, 5), b, t(6, 1), 0.0, 1, [True, True, True]),
         ],
-        "bernoulli_nll": [(a, b), (half, half), (t(6, 5), b)],
+        "bernoulli_nll": [
+            (a, b, False),
+            (half, half, False),
+            (t(6, 5), b, False),
+            (a.sigmoid(), b.sigmoid(), True),
+        ],
         "bernoulli_nll_backward": [
             (rows, a, b, False, [True, True]),
             (rows, a, b, False, [False, True]),
@@ -69,9 +63,9 @@ def samples(device):
             (t(1, 3, 5), b, seed, [False, True]),
         ],
         "rsample_log_ratio": [
-            (a, b, None, None, seed, 0, 2, False, False),
-            (a, b, c, d, seed, 3, 4, False, True),
-            (half, half, None, None, seed, 0, 1, True, False),
+            (a, b, None, None, seed, 0, 2, "total", False, False),
+            (a, b, c, d, seed, 3, 4, "total", False, True),
+            (half, half, None, None, seed, 0, 1, "path", True, False),
         ],
         "rsample_log_ratio_backward": [
             (t(2, 3, 5), t(2, 3), a, b, c, d, seed, 0, 2, "dreg", False, False, [True] * 4),

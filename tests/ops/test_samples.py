@@ -6,8 +6,8 @@ from torch.distributions import Independent, Normal
 
 import fused_elbo
 from fused_elbo import rsample_log_ratio
-from fused_elbo.estimators import functional, noise, reference
-from fused_elbo.kernels import gaussian_rsample
+from fused_elbo.estimators import dispatch, noise, reference
+from fused_elbo.kernels.triton import gaussian_rsample
 from helpers.samples import IMPLS, SAMPLES, at_seed, normal, q_and_prior
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -73,9 +73,10 @@ class TestNoise:
         q = normal(5, 6, device=device), normal(5, 6, seed=1, device=device), None, None
         seed = noise.draw_seed(device)
         options = {"gradient": "total", "antithetic": antithetic, "impl": impl}
-        whole = functional.samples_from(seed, 0, 10, *q, **options)
+        options |= {"seed": seed}
+        whole = dispatch.samples_of_stream(q[0].shape, *q, 10, first_sample=0, **options)
         for first, size in ((0, 4), (4, 4), (8, 2)):
-            part = functional.samples_from(seed, first, size, *q, **options)
+            part = dispatch.samples_of_stream(q[0].shape, *q, size, first_sample=first, **options)
             for a, b in zip(part, whole, strict=True):
                 assert torch.equal(a, b[first : first + size])
 
@@ -115,7 +116,9 @@ def test_gradients_by_hand(gradient, samples, impl, device):
     dz = normal(samples, 3, 5, seed=3, device=device)
     seed = noise.draw_seed(device)
     options = {"gradient": gradient, "antithetic": False, "impl": impl}
-    outputs = functional.samples_from(seed, 0, samples, *leaves, **options)
+    outputs = dispatch.samples_of_stream(
+        leaves[0].shape, *leaves, samples, seed=seed, first_sample=0, **options
+    )
     actual = torch.autograd.grad(outputs, leaves, (dz, upstream))
 
     tensors = [leaf.detach() for leaf in leaves]

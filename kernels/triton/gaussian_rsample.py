@@ -9,10 +9,10 @@ The log ratio comes from eps: with u = eps + delta the sample in units of the pr
 where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from ..rows import as_rows
 from .device import (
     exp_scaled,
     expm1,
@@ -20,28 +20,17 @@ from .device import (
     load_rows,
     load_tile,
     store_tile,
-    tile_cols,
-    tile_rows,
+    tile,
 )
-from .launch import (
-    accumulator,
-    as_rows,
-    constants,
-    divide_up,
-    launch,
-    row_sums,
-    stride_of,
-    tiling,
-)
-from .library import KernelFunction, gradients_like, once_differentiable, register, spread
-from .noise import draw_seed, normal_tile
+from .launch import divide_up, in_stages, launch_tiles, sum_stages, tiling
+from .noise import normal_tile
 
 # Programs that fill a GPU: 132 SMs x 8. Fewer tiles than that, and the samples are shared out.
 PROGRAMS = 1056
 # What a backward program sums at least: its partial sums are that much smaller than dz.
 LEAST_SUMMED = 8
-# Elements of a tile: of twice as many the loop over samples, which keeps what it sums in
-# registers, takes 250 of them a thread for one instruction in 24 less.
+# Elements of a tile. A 2048-element tile would save one instruction in 24, but its accumulators
+# need 250 registers a thread.
 LARGEST = 1024
 
 
@@ -62,13 +51,13 @@ def relative_to_prior(
         constant = 0.5 * tl.sum(tl.where(mask, logvar + LOG_2PI, 0.0), axis=1)
         return zero, tl.where(mask, zero - 1.0, 0.0), zero, zero, constant
     else:
-        distance, log_ratio, root = in_units_of_prior(
+        distance, logvar_ratio, root = in_units_of_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride,
             mask, ACC, PTX,
         )  # fmt: skip
         ratio = std * root
-        growth = expm1(0.5 * log_ratio, ratio)
-        return distance, growth, ratio, root, 0.5 * tl.sum(log_ratio, axis=1)
+        growth = expm1(0.5 * logvar_ratio, ratio)
+        return distance, growth, ratio, root, 0.5 * tl.sum(logvar_ratio, axis=1)
 
 
 @triton.jit
@@ -108,7 +97,7 @@ def rsample_kernel(
     logvar_stride,
     prior_mu_stride,
     prior_logvar_stride,
-    first,  # the draw of the noise stream that the first sample takes
+    first_draw,  # of the noise stream, for the first sample
     draws,  # samples, or pairs of them
     share,  # draws of a program
     rows,
@@ -123,11 +112,8 @@ def rsample_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    cols *= VEC
-    row = tile_rows(col_tiles, BLOCK_ROWS)
-    col = tile_cols(col_tiles, BLOCK_COLS)
+    row, _, col, cols, _, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
     col_tile = tl.program_id(0) % col_tiles
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
 
     mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
@@ -145,7 +131,9 @@ def rsample_kernel(
     SIDES: tl.constexpr = 2 if ANTITHETIC else 1
     samples = draws * SIDES
     for draw in range(start, end):
-        eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
+        eps = normal_tile(seed, row, col_tile, first_draw + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(
+            ACC
+        )
         for side in tl.static_range(SIDES):
             write_sample(
                 z_ptr, log_ratio_ptr, SIDES * draw + side, -eps if side else eps, mu, std,
@@ -215,7 +203,7 @@ def rsample_backward_kernel(
     dz_stride,
     dlog_ratio_stride,
     dlog_ratio_row_stride,
-    first,
+    first_draw,
     draws,
     share,
     rows,
@@ -231,11 +219,8 @@ def rsample_backward_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    cols *= VEC
-    row = tile_rows(col_tiles, BLOCK_ROWS)
-    col = tile_cols(col_tiles, BLOCK_COLS)
+    row, _, col, cols, valid, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
     col_tile = tl.program_id(0) % col_tiles
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
 
     logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
     std = exp_scaled(logvar, 0.5, PTX)
@@ -248,7 +233,7 @@ def rsample_backward_kernel(
     else:
         distance, growth, ratio, root = std, std, std, std  # not used
     inverse_std = exp_scaled(logvar, -0.5, PTX) if GRADIENT != "total" else std
-    total = load_rows(total_ptr, row, row < rows, 1, ACC) if GRADIENT == "dreg" else std
+    total = load_rows(total_ptr, row, valid, 1, ACC) if GRADIENT == "dreg" else std
 
     seed = tl.load(seed_ptr)
     zero = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
@@ -256,7 +241,9 @@ def rsample_backward_kernel(
     SIDES: tl.constexpr = 2 if ANTITHETIC else 1
     start, end = draws_of_program(draws, share, SHARED)
     for draw in range(start, end):
-        eps = normal_tile(seed, row, col_tile, first + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(ACC)
+        eps = normal_tile(seed, row, col_tile, first_draw + draw, BLOCK_ROWS, BLOCK_COLS, PTX).to(
+            ACC
+        )
         for side in tl.static_range(SIDES):
             a, b, c, d, e = sample_gradients(
                 dz_ptr, dlog_ratio_ptr, total, SIDES * draw + side, -eps if side else eps,
@@ -286,41 +273,34 @@ def shared_out(draws, programs, least=1):
     return max(divide_up(draws, divide_up(PROGRAMS, max(programs, 1))), least)
 
 
-def launch_rsample(inputs, seed, samples, *, first=0, flat=False, antithetic=False, with_log_ratio):
+def launch_rsample(
+    inputs, seed, samples, *, first_draw=0, flat=False, antithetic=False, with_log_ratio
+):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
 
     Returns z [samples, rows, cols] and, if asked, the log ratio [samples, rows], else None.
-    ``first`` is where in the noise stream the samples begin, in draws: samples, or pairs.
     """
     inputs = [as_rows(t) for t in inputs]
     rows, cols = inputs[0].shape
-    acc = accumulator(*inputs)
     z = inputs[0].new_empty(samples, rows, cols)
     tiles = tiling(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
     log_ratio = None
     if with_log_ratio:
-        shape = (tiles.col_tiles, samples, rows)
-        log_ratio = torch.empty(shape, dtype=acc, device=z.device)
+        log_ratio = in_stages(tiles.col_tiles, (samples, rows), tiles.acc, z.device)
     draws = samples // 2 if antithetic else samples
     share = shared_out(draws, tiles.programs)
-    arguments = [
-        *inputs,
-        seed,
-        z,
-        log_ratio,
-        *(stride_of(t, tiles.vector) for t in inputs),
-        first,
-        draws,
-        share,
-        rows,
-        cols // tiles.vector,
-        tiles.col_tiles,
-    ]
-    grid = (tiles.programs, divide_up(draws, share))
-    if rows:
-        flags = {"SHARED": share < draws, "FLAT": flat, "ANTITHETIC": antithetic}
-        launch(rsample_kernel, grid, arguments, flags | constants(tiles, acc))
-    return z, row_sums(log_ratio) if with_log_ratio else None
+    launch_tiles(
+        rsample_kernel,
+        tiles,
+        [*inputs, seed, z, log_ratio],
+        inputs,
+        [first_draw, draws, share],
+        programs=divide_up(draws, share),
+        SHARED=share < draws,
+        FLAT=flat,
+        ANTITHETIC=antithetic,
+    )
+    return z, sum_stages(log_ratio, tiles.col_tiles) if with_log_ratio else None
 
 
 def launch_rsample_backward(
@@ -331,7 +311,7 @@ def launch_rsample_backward(
     needs,
     *,
     samples,
-    first=0,
+    first_draw=0,
     gradient="total",
     flat=False,
     antithetic=False,
@@ -345,9 +325,6 @@ def launch_rsample_backward(
     mu, logvar, prior_mu, prior_logvar = inputs
     outputs = (logvar if mu is None else mu, logvar, prior_mu, prior_logvar)
     rows, cols = logvar.shape
-    acc = accumulator(*inputs)
-    if dz is None and dlog_ratio is None:
-        return [torch.zeros_like(t) for t, n in zip(outputs, needs, strict=True) if n]
     dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
     total = dlog_ratio.sum(0) if gradient == "dreg" and dlog_ratio is not None else None
     tiles = tiling(rows, cols, *inputs, dz, largest=LARGEST if samples > 1 else None)
@@ -356,186 +333,52 @@ def launch_rsample_backward(
     shares = divide_up(draws, share)
     gradients = []
     for tensor, needed in zip(outputs, needs, strict=True):
-        dtype = None if tensor is None else tensor.dtype if shares == 1 else acc
-        shape = (shares, rows, cols)
-        gradients.append(torch.empty(shape, dtype=dtype, device=seed.device) if needed else None)
-    arguments = [
-        *inputs,
-        seed,
-        dz,
-        dlog_ratio,
-        total,
-        *gradients,
-        *(stride_of(t, tiles.vector) for t in inputs),
-        stride_of(dz, tiles.vector),
-        *((0, 0) if dlog_ratio is None else dlog_ratio.stride()),
-        first,
-        draws,
-        share,
-        rows,
-        cols // tiles.vector,
-        tiles.col_tiles,
-    ]
-    if rows:
-        flags = {"GRADIENT": gradient if dlog_ratio is not None else "total"}
-        flags |= {"SHARED": shares > 1, "FLAT": flat, "ANTITHETIC": antithetic}
-        grid = (tiles.programs, shares)
-        launch(rsample_backward_kernel, grid, arguments, flags | constants(tiles, acc))
+        dtype = tensor.dtype if needed and shares == 1 else tiles.acc
+        empty = in_stages(shares, (rows, cols), dtype, seed.device) if needed else None
+        gradients.append(empty)
+    launch_tiles(
+        rsample_backward_kernel,
+        tiles,
+        [*inputs, seed, dz, dlog_ratio, total, *gradients],
+        [*inputs, dz],
+        [*((0, 0) if dlog_ratio is None else dlog_ratio.stride()), first_draw, draws, share],
+        programs=shares,
+        GRADIENT=gradient if dlog_ratio is not None else "total",
+        SHARED=shares > 1,
+        FLAT=flat,
+        ANTITHETIC=antithetic,
+    )
     return [
-        row_sums(g).to(t.dtype) for g, t in zip(gradients, outputs, strict=True) if g is not None
+        sum_stages(g, shares).to(t.dtype)
+        for g, t in zip(gradients, outputs, strict=True)
+        if g is not None
     ]
 
 
-def _rsample(mu, logvar, seed, samples):
+def rsample(mu, logvar, seed, samples):
     return launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]
 
 
-def _rsample_fake(mu, logvar, seed, samples):
-    return mu.new_empty(samples, *mu.shape)
-
-
-def _rsample_backward(dz, logvar, seed, needs):
+def rsample_backward(dz, logvar, seed, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=dz.shape[0])
 
 
-def _rsample_backward_fake(dz, logvar, seed, needs):
-    return gradients_like((logvar, logvar), needs)
-
-
-def _log_ratio(mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic):
-    return launch_rsample(
-        (mu, logvar, prior_mu, prior_logvar),
-        seed,
-        samples,
-        first=first,
-        flat=flat,
-        antithetic=antithetic,
-        with_log_ratio=True,
-    )
-
-
-def _log_ratio_fake(mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic):
-    acc = accumulator(mu, logvar, prior_mu, prior_logvar)
-    z = mu.new_empty(samples, *mu.shape)
-    return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
-
-
-def _log_ratio_backward(
-    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
-    flat, antithetic, needs,
-):  # fmt: skip
-    return launch_rsample_backward(
-        dz,
-        dlog_ratio,
-        (mu, logvar, prior_mu, prior_logvar),
-        seed,
-        needs,
-        samples=samples,
-        first=first,
-        gradient=gradient,
-        flat=flat,
-        antithetic=antithetic,
-    )
-
-
-def _log_ratio_backward_fake(
-    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient,
-    flat, antithetic, needs,
-):  # fmt: skip
-    return gradients_like((mu, logvar, prior_mu, prior_logvar), needs)
-
-
-rsample_op = register(
-    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples) -> Tensor",
-    _rsample,
-    _rsample_fake,
-)
-rsample_backward_op = register(
-    "rsample_backward(Tensor dz, Tensor logvar, Tensor seed, bool[] needs) -> Tensor[]",
-    _rsample_backward,
-    _rsample_backward_fake,
-)
-log_ratio_op = register(
-    "rsample_log_ratio(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
-    "Tensor seed, SymInt first, SymInt samples, bool flat, bool antithetic) -> (Tensor, Tensor)",
-    _log_ratio,
-    _log_ratio_fake,
-)
-log_ratio_backward_op = register(
-    "rsample_log_ratio_backward(Tensor? dz, Tensor? dlog_ratio, Tensor mu, Tensor logvar, "
-    "Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, SymInt first, SymInt samples, "
-    "str gradient, bool flat, bool antithetic, bool[] needs) -> Tensor[]",
-    _log_ratio_backward,
-    _log_ratio_backward_fake,
-)
-
-
-class GaussianRsample(KernelFunction):
-    @staticmethod
-    def forward(mu, logvar, seed, samples):
-        return rsample_op(mu, logvar, seed, samples)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[1:3])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dz):
-        needs = ctx.needs_input_grad[:2]
-        gradients = rsample_backward_op(dz, *ctx.saved_tensors, list(needs))
-        return *spread(gradients, needs), None, None
-
-
-class RsampleLogRatio(KernelFunction):
-    @staticmethod
-    def forward(
-        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
-    ):
-        return log_ratio_op(
-            mu, logvar, prior_mu, prior_logvar, seed, first, samples, flat, antithetic
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.first, ctx.samples, ctx.gradient, ctx.flat, ctx.antithetic = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dz, dlog_ratio):
-        needs = ctx.needs_input_grad[:4]
-        options = ctx.first, ctx.samples, ctx.gradient, ctx.flat, ctx.antithetic
-        gradients = log_ratio_backward_op(dz, dlog_ratio, *ctx.saved_tensors, *options, list(needs))
-        return *spread(gradients, needs), *(None,) * 6
-
-
-def gaussian_rsample(mu, logvar, samples=1, *, generator=None):
-    """Twin of ``reference.gaussian_rsample``: z [samples, rows, cols] from mu [rows, cols]."""
-    return GaussianRsample.apply(mu, logvar, draw_seed(mu.device, generator), samples)
-
-
 def rsample_log_ratio(
-    mu,
-    logvar,
-    prior_mu,
-    prior_logvar,
-    *,
-    samples,
-    gradient="total",
-    flat=False,
-    antithetic=False,
-    seed,
-    first=0,
+    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
 ):
-    """Twin of ``reference.rsample_log_ratio`` on [rows, cols]: (z, log_ratio).
+    """``gradient`` is for backward."""
+    inputs = mu, logvar, prior_mu, prior_logvar
+    options = {"first_draw": first_draw, "flat": flat, "antithetic": antithetic}
+    return launch_rsample(inputs, seed, samples, **options, with_log_ratio=True)
 
-    A seed from ``draw_seed``; ``first`` counts samples, those with it are the same whatever
-    is drawn before and after them.
-    """
-    first = first // 2 if antithetic else first
-    return RsampleLogRatio.apply(
-        mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
+
+def rsample_log_ratio_backward(
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient,
+    flat, antithetic, needs,
+):  # fmt: skip
+    inputs = mu, logvar, prior_mu, prior_logvar
+    options = {"first_draw": first_draw, "flat": flat, "antithetic": antithetic}
+    return launch_rsample_backward(
+        dz, dlog_ratio, inputs, seed, needs, samples=samples, gradient=gradient, **options
     )

@@ -8,6 +8,7 @@ once, with ``scale`` for the gradient of every row: outputs that are None are no
 import triton
 import triton.language as tl
 
+from ..rows import as_rows, empty_like_rows
 from .device import (
     exp_scaled,
     load_rows,
@@ -15,24 +16,18 @@ from .device import (
     store_rows,
     store_tile,
     store_tile_sum,
-    tile_cols,
-    tile_rows,
+    tile,
 )
 from .launch import (
-    accumulator,
-    as_rows,
-    constants,
-    empty_like_rows,
     empty_samples,
-    launch,
+    launch_tiles,
     partial_sums,
-    row_sums,
     samples_of,
     stride_of,
     sum_samples,
+    sum_stages,
     tiling,
 )
-from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 
 @triton.jit
@@ -64,13 +59,10 @@ def gaussian_nll_kernel(
     PTX: tl.constexpr,
 ):
     LOG_2PI: tl.constexpr = 1.8378770664093454836
-    cols *= VEC
-    x_row = tile_rows(col_tiles, BLOCK_ROWS)
-    row = x_row + tl.program_id(1).to(tl.int64) * rows
-    valid = x_row < rows
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
     all_rows = tl.num_programs(1).to(tl.int64) * rows
-    col = tile_cols(col_tiles, BLOCK_COLS)
-    mask = valid[:, None] & (col < cols)[None, :]
     # The columns of this tile: what is constant along a row is added once, times this.
     count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
 
@@ -120,112 +112,46 @@ def gaussian_nll_kernel(
 def launch_gaussian_nll(
     recon, x, logvar, logvar_value, *, grad=None, scale=1.0, sign=1, output=None, needs=(False,) * 3
 ):
-    """Launch on recon [rows, cols]; ``logvar`` [rows, cols], [rows, 1] or None for the float.
-
-    x may have fewer rows, of which recon then holds samples one after another.
+    """Launch on operands as the op has them.
 
     ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
     program). Returns it with the gradients that ``needs`` asks of (recon, x, logvar).
     """
     recon, x, logvar = as_rows(recon), as_rows(x), as_rows(logvar)
     samples, x_rows = samples_of(recon, x)
-    rows, cols = x_rows.shape
-    per_element = logvar is not None and logvar.shape[1] == cols
-    acc = accumulator(recon, x, logvar)
+    per_element = logvar is not None and logvar.shape[1] == x.shape[1]
+    full, narrow = [recon, x_rows], [logvar, grad]
+    if per_element:
+        full, narrow = [recon, x_rows, logvar], [grad]
+    tiles = tiling(*x_rows.shape, *full, samples=samples)
+    nll = partial_sums(recon, tiles, output, samples)
     drecon = empty_like_rows(recon, needs[0])
-    dx = empty_samples(x, recon, acc, needs[1])
-    tiles = tiling(rows, cols, recon, x_rows, logvar if per_element else None, samples=samples)
-    nll = partial_sums(recon, acc, tiles, output, samples)
+    dx = empty_samples(x, recon, tiles.acc, needs[1])
     if per_element:
         dlogvar = empty_like_rows(logvar, needs[2])
     else:
-        dlogvar = partial_sums(recon, acc, tiles, "rows" if needs[2] else None)
-    arguments = [
-        recon,
-        x_rows,
-        logvar,
-        grad,
-        nll,
-        drecon,
-        dx,
-        dlogvar,
-        recon.stride(0) // tiles.vector,
-        x_rows.stride(0) // tiles.vector,
-        stride_of(logvar, tiles.vector if per_element else 1),
-        stride_of(grad),
-        logvar_value,
-        scale,
-        rows,
-        cols // tiles.vector,
-        tiles.col_tiles,
-    ]
-    mode = "value" if logvar is None else "element" if per_element else "row"
-    flags = {"LOGVAR": mode, "SIGN": sign, "SUM_ROWS": output == "tiles"}
-    if rows:
-        launch(
-            gaussian_nll_kernel, (tiles.programs, samples), arguments, flags | constants(tiles, acc)
-        )
+        dlogvar = partial_sums(recon, tiles, "rows" if needs[2] else None)
+    launch_tiles(
+        gaussian_nll_kernel,
+        tiles,
+        [recon, x_rows, logvar, grad, nll, drecon, dx, dlogvar],
+        full,
+        [*(stride_of(t) for t in narrow), logvar_value, scale],
+        programs=samples,
+        LOGVAR="value" if logvar is None else "element" if per_element else "row",
+        SIGN=sign,
+        SUM_ROWS=output == "tiles",
+    )
     if needs[2] and not per_element:
-        dlogvar = row_sums(dlogvar).to(logvar.dtype)[:, None]
+        dlogvar = sum_stages(dlogvar, tiles.col_tiles).to(logvar.dtype)[:, None]
     if output == "rows":
-        nll = row_sums(nll)
+        nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x), dlogvar) if g is not None]
 
 
-def _forward(recon, x, logvar, logvar_value, sign):
+def gaussian_nll(recon, x, logvar, logvar_value, sign):
     return launch_gaussian_nll(recon, x, logvar, logvar_value, sign=sign, output="rows")[0]
 
 
-def _forward_fake(recon, x, logvar, logvar_value, sign):
-    return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, logvar))
-
-
-def _backward(grad, recon, x, logvar, logvar_value, sign, needs):
-    return launch_gaussian_nll(recon, x, logvar, logvar_value, grad=grad, sign=sign, needs=needs)[1]
-
-
-def _backward_fake(grad, recon, x, logvar, logvar_value, sign, needs):
-    return gradients_like((recon, x, logvar), needs)
-
-
-gaussian_nll_op = register(
-    "gaussian_nll(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, int sign) -> Tensor",
-    _forward,
-    _forward_fake,
-)
-gaussian_nll_backward_op = register(
-    "gaussian_nll_backward(Tensor grad, Tensor recon, Tensor x, Tensor? logvar, "
-    "float logvar_value, int sign, bool[] needs) -> Tensor[]",
-    _backward,
-    _backward_fake,
-)
-
-
-class GaussianNLL(KernelFunction):
-    @staticmethod
-    def forward(recon, x, logvar, logvar_value, sign):
-        return gaussian_nll_op(recon, x, logvar, logvar_value, sign)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        recon, x, logvar, ctx.logvar_value, ctx.sign = inputs
-        ctx.save_for_backward(recon, x, logvar)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needs = ctx.needs_input_grad[:3]
-        gradients = gaussian_nll_backward_op(
-            grad, *ctx.saved_tensors, ctx.logvar_value, ctx.sign, list(needs)
-        )
-        return *spread(gradients, needs), None, None
-
-
-def gaussian_nll(recon, x, logvar=None, logvar_value=0.0):
-    """Twin of ``reference.gaussian_nll`` on [rows, cols]; x and logvar as in the launcher."""
-    return GaussianNLL.apply(recon, x, logvar, logvar_value, 1)
-
-
-def gaussian_log_prob(x, mu, logvar):
-    """Twin of ``reference.gaussian_log_prob`` on [rows, cols]."""
-    return GaussianNLL.apply(mu, x, logvar, 0.0, -1)
+def gaussian_nll_backward(dnll, recon, x, logvar, logvar_value, sign, needs):
+    return launch_gaussian_nll(recon, x, logvar, logvar_value, grad=dnll, sign=sign, needs=needs)[1]

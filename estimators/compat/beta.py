@@ -2,7 +2,7 @@
 
 from typing import Literal, TypeAlias
 
-from . import validate
+from .. import validate
 
 ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]
 TermReduction: TypeAlias = Literal["sum", "batchmean", "mean"]

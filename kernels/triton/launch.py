@@ -1,11 +1,13 @@
 """The host side that every launcher shares: 2-D views, tile choice, the launch itself."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+
+from ..rows import accumulator, samples_in
 
 INTERPRET = triton.knobs.runtime.interpret
 # Inline PTX: not on AMD, and not in the interpreter.
@@ -19,6 +21,9 @@ MAX_BLOCK_COLS = 1024
 class Tiling(NamedTuple):
     """How a [rows, cols] problem is cut: one program a tile, straight-line code."""
 
+    rows: int
+    cols: int
+    acc: torch.dtype  # of sums
     block_rows: int
     block_cols: int
     col_tiles: int
@@ -60,56 +65,40 @@ def vector_width(cols, tensors):
 
 
 def tiling(rows, cols, *tensors, samples=1, largest=None):
-    """The tiling for these full-size operands [rows, cols], or [samples * rows, cols].
+    """The tiling for these operands, [rows, cols], [samples * rows, cols] or None.
 
     No tile crosses from one sample to the next. ``largest`` bounds its elements.
     """
     present = [t for t in tensors if t is not None]
-    block_rows, block_cols = tile_shape(samples * rows, cols, accumulator(*present))
+    acc = accumulator(*present)
+    block_rows, block_cols = tile_shape(samples * rows, cols, acc)
     if largest is not None:
         block_rows = max(1, min(block_rows, largest // block_cols))
     if samples > 1:
         block_rows = min(block_rows, power_of_two(rows))
     col_tiles = divide_up(cols, block_cols)
     programs = divide_up(rows, block_rows) * col_tiles
-    return Tiling(block_rows, block_cols, col_tiles, programs, vector_width(cols, present))
+    vector = vector_width(cols, present)
+    return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 
-def accumulator(*tensors):
-    """The dtype of sums: float64 if any operand is, else float32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
+def in_stages(stages, shape, dtype, device):
+    """Empty, for sums of this shape: [stages, *shape], or where there is one stage the sums."""
+    return torch.empty((stages, *shape) if stages > 1 else shape, dtype=dtype, device=device)
 
 
-def as_rows(tensor):
-    """A [rows, cols] tensor whose columns are contiguous; any row stride, 0 included."""
-    if tensor is None or tensor.shape[1] == 1 or tensor.stride(1) == 1:
-        return tensor
-    return tensor.contiguous()
+def sum_stages(partial, stages):
+    """Sums from what was written to ``in_stages``: a tensor of its own, no view."""
+    return partial.sum(0) if stages > 1 else partial
 
 
-def stride_of(tensor, vector=1):
-    """The row stride that a kernel takes; 0 for an operand that is not there."""
-    return 0 if tensor is None else tensor.stride(0) // vector
-
-
-def empty_like_rows(tensor, wanted):
-    """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
-
-
-def partial_sums(tensor, acc, tiles, output, samples=1):
-    """Where a kernel writes its sums: [col_tiles, rows] for "rows", [programs] for "tiles"."""
-    if output is None:
-        return None
-    programs = tiles.programs * samples
-    shape = (tiles.col_tiles, tensor.shape[0]) if output == "rows" else (programs,)
-    return torch.empty(shape, dtype=acc, device=tensor.device)
-
-
-def row_sums(partial):
-    """Row sums from partial sums [col_tiles, rows]; a second stage only where rows are long."""
-    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+def partial_sums(tensor, tiles, output, samples=1):
+    """Where a kernel writes its sums: a stage for each tile of a row, or [programs] for "tiles"."""
+    if output == "rows":
+        return in_stages(tiles.col_tiles, tensor.shape[:1], tiles.acc, tensor.device)
+    if output == "tiles":
+        return torch.empty(tiles.programs * samples, dtype=tiles.acc, device=tensor.device)
+    return None
 
 
 def samples_of(recon, x):
@@ -119,7 +108,7 @@ def samples_of(recon, x):
     """
     if x.shape[0] == 1:
         return 1, x.expand(recon.shape)
-    samples = recon.shape[0] // x.shape[0] if x.shape[0] else 1
+    samples = samples_in(recon, x)
     if samples > MOST_SAMPLES:
         raise ValueError(
             f"the kernels take at most {MOST_SAMPLES} samples a call, got {samples}: "
@@ -142,22 +131,56 @@ def sum_samples(gradient, x):
     return gradient.view(-1, *x.shape).sum(0).to(x.dtype)
 
 
-def constants(tiles, acc):
-    """The constexprs that every kernel takes."""
-    return {
+def stride_of(tensor, vector=1):
+    """The row stride that a kernel takes; 0 for an operand that is not there."""
+    return 0 if tensor is None else tensor.stride(0) // vector
+
+
+def triton_dtype(acc):
+    return tl.float64 if acc == torch.float64 else tl.float32
+
+
+def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **constexprs):
+    """Run a kernel over the tiles of its operands.
+
+    It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
+    tiles a row; then ``constexprs``, and those that every kernel has. Strides and columns go in
+    vectors. ``programs`` is the grid's second dimension.
+    """
+    if not tiles.rows:
+        return
+    strides = [stride_of(t, tiles.vector) for t in full]
+    sizes = tiles.rows, tiles.cols // tiles.vector, tiles.col_tiles
+    constexprs |= {
         "VEC": tiles.vector,
         "BLOCK_ROWS": tiles.block_rows,
         "BLOCK_COLS": tiles.block_cols,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "ACC": triton_dtype(tiles.acc),
         "PTX": PTX,
     }
+    grid = tiles.programs, programs
+    launch(kernel, grid, [*pointers, *strides, *scalars, *sizes], constexprs)
+
+
+_recorded: list | None = None
+
+
+@contextmanager
+def recording():
+    """Launches are noted, [(kernel, arguments, constexprs), ...], and nothing runs."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
 
 
 def launch(kernel, grid, arguments, constexprs):
-    """Run a kernel on a grid, on the device that its tensors are on.
-
-    The static report replaces this function to see what is launched.
-    """
+    """Run a kernel on a grid, on the device that its tensors are on."""
+    if _recorded is not None:
+        _recorded.append((kernel, arguments, constexprs))
+        return
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     # Triton launches on the current device, which need not be that of the tensors.
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()

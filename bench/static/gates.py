@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-GATES = Path(__file__).with_name("static_gates.json")
+GATES = Path(__file__).with_name("gates.json")
 # Limits that do not move with what is reached (float32, instructions an element).
 CEILINGS = {
     "rsample_kl forward": 70,
@@ -39,7 +39,7 @@ def check(rows, gates):
             problems.append(
                 f"{key(row)}: {reached} instructions an element, the gate is {limit}"
                 if key(row) in gates
-                else f"{key(row)}: no gate; run python -m bench.static_report --set-gates"
+                else f"{key(row)}: no gate; run python -m bench.static --set-gates"
             )
     return problems
 

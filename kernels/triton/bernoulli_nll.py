@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..rows import as_rows, empty_like_rows
 from .device import (
     divide,
     exp_scaled,
@@ -19,24 +20,18 @@ from .device import (
     store_rows,
     store_tile,
     store_tile_sum,
-    tile_cols,
-    tile_rows,
+    tile,
 )
 from .launch import (
-    accumulator,
-    as_rows,
-    constants,
-    empty_like_rows,
     empty_samples,
-    launch,
+    launch_tiles,
     partial_sums,
-    row_sums,
     samples_of,
     stride_of,
     sum_samples,
+    sum_stages,
     tiling,
 )
-from .library import KernelFunction, gradients_like, once_differentiable, register, spread
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
 LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12).item())
@@ -105,12 +100,9 @@ def bernoulli_nll_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    cols *= VEC
-    x_row = tile_rows(col_tiles, BLOCK_ROWS)
-    row = x_row + tl.program_id(1).to(tl.int64) * rows
-    valid = x_row < rows
-    col = tile_cols(col_tiles, BLOCK_COLS)
-    mask = valid[:, None] & (col < cols)[None, :]
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
 
     recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
     x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
@@ -139,93 +131,35 @@ def bernoulli_nll_kernel(
 def launch_bernoulli_nll(
     recon, x, *, probabilities=False, grad=None, scale=1.0, output=None, needs=(False,) * 2
 ):
-    """Launch on logits, or probabilities, recon [rows, cols].
+    """Launch on operands as the op has them.
 
-    x may have fewer rows, of which recon then holds samples one after another. ``output`` is
-    None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program). Returns it
-    with the gradients that ``needs`` asks of (recon, x).
+    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program).
+    Returns it with the gradients that ``needs`` asks of (recon, x).
     """
     recon, x = as_rows(recon), as_rows(x)
     samples, x_rows = samples_of(recon, x)
-    rows, cols = x_rows.shape
-    acc = accumulator(recon, x)
+    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples)
+    nll = partial_sums(recon, tiles, output, samples)
     drecon = empty_like_rows(recon, needs[0])
-    dx = empty_samples(x, recon, acc, needs[1])
-    tiles = tiling(rows, cols, recon, x_rows, samples=samples)
-    nll = partial_sums(recon, acc, tiles, output, samples)
-    arguments = [
-        recon,
-        x_rows,
-        grad,
-        nll,
-        drecon,
-        dx,
-        stride_of(recon, tiles.vector),
-        stride_of(x_rows, tiles.vector),
-        stride_of(grad),
-        scale,
-        rows,
-        cols // tiles.vector,
-        tiles.col_tiles,
-    ]
-    flags = {"PROBABILITIES": probabilities, "SUM_ROWS": output == "tiles"}
-    if rows:
-        launch(
-            bernoulli_nll_kernel,
-            (tiles.programs, samples),
-            arguments,
-            flags | constants(tiles, acc),
-        )
+    dx = empty_samples(x, recon, tiles.acc, needs[1])
+    launch_tiles(
+        bernoulli_nll_kernel,
+        tiles,
+        [recon, x_rows, grad, nll, drecon, dx],
+        [recon, x_rows],
+        [stride_of(grad), scale],
+        programs=samples,
+        PROBABILITIES=probabilities,
+        SUM_ROWS=output == "tiles",
+    )
     if output == "rows":
-        nll = row_sums(nll)
+        nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]
 
 
-def _forward(logits, x):
-    return launch_bernoulli_nll(logits, x, output="rows")[0]
+def bernoulli_nll(recon, x, probabilities):
+    return launch_bernoulli_nll(recon, x, probabilities=probabilities, output="rows")[0]
 
 
-def _forward_fake(logits, x):
-    return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
-
-
-def _backward(grad, recon, x, probabilities, needs):
-    return launch_bernoulli_nll(recon, x, probabilities=probabilities, grad=grad, needs=needs)[1]
-
-
-def _backward_fake(grad, recon, x, probabilities, needs):
-    return gradients_like((recon, x), needs)
-
-
-bernoulli_nll_op = register(
-    "bernoulli_nll(Tensor logits, Tensor x) -> Tensor", _forward, _forward_fake
-)
-bernoulli_nll_backward_op = register(
-    "bernoulli_nll_backward(Tensor grad, Tensor recon, Tensor x, bool probabilities, bool[] needs) "
-    "-> Tensor[]",
-    _backward,
-    _backward_fake,
-)
-
-
-class BernoulliNLL(KernelFunction):
-    @staticmethod
-    def forward(logits, x):
-        return bernoulli_nll_op(logits, x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needs = ctx.needs_input_grad
-        return spread(
-            bernoulli_nll_backward_op(grad, *ctx.saved_tensors, False, list(needs)), needs
-        )
-
-
-def bernoulli_nll(logits, x):
-    """Twin of ``reference.bernoulli_nll`` on [rows, cols]; x as in the launcher."""
-    return BernoulliNLL.apply(logits, x)
+def bernoulli_nll_backward(dnll, recon, x, probabilities, needs):
+    return launch_bernoulli_nll(recon, x, probabilities=probabilities, grad=dnll, needs=needs)[1]

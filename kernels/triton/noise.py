@@ -7,7 +7,6 @@ draws it. ``fused_elbo.estimators.noise`` is the same stream in PyTorch.
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -88,11 +87,3 @@ def normal_tile(
     n0, n1 = box_muller(a, b, PTX)
     n2, n3 = box_muller(c, d, PTX)
     return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), (BLOCK_ROWS, BLOCK_COLS))
-
-
-def draw_seed(device, generator=None):
-    """A random int64 scalar on ``device`` from torch's generator, without a host sync.
-
-    A tensor, not a number: replayed in a CUDA graph it is drawn afresh.
-    """
-    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device, generator=generator)

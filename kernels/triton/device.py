@@ -9,15 +9,29 @@ import triton.language as tl
 
 
 @triton.jit
-def tile_rows(col_tiles, BLOCK_ROWS: tl.constexpr):
-    """Rows of this program's tile, int64 so that offsets past 2**31 elements hold."""
-    return (tl.program_id(0) // col_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+def tile(
+    rows,
+    cols,
+    col_tiles,
+    SAMPLES: tl.constexpr,
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """(row, sample_row, col, cols, valid, mask) of this program's tile.
 
-
-@triton.jit
-def tile_cols(col_tiles, BLOCK_COLS: tl.constexpr):
-    """Columns of this program's tile."""
-    return (tl.program_id(0) % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    Rows are int64, so that offsets past 2**31 elements hold; columns, given in vectors, come back
+    in elements. ``valid`` are the rows that are there, ``mask`` the elements. With ``SAMPLES`` the
+    grid's second dimension has them, one after another, and ``sample_row`` counts through.
+    """
+    cols *= VEC
+    row = (tl.program_id(0) // col_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    sample_row = row
+    if SAMPLES:
+        sample_row = row + tl.program_id(1).to(tl.int64) * rows
+    valid = row < rows
+    col = (tl.program_id(0) % col_tiles) * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+    return row, sample_row, col, cols, valid, valid[:, None] & (col < cols)[None, :]
 
 
 @triton.jit

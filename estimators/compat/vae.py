@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from . import validate
-from .compat_torch import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_loss
-from .functional import Implementation, gaussian_kl
+from .. import dispatch, validate
+from ..dispatch import Implementation
+from ..functional import gaussian_kl
+from .nn_functional import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_loss
 
 
 def pytorch_examples_vae_loss(
@@ -271,7 +272,7 @@ class AntixKBetaVAELoss:
         impl: Implementation = "auto",
     ):
         validate.choice("loss_type", loss_type, ("H", "B"))
-        validate.choice("impl", impl, validate.IMPLEMENTATIONS)
+        dispatch.check(impl)
         self.beta = beta
         self.gamma = gamma
         self.max_capacity = max_capacity
@@ -443,18 +444,13 @@ def _mean_squared_error(impl, **images):
     if recon.shape != x.shape:
         names = " and ".join(images)
         raise ValueError(f"expected {names} of one shape, got {validate.describe(images)}")
-    return mse_loss(recon, x, impl=_impl_of_term(impl, recon, x))
+    impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x))
+    return mse_loss(recon, x, impl=impl)
 
 
 def _cross_entropy(recon, x, reduction, impl):
-    impl = _impl_of_term(impl, recon, x, probabilities=True)
+    impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
     return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
-
-
-def _impl_of_term(impl, recon, x, **options):
-    """Of a whole loss ``impl="triton"`` asks for kernels where there are any, and no error."""
-    fits = impl != "triton" or fits_kernel("mean", recon, x, **options)
-    return impl if fits else "reference"
 
 
 def _mean_and_logvar(name, normal):

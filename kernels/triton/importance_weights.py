@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..rows import accumulator
 from .device import exp_scaled, expm1, log1p_unit
-from .launch import PTX, accumulator, divide_up, launch, power_of_two
-from .library import KernelFunction, once_differentiable, register
+from .launch import PTX, divide_up, launch, power_of_two, triton_dtype
 
 ELEMENTS = 1024  # of a tile [BLOCK_SAMPLES, BLOCK_ROWS]; a quarter in float64, or registers spill
 TILE_SAMPLES = 64
@@ -122,8 +122,7 @@ def importance_weights_kernel(
         tl.store(weights_ptr + (sample * rows)[:, None] + row[None, :], weight, mask=mask)
 
 
-def _forward(log_ratio, nll, alpha):
-    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+def importance_weights(log_ratio, nll, alpha):
     samples, rows = log_ratio.shape
     acc = accumulator(log_ratio, nll)
     weights = torch.empty((samples, rows), dtype=acc, device=log_ratio.device)
@@ -150,59 +149,10 @@ def _forward(log_ratio, nll, alpha):
         "MEAN": alpha == 1.0,
         "BLOCK_SAMPLES": block_samples,
         "BLOCK_ROWS": block_rows,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
+        "ACC": triton_dtype(acc),
         "PTX": PTX,
     }
     if rows:
         grid = (divide_up(rows, block_rows),)
         launch(importance_weights_kernel, grid, arguments, constexprs)
     return [bound, weights, ess] + ([] if nll is None else [log_weights])
-
-
-def _forward_fake(log_ratio, nll, alpha):
-    weights = log_ratio.new_empty(log_ratio.shape, dtype=accumulator(log_ratio, nll))
-    bound, ess = weights.new_empty(weights.shape[1]), weights.new_empty(weights.shape[1])
-    return [bound, weights, ess] + ([] if nll is None else [torch.empty_like(weights)])
-
-
-importance_weights_op = register(
-    "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
-    _forward,
-    _forward_fake,
-)
-
-
-class ImportanceWeights(KernelFunction):
-    """(bound, weights, ess, and the log weights if there is an nll): the first has a gradient."""
-
-    @staticmethod
-    def forward(log_ratio, nll, alpha):
-        return tuple(importance_weights_op(log_ratio, nll, alpha))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        log_ratio, nll, _ = inputs
-        # The inputs too: what depends on them must not be differentiated twice in silence.
-        ctx.save_for_backward(output[1], log_ratio, nll)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dbound, *_):
-        if dbound is None:
-            return None, None, None
-        weights, log_ratio, nll = ctx.saved_tensors
-        gradient = dbound * weights
-        dlog_ratio = gradient.to(log_ratio.dtype) if ctx.needs_input_grad[0] else None
-        dnll = gradient.neg().to(nll.dtype) if ctx.needs_input_grad[1] else None
-        return dlog_ratio, dnll, None
-
-
-def importance_weights(log_ratio, nll=None, alpha=0.0):
-    """Twin of ``reference.importance_weights`` on [samples, rows].
-
-    (bound, weights, ess, log weights), of log weights log_ratio - nll, or log_ratio.
-    """
-    bound, weights, ess, *rest = ImportanceWeights.apply(log_ratio, nll, float(alpha))
-    return bound, weights, ess, rest[0] if rest else log_ratio.detach()

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import validate
-from .functional import Implementation, likelihood_rows
-from .loss import elbo_loss
-from .reference import accumulate
-from .textbook import LOG_2PI
+from .. import dispatch, validate
+from ..dispatch import Implementation
+from ..reference import accumulate
+from ..textbook import LOG_2PI
 
 # The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
 # constant is 0, and a squared error loses no digits to adding the constant and taking it off.
@@ -59,12 +58,10 @@ def mse_loss(
     """
     legacy = size_average is not None or reduce is not None
     fits = not legacy and weight is None and fits_kernel(reduction, input, target)
-    if not takes_kernel(impl, input, fits):
+    if not dispatch.use_kernels(impl, input, fits=fits):
         arguments = (input, target, size_average, reduce, reduction, weight)
         return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
-    total = _likelihood_sum(
-        input, target, likelihood="gaussian", recon_logvar=UNIT_NORMALISER, impl=impl
-    )
+    total = _likelihood_sum(input, target, UNIT_NORMALISER, likelihood="gaussian", impl=impl)
     return _reduced(total / math.pi, input, reduction)
 
 
@@ -106,7 +103,7 @@ def binary_cross_entropy_with_logits(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
     fits = plain and fits_kernel(reduction, input, target)
-    if not takes_kernel(impl, input, fits):
+    if not dispatch.use_kernels(impl, input, fits=fits):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
         )
@@ -156,14 +153,9 @@ def binary_cross_entropy(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce))
     fits = plain and fits_kernel(reduction, input, target, probabilities=True)
-    if not takes_kernel(impl, input, fits):
+    if not dispatch.use_kernels(impl, input, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
-    from ..kernels.elbo_loss import PROBABILITIES
-    from ..kernels.elbo_loss import elbo_loss as kernel
-
-    p, x = _examples(input, target)
-    rows = likelihood_rows(p, x, 0.0)
-    total, _, _ = kernel(*rows, kl=None, likelihood=PROBABILITIES, beta=1.0, scale=1.0)
+    total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
     return _reduced(total, input, reduction)
 
 
@@ -219,10 +211,8 @@ def gaussian_nll_loss(
     v = _clamped(_variance(var, input), eps)
     (wide,) = accumulate(v)  # a logarithm in half precision is off by more than its variance
     fits = _alike(input, wide) and fits_kernel(reduction, input, target)
-    if takes_kernel(impl, input, fits):
-        total = _likelihood_sum(
-            input, target, likelihood="gaussian", recon_logvar=wide.log(), impl=impl
-        )
+    if dispatch.use_kernels(impl, input, fits=fits):
+        total = _likelihood_sum(input, target, wide.log(), likelihood="gaussian", impl=impl)
         if not full:
             total = total - input.numel() * (0.5 * LOG_2PI)
         return _reduced(total, input, reduction)
@@ -266,19 +256,6 @@ def _clamped(var, eps):
     return clamped
 
 
-def takes_kernel(impl, tensor, fits):
-    """Whether a kernel runs; ``fits``: there is one for these arguments."""
-    if not validate.use_kernels(impl, tensor):
-        return False
-    if impl == "triton" and not fits:
-        raise RuntimeError(
-            "impl='triton': no kernel serves these arguments, but those of one floating dtype and "
-            "shape, reduced to a number, without weights (of probabilities, not in float16, under "
-            "autocast or torch.compile); impl='auto' leaves the others to torch"
-        )
-    return fits
-
-
 def fits_kernel(reduction, input, target, *, probabilities=False):
     """What the likelihood kernels take.
 
@@ -305,16 +282,15 @@ def _alike(a, b):
     return a.dtype == b.dtype or validate.autocast_mixes(a, b)
 
 
-def _examples(recon, x):
-    """A vector is one example."""
-    return (recon, x) if recon.dim() > 1 else (recon.unsqueeze(0), x.unsqueeze(0))
+def _likelihood_sum(recon, x, recon_logvar=0.0, *, likelihood, impl):
+    """The negative log-likelihood summed over everything, its gradient had on the way.
 
-
-def _likelihood_sum(recon, x, *, impl, **likelihood):
-    """The negative log-likelihood summed over everything, its gradient had on the way."""
-    recon, x = _examples(recon, x)
-    no_kl = recon.new_zeros(()).expand(recon.shape[0])
-    return elbo_loss(recon, x, kl=no_kl, reduction="sum", impl=impl, **likelihood)
+    A vector is one example.
+    """
+    if recon.dim() == 1:
+        recon, x = recon.unsqueeze(0), x.unsqueeze(0)
+    options = {"likelihood": likelihood, "beta": 1.0, "reduction": "sum", "impl": impl}
+    return dispatch.elbo_loss(recon.shape[:1], recon, x, recon_logvar, None, **options)[0]
 
 
 def _reduced(total, input, reduction):

@@ -1,0 +1,169 @@
+"""Which launches are compiled: every kernel, as its launcher launches it on large problems."""
+
+import torch
+
+from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bernoulli
+from fused_elbo.kernels.triton.elbo_loss import elbo_loss, scale_
+from fused_elbo.kernels.triton.gaussian_kl import launch_gaussian_kl as kl
+from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as nll
+from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample as rsample
+from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample_backward as rsample_backward
+from fused_elbo.kernels.triton.importance_weights import importance_weights
+from fused_elbo.kernels.triton.launch import recording
+from fused_elbo.kernels.triton.rsample_kl import rsample_kl, rsample_kl_backward
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+ROWS = 2**16  # enough for the tile that large problems get
+COLUMNS = (64, 1024)
+# Samples of the kernels that loop over them: more than one, which would be compiled in.
+SAMPLES = 4
+
+
+def cases(dtype, cols):
+    """name -> (full-size operands read + written, a call of the launcher)."""
+
+    def full(*samples):
+        return torch.empty(*samples, ROWS, cols, dtype=dtype)
+
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    a, b, c, d, grad = full(), full(), full(), full(), torch.empty(ROWS, dtype=acc)
+    seed = torch.empty((), dtype=torch.int64)
+    q, q_and_prior = (a, b, None, None), (a, b, c, d)
+    dlog_ratio = torch.empty(SAMPLES, ROWS, dtype=acc)
+    recon_samples = full(SAMPLES)
+    flat_samples = recon_samples.view(-1, cols)
+    grad_samples = torch.empty(SAMPLES * ROWS, dtype=acc)
+
+    def log_ratio(inputs, **options):
+        return lambda: rsample(inputs, seed, SAMPLES, with_log_ratio=True, **options)
+
+    def log_ratio_backward(inputs, needs, **options):
+        return lambda: rsample_backward(
+            recon_samples, dlog_ratio, inputs, seed, needs, samples=SAMPLES, **options
+        )
+
+    two, both, all_four = (True, True, False), (True, True, False, False), (True,) * 4
+    recon = (True, False, False)
+    fused = {"scale": 0.5, "output": "tiles"}
+    return {
+        "gaussian_log_prob forward": (3, lambda: nll(a, b, c, 0.0, sign=-1, output="rows")),
+        "gaussian_log_prob backward": (
+            6,
+            lambda: nll(a, b, c, 0.0, sign=-1, grad=grad, needs=(True,) * 3),
+        ),
+        "gaussian_kl forward": (2, lambda: kl(q)),
+        "gaussian_kl backward": (4, lambda: kl(q, grad=grad, needs=both)),
+        "gaussian_kl prior forward": (4, lambda: kl(q_and_prior)),
+        "gaussian_kl prior backward": (8, lambda: kl(q_and_prior, grad=grad, needs=all_four)),
+        "gaussian_rsample forward": (3, lambda: rsample(q, seed, 1, with_log_ratio=False)),
+        "gaussian_rsample backward": (
+            4,
+            lambda: rsample_backward(c[None], None, (None, *q[1:]), seed, both, samples=1),
+        ),
+        "gaussian_rsample samples forward": (
+            1,
+            lambda: rsample(q, seed, SAMPLES, with_log_ratio=False),
+        ),
+        "gaussian_rsample samples backward": (
+            1,
+            lambda: rsample_backward(
+                recon_samples, None, (None, *q[1:]), seed, both, samples=SAMPLES
+            ),
+        ),
+        "rsample_log_ratio forward": (1, log_ratio(q)),
+        "rsample_log_ratio antithetic forward": (1, log_ratio(q, antithetic=True)),
+        "rsample_log_ratio flat forward": (1, log_ratio(q, flat=True)),
+        "rsample_log_ratio prior forward": (1, log_ratio(q_and_prior)),
+        "rsample_log_ratio backward": (1, log_ratio_backward(q, both)),
+        "rsample_log_ratio antithetic backward": (1, log_ratio_backward(q, both, antithetic=True)),
+        "rsample_log_ratio path backward": (1, log_ratio_backward(q, both, gradient="path")),
+        "rsample_log_ratio dreg backward": (1, log_ratio_backward(q, both, gradient="dreg")),
+        "rsample_log_ratio prior backward": (1, log_ratio_backward(q_and_prior, all_four)),
+        "rsample_log_ratio shared forward": (
+            1,
+            lambda: rsample((a[:64], b[:64], None, None), seed, 64, with_log_ratio=True),
+        ),
+        "rsample_log_ratio shared backward": (
+            1,
+            lambda: rsample_backward(
+                torch.empty(64, 64, cols, dtype=dtype),
+                dlog_ratio.new_empty(64, 64),
+                (a[:64], b[:64], None, None),
+                seed,
+                both,
+                samples=64,
+            ),
+        ),
+        "rsample_kl forward": (3, lambda: rsample_kl(*q, seed)),
+        "rsample_kl backward": (5, lambda: rsample_kl_backward(c, grad, *q, seed, both)),
+        "rsample_kl prior forward": (5, lambda: rsample_kl(*q_and_prior, seed)),
+        "rsample_kl prior backward": (
+            9,
+            lambda: rsample_kl_backward(full(), grad, *q_and_prior, seed, all_four),
+        ),
+        "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
+        "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),
+        "gaussian_nll forward + gradient": (3, lambda: nll(a, b, None, 0.0, needs=recon, **fused)),
+        "gaussian_nll learned forward": (3, lambda: nll(a, b, c, 0.0, output="rows")),
+        "gaussian_nll learned backward": (
+            5,
+            lambda: nll(a, b, c, 0.0, grad=grad, needs=(True, False, True)),
+        ),
+        "gaussian_nll learned forward + gradient": (
+            5,
+            lambda: nll(a, b, c, 0.0, needs=(True, False, True), **fused),
+        ),
+        "gaussian_nll samples forward": (
+            2,
+            lambda: nll(flat_samples, b, None, 0.0, output="rows"),
+        ),
+        "gaussian_nll samples backward": (
+            3,
+            lambda: nll(flat_samples, b, None, 0.0, grad=grad_samples, needs=recon),
+        ),
+        "bernoulli_nll samples forward": (2, lambda: bernoulli(flat_samples, b, output="rows")),
+        "bernoulli_nll samples backward": (
+            3,
+            lambda: bernoulli(flat_samples, b, grad=grad_samples, needs=two[1:]),
+        ),
+        "bernoulli_nll forward": (2, lambda: bernoulli(a, b, output="rows")),
+        "bernoulli_nll backward": (3, lambda: bernoulli(a, b, grad=grad, needs=two[1:])),
+        "bernoulli_nll forward + gradient": (3, lambda: bernoulli(a, b, needs=two[1:], **fused)),
+        "bernoulli_nll probabilities forward": (
+            2,
+            lambda: bernoulli(a, b, probabilities=True, output="tiles"),
+        ),
+        "bernoulli_nll probabilities backward": (
+            3,
+            lambda: bernoulli(a, b, probabilities=True, grad=grad, needs=two[1:]),
+        ),
+        "bernoulli_nll probabilities forward + gradient": (
+            3,
+            lambda: bernoulli(a, b, probabilities=True, needs=two[1:], **fused),
+        ),
+        "elbo_loss total": (
+            None,
+            lambda: elbo_loss(a, b, None, 0.0, grad, "gaussian", 1.0, 1.0, [False] * 3),
+        ),
+        "elbo_loss scale": (2, lambda: scale_(a, grad[0])),
+        "importance_weights": (
+            None,
+            lambda: importance_weights(dlog_ratio, dlog_ratio, 0.0),
+        ),
+        "importance_weights of 64": (
+            None,
+            lambda: importance_weights(grad.view(64, -1), grad.view(64, -1), 0.0),
+        ),
+    }
+
+
+def record(call):
+    """The last launch that ``call`` makes: (kernel, arguments, constexprs). Nothing runs."""
+    with recording() as launches:
+        call()
+    return launches[-1]

@@ -1,0 +1,223 @@
+"""The ops, each declared once: schema, what has a gradient, what is saved, shapes of the results.
+
+All take rows: operands are [rows, cols] and their sums [rows], in nats; a prior of None is the
+standard one. Their twins in PyTorch are in ``estimators/reference.py``.
+"""
+
+import torch
+
+from .library import KernelFunction, declare, gradients_like, once_differentiable, spread
+from .rows import accumulator, samples_in
+
+
+@declare(
+    "gaussian_nll",
+    "gaussian_nll(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, int sign)"
+    " -> (Tensor nll)",
+    gradients=("recon", "x", "logvar"),
+)
+def gaussian_nll(recon, x, logvar, logvar_value, sign):
+    """-log N(x; recon, diag exp logvar), or the log-density where ``sign`` is -1.
+
+    ``logvar`` [rows, cols], [rows, 1] or None for the float. x may have fewer rows, of which recon
+    then holds samples one after another.
+    """
+    return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, logvar))
+
+
+@declare(
+    "bernoulli_nll",
+    "bernoulli_nll(Tensor recon, Tensor x, bool probabilities) -> (Tensor nll)",
+    gradients=("recon", "x"),
+)
+def bernoulli_nll(recon, x, probabilities):
+    """-log Bernoulli(x), of logits or probabilities recon; x may have fewer rows, as above."""
+    return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x))
+
+
+@declare(
+    "gaussian_kl",
+    "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar) -> (Tensor kl)",
+    gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
+)
+def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
+    """KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar))."""
+    return mu.new_empty(mu.shape[0], dtype=accumulator(mu, logvar, prior_mu, prior_logvar))
+
+
+@declare(
+    "gaussian_rsample",
+    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples) -> (Tensor z)",
+    gradients=("mu", "logvar"),
+    saved=("logvar", "seed"),
+    like={"mu": "logvar"},
+)
+def rsample(mu, logvar, seed, samples):
+    """z [samples, rows, cols]; ``seed`` is an int64 scalar on the device."""
+    return mu.new_empty(samples, *mu.shape)
+
+
+@declare(
+    "rsample_kl",
+    "rsample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed)"
+    " -> (Tensor z, Tensor kl)",
+    gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
+)
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
+    """One sample z [rows, cols], and the KL."""
+    acc = accumulator(mu, logvar, prior_mu, prior_logvar)
+    return mu.new_empty(mu.shape), mu.new_empty(mu.shape[0], dtype=acc)
+
+
+@declare(
+    "gaussian_rsample",
+    "rsample_log_ratio(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
+    "Tensor seed, SymInt first_draw, SymInt samples, str gradient, bool flat, bool antithetic)"
+    " -> (Tensor z, Tensor log_ratio)",
+    gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
+)
+def rsample_log_ratio(
+    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+):
+    """z [samples, rows, cols] and log p(z) - log q(z) [samples, rows].
+
+    ``first_draw`` is where in the noise stream they begin, in draws: samples, or pairs of them if
+    ``antithetic``. ``gradient`` is for backward: "total", "path" or "dreg". ``flat``: p(z) = 1.
+    """
+    acc = accumulator(mu, logvar, prior_mu, prior_logvar)
+    z = mu.new_empty(samples, *mu.shape)
+    return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
+
+
+@declare(
+    "importance_weights",
+    "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
+)
+def importance_weights_forward(log_ratio, nll, alpha):
+    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+    weights = log_ratio.new_empty(log_ratio.shape, dtype=accumulator(log_ratio, nll))
+    bound, ess = weights.new_empty(weights.shape[1]), weights.new_empty(weights.shape[1])
+    return [bound, weights, ess] + ([] if nll is None else [torch.empty_like(weights)])
+
+
+class ImportanceWeights(KernelFunction):
+    """(bound, weights, ess, and the log weights if there is an nll): the first has a gradient."""
+
+    @staticmethod
+    def forward(log_ratio, nll, alpha):
+        return tuple(importance_weights_forward(log_ratio, nll, alpha))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        log_ratio, nll, _ = inputs
+        # The inputs too: what depends on them must not be differentiated twice in silence.
+        ctx.save_for_backward(output[1], log_ratio, nll)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dbound, *_):
+        if dbound is None:
+            return None, None, None
+        weights, log_ratio, nll = ctx.saved_tensors
+        gradient = dbound * weights
+        dlog_ratio = gradient.to(log_ratio.dtype) if ctx.needs_input_grad[0] else None
+        dnll = gradient.neg().to(nll.dtype) if ctx.needs_input_grad[1] else None
+        return dlog_ratio, dnll, None
+
+
+def importance_weights(log_ratio, nll, alpha):
+    """(bound, weights, ess, log weights) of log weights log_ratio - nll, or log_ratio.
+
+    Operands are [samples, rows].
+    """
+    bound, weights, ess, *rest = ImportanceWeights.apply(log_ratio, nll, alpha)
+    return bound, weights, ess, rest[0] if rest else log_ratio.detach()
+
+
+@declare(
+    "elbo_loss",
+    "elbo_loss(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, Tensor? kl, "
+    "str likelihood, float beta, float scale, bool[] needs) -> Tensor[]",
+)
+def elbo_loss_forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
+    """[loss, nll, kl, then the wanted gradients of recon, x and logvar]."""
+    acc = accumulator(recon, x, logvar)
+    totals = [recon.new_empty((), dtype=acc) for _ in range(3)]
+    return [*totals, *gradients_like((recon, x, logvar), needs)]
+
+
+@declare("elbo_loss", "scale_(Tensor(a!) tensor, Tensor factor) -> ()")
+def scale_(tensor, factor):
+    """tensor *= factor in place."""
+
+
+class ELBOLoss(KernelFunction):
+    """(loss, nll, kl), and behind them the gradients of the likelihood, for backward.
+
+    The first backward hands the gradients that forward wrote over, scaled in place. A
+    second one, over a retained graph, computes them again: what was handed over is no
+    longer ours to read.
+    """
+
+    @staticmethod
+    def forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
+        return tuple(
+            elbo_loss_forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs)
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        recon, x, logvar, ctx.logvar_value, kl, ctx.likelihood, ctx.beta, ctx.scale, _ = inputs
+        ctx.save_for_backward(recon, x, logvar, kl)
+        ctx.gradients = output[3:]
+        ctx.mark_non_differentiable(*output[3:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, dnll, dkl, *_):
+        needs = ctx.needs_input_grad
+        recon, x, logvar, kl = ctx.saved_tensors
+        factor = weighted_sum((dloss, 1.0), (dnll, 1.0))
+        gradients, ctx.gradients = ctx.gradients, None
+        if factor is None:
+            gradients = (None, None, None)
+        elif gradients is not None:
+            for gradient in gradients:
+                scale_(gradient, factor)
+            gradients = spread(gradients, needs[:3])
+        else:
+            grad = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
+            if ctx.likelihood == "gaussian":
+                inputs = grad, recon, x, logvar, ctx.logvar_value, 1, list(needs[:3])
+                gradients = gaussian_nll.backward(*inputs)
+            else:
+                probabilities = ctx.likelihood == "probabilities"
+                gradients = bernoulli_nll.backward(grad, recon, x, probabilities, list(needs[:2]))
+            gradients = spread(gradients, needs[:3])
+        kl_grad = None
+        if needs[4]:
+            kl_grad = weighted_sum((dloss, ctx.beta * ctx.scale), (dkl, ctx.scale))
+            kl_grad = None if kl_grad is None else kl_grad.expand(kl.shape[0])
+        return *gradients, None, kl_grad, None, None, None, None
+
+
+def weighted_sum(*terms):
+    """sum of weight * tensor over the tensors that are there; a weight of 1 is no launch."""
+    present = [t if weight == 1.0 else t * weight for t, weight in terms if t is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
+def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
+    """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
+
+    ``likelihood`` is "gaussian", "bernoulli" (recon are logits) or "probabilities" (a Bernoulli's);
+    operands as in its op, the nll is the mean over samples. ``kl`` [rows] or None.
+    """
+    operands = (recon, x, logvar)
+    track = torch.is_grad_enabled()
+    needs = [track and t is not None and t.requires_grad for t in operands]
+    outputs = ELBOLoss.apply(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs)
+    return outputs[:3]

@@ -1,0 +1,26 @@
+"""Operands [rows, cols] on the host's side, for the launchers of every backend."""
+
+import torch
+
+
+def accumulator(*tensors):
+    """The dtype of sums: float64 if any operand is, else float32."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def as_rows(tensor):
+    """A [rows, cols] tensor whose columns are contiguous; any row stride, 0 included."""
+    if tensor is None or tensor.shape[1] == 1 or tensor.stride(1) == 1:
+        return tensor
+    return tensor.contiguous()
+
+
+def empty_like_rows(tensor, wanted=True):
+    """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
+
+
+def samples_in(recon, x):
+    """The samples of each example in recon [samples * rows, cols], for x [rows, cols]."""
+    return recon.shape[0] // x.shape[0] if x.shape[0] else 1

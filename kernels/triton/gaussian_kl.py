@@ -1,0 +1,108 @@
+"""KL between diagonal Gaussians, KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)).
+
+Row sums of 0.5 ((mu - prior_mu)^2 exp(-prior_logvar) + expm1(d) - d), with
+d = logvar - prior_logvar. One kernel serves forward (``kl``) and backward (``grad`` in,
+gradients out); no prior means the standard one.
+"""
+
+import triton
+import triton.language as tl
+
+from ..rows import as_rows, empty_like_rows
+from .device import (
+    exp_scaled,
+    expm1,
+    expm1_minus_x,
+    in_units_of_prior,
+    load_rows,
+    load_tile,
+    store_rows,
+    store_tile,
+    tile,
+)
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
+
+
+@triton.jit
+def gaussian_kl_kernel(
+    mu_ptr,
+    logvar_ptr,
+    prior_mu_ptr,
+    prior_logvar_ptr,
+    grad_ptr,
+    kl_ptr,
+    dmu_ptr,
+    dlogvar_ptr,
+    dprior_mu_ptr,
+    dprior_logvar_ptr,
+    mu_stride,
+    logvar_stride,
+    prior_mu_stride,
+    prior_logvar_stride,
+    grad_stride,
+    rows,
+    cols,
+    col_tiles,
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    row, _, col, cols, valid, mask = tile(rows, cols, col_tiles, False, VEC, BLOCK_ROWS, BLOCK_COLS)
+
+    mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
+    logvar = load_tile(logvar_ptr, row, col, logvar_stride * VEC, mask, ACC)
+    distance, logvar_ratio, root = in_units_of_prior(
+        mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col,
+        prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
+    )  # fmt: skip
+    if prior_mu_ptr is not None:
+        # Not exp(logvar_ratio), which would blow up the rounding error of that difference.
+        ratio = exp_scaled(logvar, 0.5, PTX) * root
+        variance = ratio * ratio
+    else:
+        variance = exp_scaled(logvar, 1.0, PTX)
+
+    if kl_ptr is not None:
+        kl = distance * distance + expm1_minus_x(logvar_ratio, variance)
+        kl = 0.5 * tl.sum(kl, axis=1)
+        store_rows(kl_ptr, kl, row, valid, rows, col_tiles)
+
+    if grad_ptr is not None:
+        grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
+        dmu = grad * (distance * root)
+        dlogvar = 0.5 * grad * expm1(logvar_ratio, variance)
+        if dmu_ptr is not None:
+            store_tile(dmu_ptr, row, col, cols, mask, dmu)
+        if dlogvar_ptr is not None:
+            store_tile(dlogvar_ptr, row, col, cols, mask, dlogvar)
+        if dprior_mu_ptr is not None:
+            store_tile(dprior_mu_ptr, row, col, cols, mask, -dmu)
+        if dprior_logvar_ptr is not None:
+            dprior_logvar = -dlogvar - 0.5 * grad * (distance * distance)
+            store_tile(dprior_logvar_ptr, row, col, cols, mask, dprior_logvar)
+
+
+def launch_gaussian_kl(inputs, *, grad=None, needs=(False,) * 4):
+    """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols] or None.
+
+    Returns the KL of each row, or with ``grad`` [rows] the gradients that ``needs`` asks of.
+    """
+    inputs = [as_rows(t) for t in inputs]
+    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
+    tiles = tiling(*inputs[0].shape, *inputs)
+    kl = partial_sums(inputs[0], tiles, "rows" if grad is None else None)
+    pointers = [*inputs, grad, kl, *gradients]
+    launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(grad)])
+    return (
+        sum_stages(kl, tiles.col_tiles) if grad is None else [g for g in gradients if g is not None]
+    )
+
+
+def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
+    return launch_gaussian_kl((mu, logvar, prior_mu, prior_logvar))
+
+
+def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
+    return launch_gaussian_kl((mu, logvar, prior_mu, prior_logvar), grad=dkl, needs=needs)
