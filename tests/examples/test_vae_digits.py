@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fused_elbo.estimators import noise, reference
-from fused_elbo.estimators.noise import draw_seed
 from helpers.scripts import is_picture, load, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +22,7 @@ def kernel_noise(monkeypatch):
 
     def patch(shift=0):
         def standard_normal(shape, like, generator=None):
-            seed = int(draw_seed(like.device, generator)) ^ shift
+            seed = int(noise.draw_seed(like.device, generator)) ^ shift
             return noise.stream(seed, 1, *shape)[0].to(like)
 
         monkeypatch.setattr(reference, "standard_normal", standard_normal)
