@@ -1,0 +1,307 @@
+"""The losses of well-known VAE code, as their users have them, and what replaces them.
+
+Both take the same tensors and return the loss that is differentiated, forward + backward alone.
+Distributions are part of it where a model makes them anyway. They check their arguments, as
+torch's default has it; where torch.compile is at work they do not, as its default has it. A
+dictionary or tuple that a loss returns is made on either side, but the compiler leaves out what
+of it nobody reads. Exact answers are the equations of papers or documentation.
+
+A block a loss, under its name in fused_elbo.compat: the original ("eager"), what takes its place,
+and its entry.
+"""
+
+import dataclasses
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
+
+from fused_elbo import compat
+from fused_elbo.distributions import DiagonalNormal
+
+from ..harness import exact, traffic
+from ..harness.cases import BOTH, EVENTS, FLOAT32
+from ..harness.operation import ENCODED, LATENTS, PIXELS, Input, Operation, binary, variance
+from ..samples.entries import DECODER, decode, decoder_floor
+
+ENTRIES = {}
+# The compiler cannot follow the search for the KL of two types, but for one that was found before.
+kl_divergence(Normal(0.0, 1.0), Normal(0.0, 1.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DropIn(Operation):
+    dtypes: tuple = BOTH
+    most: float = math.inf  # the largest batch
+
+
+def normal(mean, scale):
+    return Normal(mean, scale, validate_args=not torch.compiler.is_compiling())
+
+
+def loss_floor(case):
+    """The loss in one pass over the pixels, and the KL as ever."""
+    return traffic.loss_pixels(case) + traffic.KL.elements(case)
+
+
+PIXELWISE = {"recons": Input(PIXELS), "image": Input(PIXELS), **ENCODED}
+
+# --- cross-entropy of 784 probabilities + KL, sums ----------------------------------------------
+
+
+def original_pytorch_examples(recon_x, x, mu, logvar):
+    cross_entropy = F.binary_cross_entropy(recon_x, x.view(-1, 784), reduction="sum")
+    return cross_entropy - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+
+
+def exact_pytorch_examples(recon, x, mu, logvar):
+    cross_entropy = -(x * torch.log(recon) + (1 - x) * torch.log1p(-recon)).sum(-1)
+    return (cross_entropy + exact.kl_standard(mu, logvar)).sum()
+
+
+ENTRIES["pytorch_examples_vae_loss"] = DropIn(
+    inputs={
+        "probabilities": Input(PIXELS, torch.sigmoid),
+        "pixels": Input(PIXELS, binary),
+        **ENCODED,
+    },
+    gradients=("probabilities", "mu", "logvar"),
+    outputs=("scalar",),
+    providers={
+        "eager": original_pytorch_examples,
+        "fused_elbo": compat.pytorch_examples_vae_loss,
+    },
+    exact=exact_pytorch_examples,
+    floor=loss_floor,
+    # bfloat16 has no probability between 0.996 and 1, and autocast refuses their cross-entropy.
+    dtypes=FLOAT32,
+)
+
+
+# --- half the squared error of 784 pixels + KL, means over the batch ----------------------------
+
+
+def original_pythae(recon_x, x, mu, log_var):
+    flat, target = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+    recon_loss = 0.5 * F.mse_loss(flat, target, reduction="none").sum(dim=-1)
+    kld = -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp(), dim=-1)
+    returned = (recon_loss + kld).mean(dim=0), recon_loss.mean(dim=0), kld.mean(dim=0)
+    return returned[0]
+
+
+def replaced_pythae(recon_x, x, mu, log_var):
+    return compat.pythae_vae_loss(recon_x, x, mu, log_var)[0]
+
+
+def exact_pythae(recon, x, mu, logvar):
+    return (((x - recon) ** 2).sum(-1) / 2 + exact.kl_standard(mu, logvar)).mean()
+
+
+ENTRIES["pythae_vae_loss"] = DropIn(
+    inputs=PIXELWISE,
+    gradients=("recons", "mu", "logvar"),
+    outputs=("scalar",),
+    providers={"eager": original_pythae, "fused_elbo": replaced_pythae},
+    exact=exact_pythae,
+    floor=loss_floor,
+)
+
+
+# --- squared error, a mean over 784 pixels, + weighted KL ---------------------------------------
+
+ANTIXK_WEIGHT = 0.00025  # the default of AntixK/PyTorch-VAE
+
+
+def original_antixk(recons, x, mu, log_var):
+    recons_loss = F.mse_loss(recons, x)
+    kld = torch.mean(-0.5 * torch.sum(1 + log_var - mu**2 - log_var.exp(), dim=1), dim=0)
+    loss = recons_loss + ANTIXK_WEIGHT * kld
+    returned = {"loss": loss, "Reconstruction_Loss": recons_loss.detach(), "KLD": -kld.detach()}
+    return returned["loss"]
+
+
+def replaced_antixk(recons, x, mu, log_var):
+    return compat.antixk_vanilla_vae_loss(recons, x, mu, log_var, M_N=ANTIXK_WEIGHT)["loss"]
+
+
+def exact_antixk(recon, x, mu, logvar):
+    squares = ((x - recon) ** 2).sum(-1)
+    return (squares / x.shape[-1] + ANTIXK_WEIGHT * exact.kl_standard(mu, logvar)).mean()
+
+
+ENTRIES["antixk_vanilla_vae_loss"] = DropIn(
+    inputs=PIXELWISE,
+    gradients=("recons", "mu", "logvar"),
+    outputs=("scalar",),
+    providers={"eager": original_antixk, "fused_elbo": replaced_antixk},
+    exact=exact_antixk,
+    floor=loss_floor,
+)
+
+
+# --- squared error, a mean over 784 pixels, + KL of two Normal, a mean over latents --------------
+
+BOLTS_WEIGHT = 0.1  # the default of lightning-bolts
+
+
+def bolts_distributions(mu, log_var):
+    """Of the model's ``sample``, which stays as it is."""
+    std = torch.exp(log_var / 2)
+    return normal(torch.zeros_like(mu), torch.ones_like(std)), normal(mu, std)
+
+
+def original_bolts(x_hat, x, mu, log_var):
+    p, q = bolts_distributions(mu, log_var)
+    recon_loss = F.mse_loss(x_hat, x, reduction="mean")
+    kl = kl_divergence(q, p).mean() * BOLTS_WEIGHT
+    return kl + recon_loss
+
+
+def replaced_bolts(x_hat, x, mu, log_var):
+    return compat.bolts_vae_loss(x_hat, x, *bolts_distributions(mu, log_var), BOLTS_WEIGHT)[0]
+
+
+def exact_bolts(recon, x, mu, logvar):
+    squares, kl = ((x - recon) ** 2).sum(-1), exact.kl_standard(mu, logvar)
+    return (squares / x.shape[-1] + BOLTS_WEIGHT * kl / mu.shape[-1]).mean()
+
+
+ENTRIES["bolts_vae_loss"] = DropIn(
+    inputs=PIXELWISE,
+    gradients=("recons", "mu", "logvar"),
+    outputs=("scalar",),
+    providers={"eager": original_bolts, "fused_elbo": replaced_bolts},
+    exact=exact_bolts,
+    floor=loss_floor,
+)
+
+
+# --- weighted KL, from variances ----------------------------------------------------------------
+
+SCVI_WEIGHT = 0.5  # scvi-tools warms it up to 1; one on the way
+
+
+def original_scvi(qz_m, qz_v):
+    q, p = normal(qz_m, torch.sqrt(qz_v)), normal(0.0, 1.0)
+    return SCVI_WEIGHT * kl_divergence(q, p).sum(dim=-1)
+
+
+def replaced_scvi(qz_m, qz_v):
+    return compat.scvi_kl_local(qz_m, qz_v, SCVI_WEIGHT)
+
+
+ENTRIES["scvi_kl_local"] = DropIn(
+    inputs={"mu": Input(LATENTS), "variance": Input(LATENTS, variance)},
+    gradients=("mu", "variance"),
+    outputs=("rows",),
+    providers={"eager": original_scvi, "fused_elbo": replaced_scvi},
+    exact=lambda mean, variance: SCVI_WEIGHT * exact.kl_standard(mean, variance.log()),
+    floor=traffic.KL,
+)
+
+
+# --- Gaussian likelihood, a variance for each of 784 pixels, mean -------------------------------
+
+
+def original_gaussian_nll(recons, x, var):
+    return F.gaussian_nll_loss(recons, x, var)
+
+
+def exact_gaussian_nll(recon, x, variance):
+    with_constant = -exact.log_density(x, recon, variance.log()).mean()
+    return with_constant / x.shape[-1] - 0.5 * math.log(2 * math.pi)
+
+
+def gaussian_nll_floor(case):
+    """The variance is read too, and its gradient written."""
+    return 5 * traffic.ITEM[case.dtype] * case.batch * EVENTS
+
+
+ENTRIES["gaussian_nll_loss"] = DropIn(
+    inputs={
+        "recons": Input(PIXELS),
+        "image": Input(PIXELS),
+        "pixel_variance": Input(PIXELS, variance),
+    },
+    gradients=("recons", "pixel_variance"),
+    outputs=("scalar",),
+    providers={"eager": original_gaussian_nll, "fused_elbo": compat.gaussian_nll_loss},
+    # Torch looks at its variances and may raise: no compiler has that in one graph.
+    fullgraph=False,
+    exact=exact_gaussian_nll,
+    floor=gaussian_nll_floor,
+)
+
+
+# --- whole loss of Pyro: TraceMeanField_ELBO, MLP decoder of 784 pixels, sum --------------------
+# Last, and imported where it is run: importing Pyro changes the defaults of torch.distributions.
+
+
+@functools.cache
+def pyro_diagonal_normal():
+    """As DiagonalNormal's documentation says."""
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
+
+    return type("PyroDiagonalNormal", (DiagonalNormal, TorchDistributionMixin), {})
+
+
+def pyro_loss(prior, posterior, x, decoder):
+    """(z, loss) of an amortised VAE; the loss is summed over the batch."""
+    import pyro
+    from pyro.distributions import Bernoulli
+    from pyro.infer import TraceMeanField_ELBO
+
+    shown = None
+
+    def model():
+        with pyro.plate("batch", len(x)):
+            z = pyro.sample("z", prior)
+            pixels = Bernoulli(logits=decode(z, *decoder)).to_event(1)
+            pyro.sample("x", pixels, obs=x)
+
+    def guide():
+        nonlocal shown
+        with pyro.plate("batch", len(x)):
+            shown = pyro.sample("z", posterior)
+
+    loss = TraceMeanField_ELBO().differentiable_loss(model, guide)
+    return shown.detach(), loss
+
+
+def original_pyro(mu, logvar, x, *decoder):
+    from pyro.distributions import Normal
+
+    prior = Normal(torch.zeros_like(mu), torch.ones_like(mu)).to_event(1)
+    posterior = Normal(mu, torch.exp(0.5 * logvar)).to_event(1)
+    return pyro_loss(prior, posterior, x, decoder)
+
+
+def replaced_pyro(mu, logvar, x, *decoder):
+    diagonal, zero = pyro_diagonal_normal(), torch.zeros_like(mu)
+    return pyro_loss(diagonal(mu=zero, logvar=zero), diagonal(mu, logvar), x, decoder)
+
+
+def exact_pyro(mu, logvar, x, *decoder, eps):
+    z = exact.sample(mu, logvar, eps)
+    nll = exact.bernoulli(exact.decode(z, *decoder), x)
+    return z, (nll + exact.kl_standard(mu, logvar)).sum()
+
+
+def pyro_floor(case):
+    return traffic.SAMPLE_KL.elements(case) + decoder_floor(case) + traffic.loss_pixels(case)
+
+
+ENTRIES["pyro_step"] = DropIn(
+    inputs={**ENCODED, "pixels": Input(PIXELS, binary), **DECODER},
+    gradients=("mu", "logvar", *DECODER),
+    outputs=("shown", "scalar"),
+    providers={"eager": original_pyro, "fused_elbo": replaced_pyro},
+    compiles=False,
+    exact=exact_pyro,
+    floor=pyro_floor,
+    needs="pyro",
+    dtypes=FLOAT32,  # Pyro sums over the batch in the dtype of its inputs
+    most=1024,  # what Pyro adds to a step does not grow with the batch
+)

@@ -1,0 +1,290 @@
+"""The operations of a VAE's loss on one sample, in the order of the sweep: what matters most first.
+
+A block an operation: what everyone runs, and its entry.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+import fused_elbo
+
+from ..harness import exact, traffic
+from ..harness.operation import ENCODED, LATENTS, PIXELS, Input, Operation, binary, log_variance
+
+LOG_2PI = math.log(2 * math.pi)
+# The fixed log variance of gaussian_nll; not 0, which would make its scale a multiplication by 1.
+FIXED_LOGVAR = -1.0
+ENTRIES = {}
+
+
+def normal(mu, logvar):
+    """torch.distributions everywhere without the validation of arguments."""
+    return Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+
+
+def standard_normal():
+    return Normal(0.0, 1.0, validate_args=False)
+
+
+# --- rsample_kl: sample + KL in one pass --------------------------------------------------------
+
+
+def eager_rsample_kl(mu, logvar):
+    return eager_rsample(mu, logvar), eager_kl(mu, logvar)
+
+
+def distributions_rsample_kl(mu, logvar):
+    q = normal(mu, logvar)
+    return q.rsample(), kl_divergence(q, standard_normal()).sum(-1)
+
+
+ENTRIES["rsample_kl"] = Operation(
+    inputs=ENCODED,
+    gradients=("mu", "logvar"),
+    outputs=("latent", "rows"),
+    providers={
+        "eager": eager_rsample_kl,
+        "distributions": distributions_rsample_kl,
+        "fused_elbo": fused_elbo.rsample_kl,
+    },
+    exact=lambda mu, logvar, eps: (exact.sample(mu, logvar, eps), exact.kl_standard(mu, logvar)),
+    floor=traffic.SAMPLE_KL,
+)
+
+
+# --- elbo_step: whole loss step: sample + KL, Bernoulli likelihood of 784 pixels, mean -----------
+
+
+def eager_elbo_step(logits, x, mu, logvar):
+    z, kl = eager_rsample_kl(mu, logvar)
+    return z, (eager_bernoulli_nll(logits, x) + kl).mean()
+
+
+def distributions_elbo_step(logits, x, mu, logvar):
+    z, kl = distributions_rsample_kl(mu, logvar)
+    return z, (distributions_bernoulli_nll(logits, x) + kl).mean()
+
+
+def builtin_elbo_step(logits, x, mu, logvar):
+    """PyTorch's VAE example: a summed cross-entropy and a summed KL, over the batch size."""
+    z = eager_rsample(mu, logvar)
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum()
+    return z, (nll + kl) / mu.shape[0]
+
+
+def fused_elbo_step(logits, x, mu, logvar):
+    z, kl = fused_elbo.rsample_kl(mu, logvar)
+    return z, fused_elbo.elbo_loss(logits, x, kl=kl)
+
+
+def exact_elbo_step(logits, x, mu, logvar, eps):
+    loss = (exact.bernoulli(logits, x) + exact.kl_standard(mu, logvar)).mean()
+    return exact.sample(mu, logvar, eps), loss
+
+
+def elbo_step_floor(case):
+    return traffic.SAMPLE_KL.elements(case) + traffic.loss_pixels(case)
+
+
+ENTRIES["elbo_step"] = Operation(
+    inputs={"logits": Input(PIXELS), "pixels": Input(PIXELS, binary), **ENCODED},
+    gradients=("logits", "mu", "logvar"),
+    outputs=("latent", "scalar"),
+    providers={
+        "eager": eager_elbo_step,
+        "distributions": distributions_elbo_step,
+        "builtin": builtin_elbo_step,
+        "fused_elbo": fused_elbo_step,
+    },
+    exact=exact_elbo_step,
+    floor=elbo_step_floor,
+)
+
+
+# --- gaussian_kl: KL to N(0, I) -----------------------------------------------------------------
+
+
+def eager_kl(mu, logvar):
+    return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(-1)
+
+
+def distributions_kl(mu, logvar):
+    return kl_divergence(normal(mu, logvar), standard_normal()).sum(-1)
+
+
+ENTRIES["gaussian_kl"] = Operation(
+    inputs=ENCODED,
+    gradients=("mu", "logvar"),
+    outputs=("rows",),
+    providers={
+        "eager": eager_kl,
+        "distributions": distributions_kl,
+        "fused_elbo": fused_elbo.gaussian_kl,
+    },
+    exact=exact.kl_standard,
+    floor=traffic.KL,
+)
+
+
+# --- gaussian_rsample: reparameterised sample ---------------------------------------------------
+
+
+def eager_rsample(mu, logvar):
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+def distributions_rsample(mu, logvar):
+    return normal(mu, logvar).rsample()
+
+
+ENTRIES["gaussian_rsample"] = Operation(
+    inputs=ENCODED,
+    gradients=("mu", "logvar"),
+    outputs=("latent",),
+    providers={
+        "eager": eager_rsample,
+        "distributions": distributions_rsample,
+        "fused_elbo": fused_elbo.gaussian_rsample,
+    },
+    exact=exact.sample,
+    floor=traffic.Floor(3, 4, 0, 0),  # mu, logvar -> z | dz, logvar -> dmu, dlogvar
+)
+
+
+# --- gaussian_nll: Gaussian likelihood, fixed sigma ---------------------------------------------
+
+
+def gaussian_nll_constant(recon):
+    return 0.5 * recon.shape[-1] * (FIXED_LOGVAR + LOG_2PI)
+
+
+def eager_gaussian_nll(recon, x):
+    squares = (x - recon).pow(2).sum(-1)
+    return 0.5 * math.exp(-FIXED_LOGVAR) * squares + gaussian_nll_constant(recon)
+
+
+def distributions_gaussian_nll(recon, x):
+    sigma = math.exp(0.5 * FIXED_LOGVAR)
+    return -Normal(recon, sigma, validate_args=False).log_prob(x).sum(-1)
+
+
+def builtin_gaussian_nll(recon, x):
+    squares = F.mse_loss(recon, x, reduction="none").sum(-1)
+    return 0.5 * math.exp(-FIXED_LOGVAR) * squares + gaussian_nll_constant(recon)
+
+
+def fused_gaussian_nll(recon, x):
+    return fused_elbo.gaussian_nll(recon, x, FIXED_LOGVAR)
+
+
+def exact_gaussian_nll(recon, x):
+    return -exact.log_density(x, recon, torch.full_like(recon, FIXED_LOGVAR))
+
+
+ENTRIES["gaussian_nll"] = Operation(
+    inputs={"recon": Input(LATENTS), "x": Input(LATENTS)},
+    gradients=("recon",),
+    outputs=("rows",),
+    providers={
+        "eager": eager_gaussian_nll,
+        "distributions": distributions_gaussian_nll,
+        "builtin": builtin_gaussian_nll,
+        "fused_elbo": fused_gaussian_nll,
+    },
+    exact=exact_gaussian_nll,
+    floor=traffic.Floor(2, 3),  # recon, x | recon, x -> drecon
+)
+
+
+# --- gaussian_nll_learned: Gaussian likelihood, learned sigma per element -----------------------
+
+
+def eager_gaussian_nll_learned(recon, x, logvar):
+    return 0.5 * (LOG_2PI + logvar + (x - recon).pow(2) * torch.exp(-logvar)).sum(-1)
+
+
+def distributions_gaussian_nll_learned(recon, x, logvar):
+    return -normal(recon, logvar).log_prob(x).sum(-1)
+
+
+def builtin_gaussian_nll_learned(recon, x, logvar):
+    nll = F.gaussian_nll_loss(recon, x, logvar.exp(), full=True, reduction="none")
+    return nll.sum(-1)
+
+
+ENTRIES["gaussian_nll_learned"] = Operation(
+    inputs={
+        "recon": Input(LATENTS),
+        "x": Input(LATENTS),
+        "logvar": Input(LATENTS, log_variance),
+    },
+    gradients=("recon", "logvar"),
+    outputs=("rows",),
+    providers={
+        "eager": eager_gaussian_nll_learned,
+        "distributions": distributions_gaussian_nll_learned,
+        "builtin": builtin_gaussian_nll_learned,
+        "fused_elbo": fused_elbo.gaussian_nll,
+    },
+    exact=lambda recon, x, logvar: -exact.log_density(x, recon, logvar),
+    floor=traffic.Floor(3, 5),  # recon, x, logvar | the same -> drecon, dlogvar
+)
+
+
+# --- bernoulli_nll: Bernoulli likelihood from logits --------------------------------------------
+
+
+def eager_bernoulli_nll(logits, x):
+    return (F.softplus(logits) - x * logits).sum(-1)
+
+
+def distributions_bernoulli_nll(logits, x):
+    return -Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
+
+
+def builtin_bernoulli_nll(logits, x):
+    return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+ENTRIES["bernoulli_nll"] = Operation(
+    inputs={"recon": Input(LATENTS), "binary": Input(LATENTS, binary)},
+    gradients=("recon",),
+    outputs=("rows",),
+    providers={
+        "eager": eager_bernoulli_nll,
+        "distributions": distributions_bernoulli_nll,
+        "builtin": builtin_bernoulli_nll,
+        "fused_elbo": fused_elbo.bernoulli_nll,
+    },
+    exact=exact.bernoulli,
+    floor=traffic.Floor(2, 3),  # logits, x | logits, x -> dlogits
+)
+
+
+# --- gaussian_log_prob: log-density of given points ---------------------------------------------
+
+
+def eager_log_prob(x, mu, logvar):
+    return -0.5 * (LOG_2PI + logvar + (x - mu).pow(2) * torch.exp(-logvar)).sum(-1)
+
+
+def distributions_log_prob(x, mu, logvar):
+    return normal(mu, logvar).log_prob(x).sum(-1)
+
+
+ENTRIES["gaussian_log_prob"] = Operation(
+    inputs={"x": Input(LATENTS), **ENCODED},
+    gradients=("mu", "logvar"),
+    outputs=("rows",),
+    providers={
+        "eager": eager_log_prob,
+        "distributions": distributions_log_prob,
+        "fused_elbo": fused_elbo.gaussian_log_prob,
+    },
+    exact=exact.log_density,
+    floor=traffic.Floor(3, 5),  # x, mu, logvar | the same -> dmu, dlogvar
+)

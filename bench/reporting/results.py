@@ -1,0 +1,183 @@
+"""All runs of a device as one tidy table, and what is compared in it. No torch."""
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from ..harness import runs
+from ..harness.providers import OURS, PROVIDERS
+from . import on_cpu
+
+CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
+KEY = ["op", "provider", *CELL[1:]]
+TIMES = ["median_s", "q1_s", "q3_s", "rounds"]
+COLUMNS = [
+    "run", "commit", *KEY, "clock", "status", *TIMES, "floor_bytes", "floor_s", "share_of_copy",
+    "peak_bytes", "compile_s", "error", "reason",
+]  # fmt: skip
+
+
+class Device:
+    """A device's folder: its runs, read once, and the tables that are made of them.
+
+    ``table`` has a row a case and clock, ``right`` those that charts show, ``speedups`` is
+    fused_elbo against the others. Rows of suites that time no operations are in ``runs`` only.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.runs = list(runs.read(folder))
+        self.newest_name, self.newest_run = self.runs[-1]
+        self.info = self.newest_run["machine_info"]
+
+    @property
+    def on_cpu(self):
+        return self.info["device"] == "cpu"
+
+    @cached_property
+    def table(self):
+        rows = [row for name, run in self.runs for row in rows_of(name, run)]
+        table = pd.DataFrame(rows, columns=[*COLUMNS, "suite"])
+        # An operation keeps its place as runs are added: where it was measured first.
+        return table.assign(order=table.op.map({op: i for i, op in enumerate(table.op.unique())}))
+
+    @cached_property
+    def right(self):
+        return newest(self.table)
+
+    @cached_property
+    def all_speedups(self):
+        return speedups(self.right)
+
+    @cached_property
+    def speedups(self):
+        """By the clock of the charts."""
+        return self.all_speedups[self.all_speedups.clock == self.clock]
+
+    @cached_property
+    def clock(self):
+        """The clock of the charts: the device's where there is one."""
+        return "device" if (self.right.clock == "device").any() else "host"
+
+    @property
+    def subject(self):
+        """One line on what the charts show: device, versions, date, and the CPU's caveat."""
+        info, name = self.info, self.newest_name
+        parts = [info["device_name"], f"torch {info['torch']}", f"triton {info['triton']}"]
+        parts.append(f"{name[:4]}-{name[4:6]}-{name[6:8]}")
+        return " · ".join([*parts, on_cpu.UNDER_TITLES] if self.on_cpu else parts)
+
+    def of_suite(self, suite):
+        """(name of the run, row) of each benchmark of a suite that says its own name."""
+        for name, run in self.runs:
+            for benchmark in run["benchmarks"]:
+                if benchmark["extra_info"].get("suite") == suite:
+                    yield name, benchmark
+
+
+def rows_of(name, run):
+    """One row a case and clock; one without times for a provider that was wrong or failed."""
+    common = {"run": name, "commit": run["commit_info"]["id"][:7]}
+    for benchmark in run["benchmarks"]:
+        info = benchmark["extra_info"]
+        if "op" not in info:
+            continue
+        clocks = {"host": info.get("host"), "graph": info.get("graph")}
+        clocks[info["clock"]] = benchmark["stats"]
+        for clock, stats in clocks.items():
+            if stats:
+                yield common | row(info, clock, stats, run["copy_bytes_per_s"])
+    for info in run.get("not_timed", []):
+        yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
+
+
+def row(info, clock, stats, copy):
+    return {
+        **runs.case_of(info)._asdict(),
+        **times(stats),
+        "clock": clock,
+        "status": info["status"],
+        "floor_bytes": info["floor_bytes"],
+        "floor_s": info["floor_bytes"] / copy,
+        "share_of_copy": info["floor_bytes"] / stats["median"] / copy,
+        "peak_bytes": info["peak_bytes"],
+        "compile_s": info["compile_seconds"],
+        "error": info["error"],
+    }
+
+
+def times(stats):
+    return dict(zip(TIMES, (stats[k] for k in ("median", "q1", "q3", "rounds")), strict=True))
+
+
+def present(table, suites=None):
+    """The operations of a table, suite by suite, each as they were measured."""
+    if suites is not None:
+        return [op for suite in suites for op in present(table[table.suite == suite])]
+    return table.sort_values("order").op.unique().tolist()
+
+
+def providers(table):
+    """The providers of a table, in the order of the legend."""
+    return [name for name in PROVIDERS if (table.provider == name).any()]
+
+
+def summary(device):
+    """summary.csv, from the JSON alone. The commit is part of the run's name."""
+    return device.table[[c for c in COLUMNS if c not in ("commit", "floor_s")]]
+
+
+def newest(table):
+    """For every cell and clock the rows of one run: the newest that has the most providers.
+
+    A speed-up is a ratio within one run, on one machine in one state; so a later run with
+    ``-k fused_elbo`` does not replace what was compared.
+    """
+    right = table[table.status == "right"]
+    group = [*CELL, "clock", "run"]
+    size = right.groupby(group).provider.nunique().rename("size").reset_index()
+    best = size.sort_values(["size", "run"]).groupby([*CELL, "clock"]).tail(1)
+    return right.merge(best[group], on=group)
+
+
+def newest_run(table):
+    """The rows of one run: the newest of those with the most rows."""
+    if table.empty:
+        return table
+    size = table.groupby("run").size()
+    return table[table.run == size[size == size.max()].index.max()]
+
+
+def speedups(right):
+    """fused_elbo against eager and against the best baseline, for every cell and clock.
+
+    Columns: time of fused_elbo, ``eager`` and ``best`` (ratios, above 1 where fused_elbo is
+    faster), ``rival`` (the best baseline's name) and ``beyond_noise``: whether the quartiles
+    of the two do not overlap; ``eager_beyond_noise`` the same of eager.
+    """
+    out = []
+    for key, cell in right.groupby([*CELL, "clock"], sort=True):
+        by_name = cell.set_index("provider")
+        rivals = by_name.drop(index=list(OURS), errors="ignore")
+        if "fused_elbo" not in by_name.index or rivals.empty:
+            continue
+        fused, rival = by_name.loc["fused_elbo"], rivals.loc[rivals.median_s.idxmin()]
+        eager = by_name.median_s.get("eager", float("nan"))
+        known = "eager" in by_name.index
+        out.append(
+            dict(zip([*CELL, "clock"], key, strict=True))
+            | {"suite": fused.suite, "order": fused.order}
+            | {"median_s": fused.median_s, "eager": eager / fused.median_s}
+            | {"best": rival.median_s / fused.median_s, "rival": rival.name}
+            | {"beyond_noise": apart(fused, rival)}
+            | {"eager_beyond_noise": known and apart(fused, by_name.loc["eager"])}
+        )
+    columns = [*CELL, "clock", "suite", "order", "median_s", "eager", "best", "rival",
+               "beyond_noise", "eager_beyond_noise"]  # fmt: skip
+    return pd.DataFrame(out, columns=columns)
+
+
+def apart(one, other):
+    """Whether the quartile ranges of two rows do not overlap."""
+    return bool(one.q1_s > other.q3_s or one.q3_s < other.q1_s)
