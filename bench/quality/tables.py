@@ -33,8 +33,10 @@ BIASES_TEXT = (
     "[quality.csv](quality.csv)."
 )
 ESTIMATES = [
-    "estimator", "bias (nats)", ("below log p(x) (nats)", None), ("ESS", None), "SNR encoder",
-    "SNR model", "time of a call", ("peak memory", None), "to SNR 1: encoder", ("model", None),
+    "estimator", ("bias (nats)", "bias\n(nats)"), ("below log p(x) (nats)", None), ("ESS", None),
+    ("SNR encoder", "SNR\nencoder"), ("SNR model", "SNR\nmodel"),
+    ("time of a call", "time of\na call"), ("peak memory", None),
+    ("to SNR 1: encoder", "to SNR 1:\nencoder"), ("model", None),
 ]  # fmt: skip
 FITTED = ["estimator", "gradient of", "D", "theory", "slope", "95 %", "K"]
 BIASES = ["estimator", "exact bound", "cells", "mean of abs(bias) / s.e.", "greatest",

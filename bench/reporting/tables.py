@@ -68,7 +68,7 @@ def terminal(table):
         title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=0
     )
     for i, header in enumerate(headers):
-        shown.add_column(header, justify="right" if i else "left", no_wrap=True)
+        shown.add_column(header, justify="right" if i else "left", no_wrap=not i)
     for row in rows:
         shown.add_row(*map(rich_cell, row))
     return shown
