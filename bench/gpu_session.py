@@ -187,8 +187,8 @@ def step_check():
         if case.provider not in OURS:
             continue
         operation = ENTRIES[case.op]
-        function = functions.get_checked(case.provider, operation, case.samples)
-        function = function or functions.get(case.provider, operation, "cuda", case.samples)
+        function = functions.get(case.provider, operation, "cuda", case.samples)
+        function = functions.get_checked(case.provider, operation, function, case.samples)
         inputs = make_inputs(operation, case, "cuda", 0)
         upstream = make_upstream(operation, case, "cuda", 0)
         try:

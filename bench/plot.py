@@ -6,7 +6,7 @@ Needs no torch. The same JSON gives the same bytes: figures carry no date and no
 from pathlib import Path
 
 from .reporting import canvas, command, pages, readme
-from .suites import SUITES, write_csv
+from .suites import PAGES, SUITES, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ def main(arguments=None):
         write_csv(device.folder)
         readme.write(device, charts, SUITES)
         print(f"{device.folder}: {len(charts)} charts, summary.csv, README.md")
-    pages.fill(ROOT, folder, {suite.marker: suite.project for suite in SUITES if suite.marker})
+    pages.fill(ROOT, folder, PAGES)
 
 
 if __name__ == "__main__":

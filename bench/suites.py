@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .drop_ins import charts as drop_in_charts
-from .drop_ins import tables as drop_in_tables
+from .drop_ins import tables as drop_ins
 from .operations import charts as operation_charts
-from .operations import tables as operation_tables
+from .operations import tables as operations
 from .quality import charts as quality_charts
 from .quality import results as quality_results
-from .quality import tables as quality_tables
+from .quality import tables as quality
 from .reporting import results
 from .samples import charts as sample_charts
-from .samples import tables as sample_tables
+from .samples import tables as samples
 
 
 class Suite(NamedTuple):
@@ -20,52 +20,45 @@ class Suite(NamedTuple):
 
     name: str  # of its folder, and what its rows in the JSON say
     charts: Callable  # of a Device: {file name: figure}
-    terminal: Callable  # of a Device: its tables
-    sections: Callable  # of a Device: parts of its README
-    marker: str | None = None  # in the project's pages
-    project: Callable | None = None  # of all Devices and of link: parts between the markers
-    csv: str | None = None  # a file in the device's folder
-    rows: Callable | None = None  # of a Device: what is in it, a data frame, or None for no file
+    terminal: Callable  # of a Device: tables
+    sections: Callable = lambda device: ()  # of a Device: parts of its README
+    pages: dict = {}  # noqa: RUF012 - {marker: function of all Devices and of link: parts}
+    files: dict = {}  # noqa: RUF012 - {CSV: function of a Device: a data frame, or None}
 
 
 SUITES = (
     Suite(
         "operations",
         operation_charts.charts,
-        operation_tables.terminal,
-        operation_tables.sections,
-        "results",
-        operation_tables.project,
-        "summary.csv",  # with the operations of all suites
-        results.summary,
+        operations.terminal,
+        pages={"results": operations.project},
+        files={"summary.csv": results.summary},  # of all operations
     ),
-    Suite("samples", sample_charts.charts, sample_tables.terminal, sample_tables.sections),
+    Suite("samples", sample_charts.charts, samples.terminal, samples.sections),
     Suite(
         "drop_ins",
         drop_in_charts.charts,
-        drop_in_tables.terminal,
-        drop_in_tables.sections,
-        "drop-ins",
-        drop_in_tables.project,
+        drop_ins.terminal,
+        drop_ins.sections,
+        pages={"drop-ins": drop_ins.project},
     ),
     Suite(
         "quality",
         quality_charts.charts,
-        quality_tables.terminal,
-        quality_tables.sections,
-        "quality",
-        quality_tables.project,
-        "quality.csv",
-        quality_results.measured,
+        quality.terminal,
+        quality.sections,
+        pages={"quality": quality.project},
+        files={"quality.csv": quality_results.measured},
     ),
 )
+PAGES = {marker: section for suite in SUITES for marker, section in suite.pages.items()}
 
 
 def write_csv(folder):
     """The tidy tables of a device's folder, from the JSON alone."""
     device = results.Device(folder)
     for suite in SUITES:
-        table = suite.rows and suite.rows(device)
-        if table is not None:
-            path = device.folder / suite.csv
-            table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        for name, rows in suite.files.items():
+            if (table := rows(device)) is not None:
+                path = device.folder / name
+                table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")

@@ -13,6 +13,7 @@ and its entry.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from fused_elbo.distributions import DiagonalNormal
 
 from ..harness import exact, traffic
 from ..harness.cases import BOTH, EVENTS, FLOAT32
-from ..harness.operation import ENCODED, LATENTS, PIXELS, Input, Operation, binary, variance
+from ..harness.operation import ENCODED, LATENTS, MU, PIXEL_BITS, PIXELS, Input, Operation, variance
 from ..samples.entries import DECODER, decode, decoder_floor
 
 ENTRIES = {}
@@ -31,24 +32,24 @@ ENTRIES = {}
 kl_divergence(Normal(0.0, 1.0), Normal(0.0, 1.0))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class DropIn(Operation):
-    dtypes: tuple = BOTH
-    most: float = math.inf  # the largest batch
-
-
-def normal(mean, scale):
-    return Normal(mean, scale, validate_args=not torch.compiler.is_compiling())
-
-
 def loss_floor(case):
     """The loss in one pass over the pixels, and the KL as ever."""
     return traffic.loss_pixels(case) + traffic.KL.elements(case)
 
 
-PIXELWISE = {"recons": Input(PIXELS), "image": Input(PIXELS), **ENCODED}
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DropIn(Operation):
+    outputs: tuple = ("scalar",)
+    floor: Callable = loss_floor
+    dtypes: tuple = BOTH
+    most: float = math.inf  # the largest batch
 
-# --- cross-entropy of 784 probabilities + KL, sums ----------------------------------------------
+
+RECONSTRUCTED = {"recons": Input(PIXELS), "image": Input(PIXELS, data=True)}
+
+
+def normal(mean, scale):
+    return Normal(mean, scale, validate_args=not torch.compiler.is_compiling())
 
 
 def original_pytorch_examples(recon_x, x, mu, logvar):
@@ -61,26 +62,14 @@ def exact_pytorch_examples(recon, x, mu, logvar):
     return (cross_entropy + exact.kl_standard(mu, logvar)).sum()
 
 
+# Cross-entropy of 784 probabilities + KL, sums.
 ENTRIES["pytorch_examples_vae_loss"] = DropIn(
-    inputs={
-        "probabilities": Input(PIXELS, torch.sigmoid),
-        "pixels": Input(PIXELS, binary),
-        **ENCODED,
-    },
-    gradients=("probabilities", "mu", "logvar"),
-    outputs=("scalar",),
-    providers={
-        "eager": original_pytorch_examples,
-        "fused_elbo": compat.pytorch_examples_vae_loss,
-    },
+    inputs={"probabilities": Input(PIXELS, torch.sigmoid), "pixels": PIXEL_BITS, **ENCODED},
+    providers={"eager": original_pytorch_examples, "fused_elbo": compat.pytorch_examples_vae_loss},
     exact=exact_pytorch_examples,
-    floor=loss_floor,
     # bfloat16 has no probability between 0.996 and 1, and autocast refuses their cross-entropy.
     dtypes=FLOAT32,
 )
-
-
-# --- half the squared error of 784 pixels + KL, means over the batch ----------------------------
 
 
 def original_pythae(recon_x, x, mu, log_var):
@@ -99,17 +88,13 @@ def exact_pythae(recon, x, mu, logvar):
     return (((x - recon) ** 2).sum(-1) / 2 + exact.kl_standard(mu, logvar)).mean()
 
 
+# Half the squared error of 784 pixels + KL, means over the batch.
 ENTRIES["pythae_vae_loss"] = DropIn(
-    inputs=PIXELWISE,
-    gradients=("recons", "mu", "logvar"),
-    outputs=("scalar",),
+    inputs=RECONSTRUCTED | ENCODED,
     providers={"eager": original_pythae, "fused_elbo": replaced_pythae},
     exact=exact_pythae,
-    floor=loss_floor,
 )
 
-
-# --- squared error, a mean over 784 pixels, + weighted KL ---------------------------------------
 
 ANTIXK_WEIGHT = 0.00025  # the default of AntixK/PyTorch-VAE
 
@@ -131,17 +116,13 @@ def exact_antixk(recon, x, mu, logvar):
     return (squares / x.shape[-1] + ANTIXK_WEIGHT * exact.kl_standard(mu, logvar)).mean()
 
 
+# Squared error, a mean over 784 pixels, + weighted KL.
 ENTRIES["antixk_vanilla_vae_loss"] = DropIn(
-    inputs=PIXELWISE,
-    gradients=("recons", "mu", "logvar"),
-    outputs=("scalar",),
+    inputs=RECONSTRUCTED | ENCODED,
     providers={"eager": original_antixk, "fused_elbo": replaced_antixk},
     exact=exact_antixk,
-    floor=loss_floor,
 )
 
-
-# --- squared error, a mean over 784 pixels, + KL of two Normal, a mean over latents --------------
 
 BOLTS_WEIGHT = 0.1  # the default of lightning-bolts
 
@@ -168,17 +149,13 @@ def exact_bolts(recon, x, mu, logvar):
     return (squares / x.shape[-1] + BOLTS_WEIGHT * kl / mu.shape[-1]).mean()
 
 
+# Squared error, a mean over 784 pixels, + KL of two Normal, a mean over latents.
 ENTRIES["bolts_vae_loss"] = DropIn(
-    inputs=PIXELWISE,
-    gradients=("recons", "mu", "logvar"),
-    outputs=("scalar",),
+    inputs=RECONSTRUCTED | ENCODED,
     providers={"eager": original_bolts, "fused_elbo": replaced_bolts},
     exact=exact_bolts,
-    floor=loss_floor,
 )
 
-
-# --- weighted KL, from variances ----------------------------------------------------------------
 
 SCVI_WEIGHT = 0.5  # scvi-tools warms it up to 1; one on the way
 
@@ -192,17 +169,14 @@ def replaced_scvi(qz_m, qz_v):
     return compat.scvi_kl_local(qz_m, qz_v, SCVI_WEIGHT)
 
 
+# Weighted KL, from variances.
 ENTRIES["scvi_kl_local"] = DropIn(
-    inputs={"mu": Input(LATENTS), "variance": Input(LATENTS, variance)},
-    gradients=("mu", "variance"),
+    inputs={"mu": MU, "variance": Input(LATENTS, variance)},
     outputs=("rows",),
     providers={"eager": original_scvi, "fused_elbo": replaced_scvi},
     exact=lambda mean, variance: SCVI_WEIGHT * exact.kl_standard(mean, variance.log()),
     floor=traffic.KL,
 )
-
-
-# --- Gaussian likelihood, a variance for each of 784 pixels, mean -------------------------------
 
 
 def original_gaussian_nll(recons, x, var):
@@ -219,14 +193,9 @@ def gaussian_nll_floor(case):
     return 5 * traffic.ITEM[case.dtype] * case.batch * EVENTS
 
 
+# Gaussian likelihood, a variance for each of 784 pixels, mean.
 ENTRIES["gaussian_nll_loss"] = DropIn(
-    inputs={
-        "recons": Input(PIXELS),
-        "image": Input(PIXELS),
-        "pixel_variance": Input(PIXELS, variance),
-    },
-    gradients=("recons", "pixel_variance"),
-    outputs=("scalar",),
+    inputs=RECONSTRUCTED | {"pixel_variance": Input(PIXELS, variance)},
     providers={"eager": original_gaussian_nll, "fused_elbo": compat.gaussian_nll_loss},
     # Torch looks at its variances and may raise: no compiler has that in one graph.
     fullgraph=False,
@@ -235,7 +204,6 @@ ENTRIES["gaussian_nll_loss"] = DropIn(
 )
 
 
-# --- whole loss of Pyro: TraceMeanField_ELBO, MLP decoder of 784 pixels, sum --------------------
 # Last, and imported where it is run: importing Pyro changes the defaults of torch.distributions.
 
 
@@ -293,9 +261,9 @@ def pyro_floor(case):
     return traffic.SAMPLE_KL.elements(case) + decoder_floor(case) + traffic.loss_pixels(case)
 
 
+# Whole loss of Pyro: TraceMeanField_ELBO, MLP decoder of 784 pixels, sum.
 ENTRIES["pyro_step"] = DropIn(
-    inputs={**ENCODED, "pixels": Input(PIXELS, binary), **DECODER},
-    gradients=("mu", "logvar", *DECODER),
+    inputs={**ENCODED, "pixels": PIXEL_BITS, **DECODER},
     outputs=("shown", "scalar"),
     providers={"eager": original_pyro, "fused_elbo": replaced_pyro},
     compiles=False,

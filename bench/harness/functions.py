@@ -56,7 +56,7 @@ def get(provider, operation, device, samples=1):
     return new_step(function) if provider == "compile-reduce-overhead" else function
 
 
-def get_checked(provider, operation, samples):
-    """What the oracle checks, where that is not what is timed; else None."""
-    function = operation.checked.get(provider)
-    return function and functools.partial(function, samples=samples)
+def get_checked(provider, operation, function, samples):
+    """What the oracle checks: what is timed, unless that does not show its sample."""
+    checked = operation.checked.get(provider)
+    return functools.partial(checked, samples=samples) if checked else function

@@ -44,7 +44,7 @@ class Prepared:
         self.function = function or functions.get(provider, operation, device, case.samples)
         self.sets = input_sets(operation, case, device)
         first_call = self.first_call()
-        checked = functions.get_checked(provider, operation, case.samples) or self.function
+        checked = functions.get_checked(provider, operation, self.function, case.samples)
         self.error = oracle.check(operation, case, checked, *self.sets[0])
         self.warm_up()
         self.seconds = min(self.wall_clock() for _ in range(3))

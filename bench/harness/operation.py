@@ -36,10 +36,13 @@ class Input(NamedTuple):
 
     dims: tuple  # of "samples", "batch", "latent", "events" and "hidden"
     scale: Callable = plain  # what is made of a standard normal
+    data: bool = False  # which get no gradient
 
 
 ROWS, LATENTS, PIXELS = ("batch",), ("batch", "latent"), ("batch", "events")
-ENCODED = {"mu": Input(LATENTS), "logvar": Input(LATENTS, log_variance)}
+MU, LOGVAR, X = Input(LATENTS), Input(LATENTS, log_variance), Input(LATENTS, data=True)
+BITS, PIXEL_BITS = Input(LATENTS, binary, data=True), Input(PIXELS, binary, data=True)
+ENCODED = {"mu": MU, "logvar": LOGVAR}
 # The gradients that outputs get, by kind. Others get none: of a "scalar" it is 1, and a sample
 # that is only "shown" tells the oracle its noise.
 UPSTREAM = {
@@ -63,8 +66,7 @@ class Operation:
     """
 
     inputs: dict  # Input by name
-    gradients: tuple  # names of the inputs that get one
-    outputs: tuple  # kinds
+    outputs: tuple = ("rows",)  # kinds
     providers: dict  # functions by name; the compiler's are made of "eager"
     exact: Callable  # the same in float64, written anew; a sampling one takes the noise as eps
     floor: Callable  # the least bytes that a Case moves
@@ -74,6 +76,11 @@ class Operation:
     compiles: bool = True
     fullgraph: bool = True  # in one graph
     needs: str | None = None  # a package without which it is left out
+
+    @property
+    def gradients(self):
+        """Names of the inputs that get one."""
+        return [name for name, given in self.inputs.items() if not given.data]
 
     @property
     def noisy(self):
@@ -100,10 +107,10 @@ def make_inputs(operation, case, device, seed):
     """Random inputs in the operation's order."""
     generator = torch.Generator(device).manual_seed(seed)
     tensors = []
-    for name, (dims, scale) in operation.inputs.items():
+    for dims, scale, data in operation.inputs.values():
         normal = torch.randn(shape_of(dims, case), generator=generator, device=device)
         value = scale(normal).to(getattr(torch, case.dtype))
-        tensors.append(value.requires_grad_(case.backward and name in operation.gradients))
+        tensors.append(value.requires_grad_(case.backward and not data))
     return tensors
 
 

@@ -12,7 +12,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 import fused_elbo
 
 from ..harness import exact, traffic
-from ..harness.operation import ENCODED, LATENTS, PIXELS, Input, Operation, binary, log_variance
+from ..harness.operation import BITS, ENCODED, LOGVAR, MU, PIXEL_BITS, PIXELS, Input, Operation, X
 
 LOG_2PI = math.log(2 * math.pi)
 # The fixed log variance of gaussian_nll; not 0, which would make its scale a multiplication by 1.
@@ -29,9 +29,6 @@ def standard_normal():
     return Normal(0.0, 1.0, validate_args=False)
 
 
-# --- rsample_kl: sample + KL in one pass --------------------------------------------------------
-
-
 def eager_rsample_kl(mu, logvar):
     return eager_rsample(mu, logvar), eager_kl(mu, logvar)
 
@@ -41,9 +38,9 @@ def distributions_rsample_kl(mu, logvar):
     return q.rsample(), kl_divergence(q, standard_normal()).sum(-1)
 
 
+# Sample + KL in one pass.
 ENTRIES["rsample_kl"] = Operation(
     inputs=ENCODED,
-    gradients=("mu", "logvar"),
     outputs=("latent", "rows"),
     providers={
         "eager": eager_rsample_kl,
@@ -53,9 +50,6 @@ ENTRIES["rsample_kl"] = Operation(
     exact=lambda mu, logvar, eps: (exact.sample(mu, logvar, eps), exact.kl_standard(mu, logvar)),
     floor=traffic.SAMPLE_KL,
 )
-
-
-# --- elbo_step: whole loss step: sample + KL, Bernoulli likelihood of 784 pixels, mean -----------
 
 
 def eager_elbo_step(logits, x, mu, logvar):
@@ -90,9 +84,9 @@ def elbo_step_floor(case):
     return traffic.SAMPLE_KL.elements(case) + traffic.loss_pixels(case)
 
 
+# Whole loss step: sample + KL, Bernoulli likelihood of 784 pixels, mean.
 ENTRIES["elbo_step"] = Operation(
-    inputs={"logits": Input(PIXELS), "pixels": Input(PIXELS, binary), **ENCODED},
-    gradients=("logits", "mu", "logvar"),
+    inputs={"logits": Input(PIXELS), "pixels": PIXEL_BITS, **ENCODED},
     outputs=("latent", "scalar"),
     providers={
         "eager": eager_elbo_step,
@@ -105,9 +99,6 @@ ENTRIES["elbo_step"] = Operation(
 )
 
 
-# --- gaussian_kl: KL to N(0, I) -----------------------------------------------------------------
-
-
 def eager_kl(mu, logvar):
     return -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(-1)
 
@@ -116,10 +107,9 @@ def distributions_kl(mu, logvar):
     return kl_divergence(normal(mu, logvar), standard_normal()).sum(-1)
 
 
+# KL to N(0, I).
 ENTRIES["gaussian_kl"] = Operation(
     inputs=ENCODED,
-    gradients=("mu", "logvar"),
-    outputs=("rows",),
     providers={
         "eager": eager_kl,
         "distributions": distributions_kl,
@@ -130,9 +120,6 @@ ENTRIES["gaussian_kl"] = Operation(
 )
 
 
-# --- gaussian_rsample: reparameterised sample ---------------------------------------------------
-
-
 def eager_rsample(mu, logvar):
     return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
@@ -141,9 +128,9 @@ def distributions_rsample(mu, logvar):
     return normal(mu, logvar).rsample()
 
 
+# Reparameterised sample.
 ENTRIES["gaussian_rsample"] = Operation(
     inputs=ENCODED,
-    gradients=("mu", "logvar"),
     outputs=("latent",),
     providers={
         "eager": eager_rsample,
@@ -153,9 +140,6 @@ ENTRIES["gaussian_rsample"] = Operation(
     exact=exact.sample,
     floor=traffic.Floor(3, 4, 0, 0),  # mu, logvar -> z | dz, logvar -> dmu, dlogvar
 )
-
-
-# --- gaussian_nll: Gaussian likelihood, fixed sigma ---------------------------------------------
 
 
 def gaussian_nll_constant(recon):
@@ -185,10 +169,9 @@ def exact_gaussian_nll(recon, x):
     return -exact.log_density(x, recon, torch.full_like(recon, FIXED_LOGVAR))
 
 
+# Gaussian likelihood, fixed sigma.
 ENTRIES["gaussian_nll"] = Operation(
-    inputs={"recon": Input(LATENTS), "x": Input(LATENTS)},
-    gradients=("recon",),
-    outputs=("rows",),
+    inputs={"recon": MU, "x": X},
     providers={
         "eager": eager_gaussian_nll,
         "distributions": distributions_gaussian_nll,
@@ -198,9 +181,6 @@ ENTRIES["gaussian_nll"] = Operation(
     exact=exact_gaussian_nll,
     floor=traffic.Floor(2, 3),  # recon, x | recon, x -> drecon
 )
-
-
-# --- gaussian_nll_learned: Gaussian likelihood, learned sigma per element -----------------------
 
 
 def eager_gaussian_nll_learned(recon, x, logvar):
@@ -216,14 +196,9 @@ def builtin_gaussian_nll_learned(recon, x, logvar):
     return nll.sum(-1)
 
 
+# Gaussian likelihood, learned sigma per element.
 ENTRIES["gaussian_nll_learned"] = Operation(
-    inputs={
-        "recon": Input(LATENTS),
-        "x": Input(LATENTS),
-        "logvar": Input(LATENTS, log_variance),
-    },
-    gradients=("recon", "logvar"),
-    outputs=("rows",),
+    inputs={"recon": MU, "x": X, "logvar": LOGVAR},
     providers={
         "eager": eager_gaussian_nll_learned,
         "distributions": distributions_gaussian_nll_learned,
@@ -233,9 +208,6 @@ ENTRIES["gaussian_nll_learned"] = Operation(
     exact=lambda recon, x, logvar: -exact.log_density(x, recon, logvar),
     floor=traffic.Floor(3, 5),  # recon, x, logvar | the same -> drecon, dlogvar
 )
-
-
-# --- bernoulli_nll: Bernoulli likelihood from logits --------------------------------------------
 
 
 def eager_bernoulli_nll(logits, x):
@@ -250,10 +222,9 @@ def builtin_bernoulli_nll(logits, x):
     return F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
 
+# Bernoulli likelihood from logits.
 ENTRIES["bernoulli_nll"] = Operation(
-    inputs={"recon": Input(LATENTS), "binary": Input(LATENTS, binary)},
-    gradients=("recon",),
-    outputs=("rows",),
+    inputs={"recon": MU, "binary": BITS},
     providers={
         "eager": eager_bernoulli_nll,
         "distributions": distributions_bernoulli_nll,
@@ -265,9 +236,6 @@ ENTRIES["bernoulli_nll"] = Operation(
 )
 
 
-# --- gaussian_log_prob: log-density of given points ---------------------------------------------
-
-
 def eager_log_prob(x, mu, logvar):
     return -0.5 * (LOG_2PI + logvar + (x - mu).pow(2) * torch.exp(-logvar)).sum(-1)
 
@@ -276,10 +244,9 @@ def distributions_log_prob(x, mu, logvar):
     return normal(mu, logvar).log_prob(x).sum(-1)
 
 
+# Log-density of given points.
 ENTRIES["gaussian_log_prob"] = Operation(
-    inputs={"x": Input(LATENTS), **ENCODED},
-    gradients=("mu", "logvar"),
-    outputs=("rows",),
+    inputs={"x": X, **ENCODED},
     providers={
         "eager": eager_log_prob,
         "distributions": distributions_log_prob,

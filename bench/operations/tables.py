@@ -14,11 +14,6 @@ PROJECT = (
 )
 
 
-def sections(_device):
-    """None of its own: a device's README begins with the speed-ups of all suites."""
-    return []
-
-
 def project(devices, link):
     """For README.md: all devices side by side."""
     table = speedups.of_devices(devices, OWN, link)

@@ -10,7 +10,7 @@ from .cases import SLOPE_DISTANCE
 from .entries import ENTRIES
 
 TITLES = {"model": "model: W", "encoder": "encoder: mu, logvar"}
-Q_TEXT = "q {:+g}".format
+Q_TEXT = f"q {SLOPE_DISTANCE:+g}"
 
 
 def charts(device):
@@ -39,6 +39,25 @@ def legend(figure, names, height, extra=(), columns=None):
         handles=handles, loc="lower center", ncols=columns or min(len(handles), 5), fontsize=8,
         columnspacing=1.4, bbox_to_anchor=(0.5, 0.05 / height),
     )  # fmt: skip
+
+
+def grid(table, titles, what, subject, inches, around, ylabel, bottom=1.15, xlabel="samples K",
+         share=("all", "row"), **adjust):  # fmt: skip
+    """(figure, height, [(D, its row of axes), ...]): a row a dimension, a column a title."""
+    latents = sorted(table.latent.unique())
+    height = inches * len(latents) + around
+    sharex, sharey = share
+    figure, axes = canvas(
+        len(latents), len(titles), height, what, subject, bottom, sharex=sharex, sharey=sharey
+    )
+    figure.subplots_adjust(**adjust)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, loc="left", weight="bold")
+    for axis, latent in zip(axes[:, 0], latents, strict=True):
+        axis.set_ylabel(f"D = {latent}\n{ylabel}")
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    return figure, height, list(zip(latents, axes, strict=True))
 
 
 def present(table, chart):
@@ -72,14 +91,11 @@ def bounds(table, subject):
     distances = sorted(table.distance.unique())
     if len(distances) > 3:
         distances = [distances[0], *(d for d in (0.0, SLOPE_DISTANCE) if d in distances)]
-    latents = sorted(table.latent.unique())
-    height = 2.1 * len(latents) + 1.75
-    figure, axes = canvas(
-        len(latents), len(distances), height, "What the bounds say of log p(x), against K",
-        subject, 1.15, sharex=True, sharey="row",
+    figure, height, rows = grid(
+        table, [*map(side, distances)], "What the bounds say of log p(x), against K", subject,
+        2.1, 1.75, "nats an example", wspace=0.08, hspace=0.16,
     )  # fmt: skip
-    figure.subplots_adjust(wspace=0.08, hspace=0.16)
-    for row, latent in zip(axes, latents, strict=True):
+    for latent, row in rows:
         for axis, distance in zip(row, distances, strict=True):
             cell = table[(table.latent == latent) & (table.distance == distance)]
             against_samples(axis, table)
@@ -95,15 +111,10 @@ def bounds(table, subject):
                 0.97, 0.04, f"KL(q || posterior) = {kl:.2g} nats", transform=axis.transAxes,
                 ha="right", size=7, color="#555555",
             )  # fmt: skip
-            if latent == latents[0]:
-                axis.set_title(side(distance), loc="left", weight="bold")
-        row[0].set_ylabel(f"D = {latent}\nnats an example")
         # A failing upper bound must not hide the rest.
         part = table[(table.latent == latent) & table.distance.isin(distances)]
         low, high = part.exact_elbo.min(), part.log_evidence.max()
         row[0].set_ylim(low - 0.2 * (high - low), high + 0.5 * (high - low))
-    for axis in axes[-1]:
-        axis.set_xlabel("samples K")
     extra = [
         Line2D([], [], color="black", linewidth=1.2, label="exact log p(x)"),
         Line2D([], [], color="black", linewidth=0.9, linestyle=":", label="exact ELBO"),
@@ -123,14 +134,11 @@ def side(distance):
 def signals(table, slopes, subject):
     """SNR against K on log-log axes, the slopes of theory dashed through the fits."""
     table = table[table.distance == SLOPE_DISTANCE]
-    latents = sorted(table.latent.unique())
-    height = 2.6 * len(latents) + 1.75
-    figure, axes = canvas(
-        len(latents), 2, height, f"Signal-to-noise ratio of one example's gradient, "
-        f"{Q_TEXT(SLOPE_DISTANCE)}", subject, 1.15, sharex=True, sharey="row",
+    figure, height, rows = grid(
+        table, TITLES.values(), f"Signal-to-noise ratio of one example's gradient, {Q_TEXT}",
+        subject, 2.6, 1.75, "SNR, median over parameters", wspace=0.08, hspace=0.14,
     )  # fmt: skip
-    figure.subplots_adjust(wspace=0.08, hspace=0.14)
-    for row, latent in zip(axes, latents, strict=True):
+    for latent, row in rows:
         lowest = np.inf
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
@@ -154,13 +162,8 @@ def signals(table, slopes, subject):
                 0.02, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", size=7,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )  # fmt: skip
-            if latent == latents[0]:
-                axis.set_title(TITLES[part], loc="left", weight="bold")
         top = row[0].get_ylim()[1]
         row[0].set_ylim(lowest / 2, top * 4)
-        row[0].set_ylabel(f"D = {latent}\nSNR, median over parameters")
-    for axis in axes[-1]:
-        axis.set_xlabel("samples K")
     extra = [Line2D([], [], color="black", linestyle="--", linewidth=1.5, label="slope of theory")]
     legend(figure, present(table, "snr"), height, extra, columns=4)
     note(
@@ -185,14 +188,12 @@ def reference(axis, fitted):
 def frontier(table, subject):
     """Gradient variance against time of a call; a line an estimator, along K."""
     table = table[table.distance == SLOPE_DISTANCE]
-    latents = sorted(table.latent.unique())
-    height = 2.6 * len(latents) + 1.95
-    figure, axes = canvas(
-        len(latents), 2, height, f"Variance of one example's gradient against time, "
-        f"{Q_TEXT(SLOPE_DISTANCE)}", subject, 1.35, sharex="row", sharey=False,
+    figure, height, rows = grid(
+        table, TITLES.values(), f"Variance of one example's gradient against time, {Q_TEXT}",
+        subject, 2.6, 1.95, "", 1.35, "time of a call, forward + backward, 64 examples",
+        ("row", "none"), wspace=0.2, hspace=0.3,
     )  # fmt: skip
-    figure.subplots_adjust(wspace=0.2, hspace=0.3)
-    for row, latent in zip(axes, latents, strict=True):
+    for latent, row in rows:
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
             for name in present(cell, "frontier"):
@@ -208,8 +209,6 @@ def frontier(table, subject):
             axis.set_title(f"D = {latent}, {TITLES[part]}", loc="left", weight="bold")
             unit = "nats² / W²" if part == "model" else "nats² a parameter"
             axis.set_ylabel(f"variance ({unit})")
-    for axis in axes[-1]:
-        axis.set_xlabel("time of a call, forward + backward, 64 examples")
     extra = [Line2D([], [], color="black", linewidth=3, alpha=0.25, label="frontier")]
     legend(figure, present(table, "frontier"), height, extra, columns=5)
     note(
@@ -230,14 +229,11 @@ def pareto(cell, column):
 def time_to_snr(table, subject):
     """Seconds an example until averaged gradients have an SNR of 1, against K."""
     table = table[table.distance == SLOPE_DISTANCE]
-    latents = sorted(table.latent.unique())
-    height = 2.3 * len(latents) + 1.75
-    figure, axes = canvas(
-        len(latents), 2, height, f"Time to reach an SNR of 1, {Q_TEXT(SLOPE_DISTANCE)}",
-        subject, 1.15, sharex=True, sharey="row",
+    figure, height, rows = grid(
+        table, TITLES.values(), f"Time to reach an SNR of 1, {Q_TEXT}", subject,
+        2.3, 1.75, "time an example", left=0.13, wspace=0.08, hspace=0.14,
     )  # fmt: skip
-    figure.subplots_adjust(left=0.13, wspace=0.08, hspace=0.14)
-    for row, latent in zip(axes, latents, strict=True):
+    for latent, row in rows:
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
             for name in signals_present(cell, "time"):
@@ -248,11 +244,6 @@ def time_to_snr(table, subject):
             against_samples(axis, table)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(EngFormatter("s"))
-            if latent == latents[0]:
-                axis.set_title(TITLES[part], loc="left", weight="bold")
-        row[0].set_ylabel(f"D = {latent}\ntime an example")
-    for axis in axes[-1]:
-        axis.set_xlabel("samples K")
     legend(figure, present(table, "time"), height, columns=4)
     note(
         figure, height, 0.5,
@@ -267,20 +258,19 @@ PAIRS = (("stl", "elbo"), ("stl", "elbo-monte-carlo"), ("dreg", "iwae"))
 
 def losses(table, subject):
     """Variance of STL and DReG relative to the plain estimators, against the distance of q."""
-    latents = sorted(table.latent.unique())
-    height = 2.3 * len(latents) + 1.75
-    figure, axes = canvas(
-        len(latents), len(PAIRS), height, "Where STL and DReG lose: the encoder's gradient "
-        "variance, relative", subject, 1.1, sharex=True, sharey="row",
+    figure, height, rows = grid(
+        table, [f"{ours} / {plain}" for ours, plain in PAIRS],
+        "Where STL and DReG lose: the encoder's gradient variance, relative", subject,
+        2.3, 1.75, "variance ratio", 1.1, "← narrower   d of q   wider →",
+        wspace=0.08, hspace=0.16,
     )  # fmt: skip
-    figure.subplots_adjust(wspace=0.08, hspace=0.16)
     distances = sorted(table.distance.unique())
     # One run's K: the smallest, one in the middle, and the greatest at more than one distance.
     wide = table.groupby("samples").distance.nunique()
     counts = sorted(wide[wide == wide.max()].index)
     counts = sorted({counts[0], counts[len(counts) // 2], counts[-1]})
     styles = dict(zip(counts, (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^")), strict=False))
-    for row, latent in zip(axes, latents, strict=True):
+    for latent, row in rows:
         for axis, (ours, plain) in zip(row, PAIRS, strict=True):
             for samples, (colour, marker) in styles.items():
                 x, y, error = ratios(table, latent, samples, ours, plain)
@@ -290,23 +280,13 @@ def losses(table, subject):
             axis.axhline(1, color="black", linewidth=1)
             axis.set_yscale("log")
             axis.set_xticks(distances, [f"{d:g}".replace("-", "\u2212") for d in distances])
-            if latent == latents[0]:
-                axis.set_title(f"{ours} / {plain}", loc="left", weight="bold")
-        row[0].set_ylabel(f"D = {latent}\nvariance ratio")
-    for axis in axes[-1]:
-        axis.set_xlabel("← narrower   d of q   wider →")
     handles = [
         Line2D([], [], color=c, marker=m, markersize=5, label=f"K = {k}")
         for k, (c, m) in styles.items()
     ]
     handles.append(Line2D([], [], color="black", linewidth=1, label="as the plain estimator"))
-    figure.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=4,
-        fontsize=8,
-        bbox_to_anchor=(0.5, 0.04 / height),
-    )
+    anchor = (0.5, 0.04 / height)
+    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=8, bbox_to_anchor=anchor)
     note(
         figure, height, 0.34,
         "above 1 it loses; log variances of q off by d, means by |d| posterior deviations at "

@@ -154,7 +154,8 @@ def speedups(right):
 
     Columns: time of fused_elbo, ``eager`` and ``best`` (ratios, above 1 where fused_elbo is
     faster), ``rival`` (the best baseline's name) and ``beyond_noise``: whether the quartiles
-    of the two do not overlap; ``eager_beyond_noise`` the same of eager.
+    of the two do not overlap; ``eager_beyond_noise`` the same of eager; peak memory of
+    fused_elbo, of eager, and the least of all baselines.
     """
     out = []
     for key, cell in right.groupby([*CELL, "clock"], sort=True):
@@ -172,9 +173,12 @@ def speedups(right):
             | {"best": rival.median_s / fused.median_s, "rival": rival.name}
             | {"beyond_noise": apart(fused, rival)}
             | {"eager_beyond_noise": known and apart(fused, by_name.loc["eager"])}
+            | {"fused_bytes": fused.peak_bytes, "least_bytes": rivals.peak_bytes.min()}
+            | {"eager_bytes": by_name.peak_bytes.get("eager", float("nan"))}
         )
     columns = [*CELL, "clock", "suite", "order", "median_s", "eager", "best", "rival",
-               "beyond_noise", "eager_beyond_noise"]  # fmt: skip
+               "beyond_noise", "eager_beyond_noise", "fused_bytes", "least_bytes",
+               "eager_bytes"]  # fmt: skip
     return pd.DataFrame(out, columns=columns)
 
 

@@ -13,7 +13,7 @@ import fused_elbo
 
 from ..harness import exact
 from ..harness.cases import EVENTS, HIDDEN
-from ..harness.operation import ENCODED, LATENTS, PIXELS, Input, Operation, binary
+from ..harness.operation import ENCODED, LATENTS, PIXEL_BITS, Input, Operation
 from ..harness.traffic import ITEM
 from ..operations.entries import normal, standard_normal
 from .cases import ENCODER_GRIDS, STEP_GRIDS
@@ -27,9 +27,6 @@ class Sampled(Operation):
 
     grids: dict  # SampleGrid by device and name
     takes_samples: bool = True
-
-
-# --- iwae_encoder: K samples and their log p(z) - log q(z|x) ------------------------------------
 
 
 def eager_encoder(mu, logvar, samples):
@@ -66,9 +63,9 @@ def encoder_floor(case):
     return each * case.batch
 
 
+# K samples and their log p(z) - log q(z|x).
 ENTRIES["iwae_encoder"] = Sampled(
     inputs=ENCODED,
-    gradients=("mu", "logvar"),
     outputs=("samples", "sample rows"),
     providers={
         "eager": eager_encoder,
@@ -79,9 +76,6 @@ ENTRIES["iwae_encoder"] = Sampled(
     floor=encoder_floor,
     grids=ENCODER_GRIDS,
 )
-
-
-# --- the decoder, an MLP of 784 pixels -----------------------------------------------------------
 
 
 def by_fan_in(normal):
@@ -111,9 +105,6 @@ def decoder_floor(case):
     weights = HIDDEN * (case.latent + 1) + EVENTS * (HIDDEN + 1)
     rows = case.samples * case.batch
     return ITEM[case.dtype] * ((3 * case.latent + 2 * EVENTS) * rows + 3 * weights)
-
-
-# --- iwae_step: whole IWAE step: K samples, decoder, likelihood, bound --------------------------
 
 
 def eager_bound(log_weights):
@@ -191,9 +182,9 @@ def step_floor(case):
     return encoder_floor(case) + decoder_floor(case) + likelihood
 
 
+# Whole IWAE step: K samples, decoder, likelihood, bound.
 ENTRIES["iwae_step"] = Sampled(
-    inputs={**ENCODED, "pixels": Input(PIXELS, binary), **DECODER},
-    gradients=("mu", "logvar", *DECODER),
+    inputs={**ENCODED, "pixels": PIXEL_BITS, **DECODER},
     outputs=("shown", "scalar"),
     providers={
         "eager": eager_step,
@@ -212,11 +203,9 @@ ENTRIES["iwae_step"] = Sampled(
 )
 
 
-# --- decoder: what a step cannot do without: the rest of it is the loss -------------------------
-
+# What a step cannot do without: the rest of it is the loss.
 ENTRIES["decoder"] = Sampled(
     inputs={"z": Input(("samples", *LATENTS)), **DECODER},
-    gradients=("z", *DECODER),
     outputs=("sample events",),
     providers={"eager": decode},
     exact=exact.decode,

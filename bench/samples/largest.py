@@ -61,8 +61,8 @@ class Step:
     def check(self):
         """Raises oracle.WrongResultError where the provider is not right."""
         case = case_of(self.provider, self.device, CHECKED)
-        function = functions.get_checked(self.provider, STEP, CHECKED)
-        function = function or function_of(self.provider, self.device, CHECKED)
+        timed = function_of(self.provider, self.device, CHECKED)
+        function = functions.get_checked(self.provider, STEP, timed, CHECKED)
         return oracle.check(STEP, case, function, self.inputs, [None, None])
 
     def run(self, samples):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ..harness.providers import COMPILED, OURS
+from ..harness.providers import COMPILED
 from ..reporting import results
 
 SHAPE = ["batch", "latent"]
@@ -44,29 +44,10 @@ def shares(table):
     return both.assign(share=1 - both.decoder_s / both.median_s)
 
 
-def against_eager(table, clock):
-    """fused_elbo's time and peak memory over eager's, a row a cell: below 1 is less."""
-    rows = []
-    table = of_samples(table)
-    for key, cell in table[table.clock == clock].groupby(results.CELL, sort=True):
-        one = cell.set_index("provider")
-        if not {"eager", "fused_elbo"} <= set(one.index):
-            continue
-        eager, fused = one.loc["eager"], one.loc["fused_elbo"]
-        rivals = one.drop(index=list(OURS), errors="ignore")
-        rows.append(
-            dict(zip(results.CELL, key, strict=True))
-            | {"order": fused.order}
-            | {"eager_s": eager.median_s, "fused_s": fused.median_s}
-            | {"best_s": rivals.median_s.min(), "best": rivals.median_s.idxmin()}
-            | {"apart": results.apart(fused, eager)}
-            | {"eager_bytes": eager.peak_bytes, "fused_bytes": fused.peak_bytes}
-            | {"least_bytes": rivals.peak_bytes.min()}
-        )
-    columns = [*results.CELL, "order", "eager_s", "fused_s", "best_s", "best", "apart",
-               "eager_bytes", "fused_bytes", "least_bytes"]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
-    return table.sort_values(["order", *SHAPE, "samples"])
+def against_eager(device):
+    """The speed-ups where there is an eager one, in the order of the tables."""
+    cells = of_samples(device.speedups).dropna(subset="eager")
+    return cells.sort_values(["order", *SHAPE, "samples"])
 
 
 def largest(device):

@@ -55,9 +55,9 @@ EAGER = [
 def against_eager(cells):
     rows = [
         [
-            f"`{c.op}`", c.dtype, f"{c.batch} x {c.latent}", c.samples, seconds(c.fused_s),
-            ratio(c.eager_s / c.fused_s) + ("" if c.apart else " (within noise)"),
-            f"{ratio(c.best_s / c.fused_s)} ({c.best})", size(c.fused_bytes),
+            f"`{c.op}`", c.dtype, f"{c.batch} x {c.latent}", c.samples, seconds(c.median_s),
+            ratio(c.eager) + ("" if c.eager_beyond_noise else " (within noise)"),
+            f"{ratio(c.best)} ({c.rival})", size(c.fused_bytes),
             ratio(c.fused_bytes / c.eager_bytes), ratio(c.fused_bytes / c.least_bytes),
         ]
         for c in published(cells).itertuples()
@@ -67,8 +67,7 @@ def against_eager(cells):
 
 def verdict(cells):
     """In how many cells fused_elbo is slower than eager, and in how many it takes less memory."""
-    cells = cells.assign(speedup=cells.eager_s / cells.fused_s)
-    faster, _, slower = counted(cells, "speedup", "apart")
+    faster, _, slower = counted(cells, "eager", "eager_beyond_noise")
     memory = (cells.fused_bytes / cells.eager_bytes).dropna()
     less, more = (memory < 0.99).sum(), (memory > 1.01).sum()
     return (
@@ -119,7 +118,7 @@ def largest_table(largest):
 
 def sections(device):
     """Parts of a device's README; none where nothing of it was measured."""
-    cells = results.against_eager(device.right, device.clock)
+    cells = results.against_eager(device)
     shares = results.shares(device.right[device.right.clock == device.clock])
     largest = results.largest(device)
     parts = []

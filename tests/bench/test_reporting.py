@@ -44,18 +44,13 @@ def test_plots_are_the_same_twice_and_need_no_torch(folder, tmp_path):
     assert "In 48 of 48 cells" in text  # behind compile-max on all three clocks
 
 
-def fill(folder, root):
-    sections = {suite.marker: suite.project for suite in suites.SUITES if suite.marker}
-    pages.fill(root, folder, sections)
-
-
 def test_readme_table_goes_between_its_markers(folder, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
-    fill(folder, tmp_path)
+    pages.fill(tmp_path, folder, suites.PAGES)
     assert readme.read_text() == "no markers\n"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    fill(folder, tmp_path)
+    pages.fill(tmp_path, folder, suites.PAGES)
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -70,7 +65,7 @@ def test_pages_are_filled_wherever_they_have_markers(folder, tmp_path):
     unknown = "<!-- other:begin -->\nkept\n<!-- other:end -->\n"
     (docs / "a.md").write_text(f"{BEGIN}\n{END}\n{unknown}<!-- quality:begin -->\n")
     (docs / "b.md").write_text("<!-- drop-ins:begin -->\nold\n<!-- drop-ins:end -->\n")
-    fill(folder, tmp_path)
+    pages.fill(tmp_path, folder, suites.PAGES)
     first = (docs / "a.md").read_text()
     assert "[Made Up](../results/made-up/README.md)" in first
     assert first.endswith(f"{END}\n{unknown}<!-- quality:begin -->\n")
@@ -82,7 +77,7 @@ def test_other_folders_of_results_leave_the_pages_alone(folder, tmp_path):
     root = tmp_path / "elsewhere"
     root.mkdir()
     (root / "README.md").write_text(f"{BEGIN}\nold\n{END}\n")
-    fill(folder, root)
+    pages.fill(root, folder, suites.PAGES)
     assert "old" in (root / "README.md").read_text()
 
 

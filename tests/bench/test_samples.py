@@ -321,8 +321,8 @@ def test_our_own_chunks_are_no_baseline(tmp_path):
 
 
 def test_against_eager_says_what_loses(tmp_path):
-    table = Device(fake_runs.write(tmp_path, 1, made_up_run())).table
-    text = tables.verdict(results.against_eager(table, "host"))
+    device = Device(fake_runs.write(tmp_path, 1, made_up_run()))
+    text = tables.verdict(results.against_eager(device))
     assert "faster than eager in 12 and slower in 0" in text
     assert "less memory than eager in 0 of 12, as much, to 1 %, in 0, more in 12" in text
 
