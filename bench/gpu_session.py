@@ -128,11 +128,6 @@ def step_noise():
     return report
 
 
-def every_case(shapes, dtypes):
-    """All operations, providers and directions at a few shapes."""
-    return operation_sweep(OPERATIONS, "cuda", shapes, dtypes)
-
-
 def every_sampled_case(shapes, dtypes):
     """The operations on K samples at a few (K, batch, latent)."""
     return [
@@ -142,10 +137,6 @@ def every_sampled_case(shapes, dtypes):
         for dtype in dtypes
         for provider in operation.provider_names("cuda")
     ]
-
-
-def every_drop_in(grid):
-    return drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", grid])
 
 
 def kernel_names(call, inputs):
@@ -165,8 +156,10 @@ def step_kernels():
     report = {}
     sampled = every_sampled_case([(64, 64, 64)], ["float32"])
     # Not compiled: that would take the time of what is more important.
-    drop_ins = [c for c in every_drop_in("smoke") if c.provider not in COMPILED]
-    for case in (*sampled, *every_case([(4096, 256)], ["float32"]), *drop_ins):
+    drop_ins = drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "smoke"])
+    drop_ins = [case for case in drop_ins if case.provider not in COMPILED]
+    plain = operation_sweep(OPERATIONS, "cuda", [(4096, 256)], ["float32"])
+    for case in (*sampled, *plain, *drop_ins):
         try:
             prepared = measure.Prepared(ENTRIES[case.op], case, "cuda")
             names = kernel_names(prepared.call, prepared.sets[0])
@@ -182,8 +175,9 @@ def step_check():
     shapes = [(1, 1), (7, 31), (64, 8), (257, 100), (4096, 1024), (33, 4097)]
     of_samples = [(1, 7, 31), (3, 64, 8), (64, 33, 100), (512, 64, 64), (5, 9, 4097)]
     dtypes = ["float32", "bfloat16"]
-    own = (*every_sampled_case(of_samples, dtypes), *every_case(shapes, dtypes))
-    for case in (*own, *every_drop_in("default")):
+    sampled = every_sampled_case(of_samples, dtypes)
+    plain = operation_sweep(OPERATIONS, "cuda", shapes, dtypes)
+    for case in (*sampled, *plain, *drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "default"])):
         if case.provider not in OURS:
             continue
         operation = ENTRIES[case.op]

@@ -3,9 +3,14 @@
 Needs no torch. The same JSON gives the same bytes: figures carry no date and no version.
 """
 
+import argparse
 from pathlib import Path
 
-from .reporting import canvas, command, pages, readme
+from matplotlib import rc_context
+
+from .harness import runs
+from .reporting import canvas, pages, readme
+from .reporting.results import Device
 from .suites import PAGES, SUITES, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +20,7 @@ def draw(device):
     """All charts of a device; returns their paths."""
     folder = device.folder / "plots"
     folder.mkdir(exist_ok=True)
-    with canvas.style():
+    with rc_context(canvas.STYLE):
         charts = {name: f for suite in SUITES for name, f in suite.charts(device).items()}
         for path in folder.glob("*.png"):
             if path.stem not in charts:
@@ -23,8 +28,30 @@ def draw(device):
         return [canvas.save(figure, folder / f"{name}.png") for name, figure in charts.items()]
 
 
+def parsed(name, description, arguments):
+    """(folder of all results, the Devices that were asked for); exits where there are none."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
+    parser.add_argument("devices", nargs="*", metavar="DEVICE", help="folders of results/; or all")
+    parser.add_argument("--results", default="results", metavar="DIR", type=Path)
+    parser.add_argument("--latest", action="store_true", help="the device with the newest run")
+    options = parser.parse_args(arguments)
+    return options.results, [Device(folder) for folder in chosen(options)]
+
+
+def chosen(options):
+    found = runs.devices(options.results)
+    if options.devices:
+        missing = [d for d in options.devices if options.results / d not in found]
+        if missing:
+            raise SystemExit(f"no runs of {', '.join(missing)} below {options.results}/")
+        return [options.results / name for name in options.devices]
+    if not found:
+        raise SystemExit(f"no runs below {options.results}/: run `make bench` first")
+    return [runs.latest(options.results)] if options.latest else found
+
+
 def main(arguments=None):
-    folder, devices = command.parsed("plot", __doc__, arguments)
+    folder, devices = parsed("plot", __doc__, arguments)
     for device in devices:
         charts = draw(device)
         write_csv(device.folder)

@@ -2,7 +2,8 @@
 
 import rich
 
-from .reporting import command, on_cpu, tables
+from .plot import parsed
+from .reporting import on_cpu, tables
 from .reporting.canvas import CLOCK_TEXT
 from .reporting.speedups import short_shape
 from .suites import SUITES
@@ -29,7 +30,7 @@ def show(device, console):
 
 
 def main(arguments=None):
-    for device in command.parsed("table", __doc__, arguments)[1]:
+    for device in parsed("table", __doc__, arguments)[1]:
         show(device, rich.get_console())
 
 

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from ..harness.cases import DIRECTIONS
 from ..reporting import canvas, formats
 from ..reporting.results import present
-from .results import cells
+from .tables import cells
 
 AGAINST = {"eager": "over the original", "best": "over the best baseline"}
 BEYOND_NOISE = {"eager": "eager_beyond_noise", "best": "beyond_noise"}
@@ -45,7 +45,11 @@ def bars(table, dtype, clock, subject):
                 textcoords="offset points", va="center", ha="left" if faster else "right",
                 weight="bold" if getattr(cell, BEYOND_NOISE[column]) else "normal",
             )  # fmt: skip
-        speedup_axis(axis, known[column], label)
+        powers = np.log2([0.5, 2, *known[column]])
+        low, high = math.floor(powers.min()), math.ceil(powers.max())
+        room = 0.18 * (high - low)  # for the figures beside the bars
+        canvas.speedup_axis(axis, (low, high), (2.0 ** (low - room), 2.0 ** (high + room)), label)
+        axis.axvline(1, color="black", linewidth=1, zorder=3)
         axis.grid(visible=False, axis="y")
     canvas.labelled_rows(axes[0, 0], ops)
     handles = [Patch(color=s, label=f"batch {b}") for s, b in zip(shades, batches, strict=True)]
@@ -55,12 +59,3 @@ def bars(table, dtype, clock, subject):
     )  # fmt: skip
     canvas.note(figure, height, 0.09, canvas.BOLD, x=0.98, ha="right")
     return figure
-
-
-def speedup_axis(axis, values, label):
-    """With room for the figures beside the bars."""
-    powers = np.log2(values) if len(values) else np.zeros(1)
-    low, high = min(math.floor(powers.min()), -1), max(math.ceil(powers.max()), 1)
-    room = 0.18 * (high - low)
-    canvas.speedup_axis(axis, (low, high), (2.0 ** (low - room), 2.0 ** (high + room)), label)
-    axis.axvline(1, color="black", linewidth=1, zorder=3)

@@ -6,8 +6,7 @@ torch's default has it; where torch.compile is at work they do not, as its defau
 dictionary or tuple that a loss returns is made on either side, but the compiler leaves out what
 of it nobody reads. Exact answers are the equations of papers or documentation.
 
-A block a loss, under its name in fused_elbo.compat: the original ("eager"), what takes its place,
-and its entry.
+A block a loss, under its name in fused_elbo.compat; the original is "eager".
 """
 
 import dataclasses
@@ -22,9 +21,9 @@ from torch.distributions import Normal, kl_divergence
 from fused_elbo import compat
 from fused_elbo.distributions import DiagonalNormal
 
-from ..harness import exact, traffic
+from ..harness import oracle, traffic
 from ..harness.cases import BOTH, EVENTS, FLOAT32
-from ..harness.operation import ENCODED, LATENTS, MU, PIXEL_BITS, PIXELS, Input, Operation, variance
+from ..harness.operation import ENCODED, LATENT, PIXEL, PIXEL_BITS, Operation, log_variance
 from ..samples.entries import DECODER, decode, decoder_floor
 
 ENTRIES = {}
@@ -45,7 +44,11 @@ class DropIn(Operation):
     most: float = math.inf  # the largest batch
 
 
-RECONSTRUCTED = {"recons": Input(PIXELS), "image": Input(PIXELS, data=True)}
+RECONSTRUCTED = {"recons": PIXEL, "image": PIXEL._replace(data=True)}
+
+
+def variance(normal):
+    return log_variance(normal).exp()
 
 
 def normal(mean, scale):
@@ -59,12 +62,12 @@ def original_pytorch_examples(recon_x, x, mu, logvar):
 
 def exact_pytorch_examples(recon, x, mu, logvar):
     cross_entropy = -(x * torch.log(recon) + (1 - x) * torch.log1p(-recon)).sum(-1)
-    return (cross_entropy + exact.kl_standard(mu, logvar)).sum()
+    return (cross_entropy + oracle.kl_standard(mu, logvar)).sum()
 
 
 # Cross-entropy of 784 probabilities + KL, sums.
 ENTRIES["pytorch_examples_vae_loss"] = DropIn(
-    inputs={"probabilities": Input(PIXELS, torch.sigmoid), "pixels": PIXEL_BITS, **ENCODED},
+    inputs={"probabilities": PIXEL._replace(scale=torch.sigmoid), "pixels": PIXEL_BITS, **ENCODED},
     providers={"eager": original_pytorch_examples, "fused_elbo": compat.pytorch_examples_vae_loss},
     exact=exact_pytorch_examples,
     # bfloat16 has no probability between 0.996 and 1, and autocast refuses their cross-entropy.
@@ -80,47 +83,38 @@ def original_pythae(recon_x, x, mu, log_var):
     return returned[0]
 
 
-def replaced_pythae(recon_x, x, mu, log_var):
-    return compat.pythae_vae_loss(recon_x, x, mu, log_var)[0]
-
-
-def exact_pythae(recon, x, mu, logvar):
-    return (((x - recon) ** 2).sum(-1) / 2 + exact.kl_standard(mu, logvar)).mean()
-
-
 # Half the squared error of 784 pixels + KL, means over the batch.
 ENTRIES["pythae_vae_loss"] = DropIn(
     inputs=RECONSTRUCTED | ENCODED,
-    providers={"eager": original_pythae, "fused_elbo": replaced_pythae},
-    exact=exact_pythae,
+    providers={
+        "eager": original_pythae,
+        "fused_elbo": lambda *given: compat.pythae_vae_loss(*given)[0],
+    },
+    exact=lambda recon, x, *q: (oracle.squares(recon, x) / 2 + oracle.kl_standard(*q)).mean(),
 )
 
 
-ANTIXK_WEIGHT = 0.00025  # the default of AntixK/PyTorch-VAE
+M_N = 0.00025  # the default of AntixK/PyTorch-VAE
 
 
 def original_antixk(recons, x, mu, log_var):
     recons_loss = F.mse_loss(recons, x)
     kld = torch.mean(-0.5 * torch.sum(1 + log_var - mu**2 - log_var.exp(), dim=1), dim=0)
-    loss = recons_loss + ANTIXK_WEIGHT * kld
+    loss = recons_loss + M_N * kld
     returned = {"loss": loss, "Reconstruction_Loss": recons_loss.detach(), "KLD": -kld.detach()}
     return returned["loss"]
-
-
-def replaced_antixk(recons, x, mu, log_var):
-    return compat.antixk_vanilla_vae_loss(recons, x, mu, log_var, M_N=ANTIXK_WEIGHT)["loss"]
-
-
-def exact_antixk(recon, x, mu, logvar):
-    squares = ((x - recon) ** 2).sum(-1)
-    return (squares / x.shape[-1] + ANTIXK_WEIGHT * exact.kl_standard(mu, logvar)).mean()
 
 
 # Squared error, a mean over 784 pixels, + weighted KL.
 ENTRIES["antixk_vanilla_vae_loss"] = DropIn(
     inputs=RECONSTRUCTED | ENCODED,
-    providers={"eager": original_antixk, "fused_elbo": replaced_antixk},
-    exact=exact_antixk,
+    providers={
+        "eager": original_antixk,
+        "fused_elbo": lambda *given: compat.antixk_vanilla_vae_loss(*given, M_N=M_N)["loss"],
+    },
+    exact=lambda recon, x, *q: (
+        oracle.squares(recon, x) / x.shape[-1] + M_N * oracle.kl_standard(*q)
+    ).mean(),
 )
 
 
@@ -145,8 +139,8 @@ def replaced_bolts(x_hat, x, mu, log_var):
 
 
 def exact_bolts(recon, x, mu, logvar):
-    squares, kl = ((x - recon) ** 2).sum(-1), exact.kl_standard(mu, logvar)
-    return (squares / x.shape[-1] + BOLTS_WEIGHT * kl / mu.shape[-1]).mean()
+    kl = oracle.kl_standard(mu, logvar) / mu.shape[-1]
+    return (oracle.squares(recon, x) / x.shape[-1] + BOLTS_WEIGHT * kl).mean()
 
 
 # Squared error, a mean over 784 pixels, + KL of two Normal, a mean over latents.
@@ -165,16 +159,15 @@ def original_scvi(qz_m, qz_v):
     return SCVI_WEIGHT * kl_divergence(q, p).sum(dim=-1)
 
 
-def replaced_scvi(qz_m, qz_v):
-    return compat.scvi_kl_local(qz_m, qz_v, SCVI_WEIGHT)
-
-
 # Weighted KL, from variances.
 ENTRIES["scvi_kl_local"] = DropIn(
-    inputs={"mu": MU, "variance": Input(LATENTS, variance)},
+    inputs={"mu": LATENT, "variance": LATENT._replace(scale=variance)},
     outputs=("rows",),
-    providers={"eager": original_scvi, "fused_elbo": replaced_scvi},
-    exact=lambda mean, variance: SCVI_WEIGHT * exact.kl_standard(mean, variance.log()),
+    providers={
+        "eager": original_scvi,
+        "fused_elbo": lambda *given: compat.scvi_kl_local(*given, SCVI_WEIGHT),
+    },
+    exact=lambda mean, variance: SCVI_WEIGHT * oracle.kl_standard(mean, variance.log()),
     floor=traffic.KL,
 )
 
@@ -184,23 +177,19 @@ def original_gaussian_nll(recons, x, var):
 
 
 def exact_gaussian_nll(recon, x, variance):
-    with_constant = -exact.log_density(x, recon, variance.log()).mean()
+    with_constant = -oracle.log_density(x, recon, variance.log()).mean()
     return with_constant / x.shape[-1] - 0.5 * math.log(2 * math.pi)
-
-
-def gaussian_nll_floor(case):
-    """The variance is read too, and its gradient written."""
-    return 5 * traffic.ITEM[case.dtype] * case.batch * EVENTS
 
 
 # Gaussian likelihood, a variance for each of 784 pixels, mean.
 ENTRIES["gaussian_nll_loss"] = DropIn(
-    inputs=RECONSTRUCTED | {"pixel_variance": Input(PIXELS, variance)},
+    inputs=RECONSTRUCTED | {"pixel_variance": PIXEL._replace(scale=variance)},
     providers={"eager": original_gaussian_nll, "fused_elbo": compat.gaussian_nll_loss},
     # Torch looks at its variances and may raise: no compiler has that in one graph.
     fullgraph=False,
     exact=exact_gaussian_nll,
-    floor=gaussian_nll_floor,
+    # The variance is read too, and its gradient written.
+    floor=lambda case: 5 * traffic.ITEM[case.dtype] * case.batch * EVENTS,
 )
 
 
@@ -252,13 +241,9 @@ def replaced_pyro(mu, logvar, x, *decoder):
 
 
 def exact_pyro(mu, logvar, x, *decoder, eps):
-    z = exact.sample(mu, logvar, eps)
-    nll = exact.bernoulli(exact.decode(z, *decoder), x)
-    return z, (nll + exact.kl_standard(mu, logvar)).sum()
-
-
-def pyro_floor(case):
-    return traffic.SAMPLE_KL.elements(case) + decoder_floor(case) + traffic.loss_pixels(case)
+    z = oracle.sample(mu, logvar, eps)
+    nll = oracle.bernoulli(oracle.decode(z, *decoder), x)
+    return z, (nll + oracle.kl_standard(mu, logvar)).sum()
 
 
 # Whole loss of Pyro: TraceMeanField_ELBO, MLP decoder of 784 pixels, sum.
@@ -268,7 +253,9 @@ ENTRIES["pyro_step"] = DropIn(
     providers={"eager": original_pyro, "fused_elbo": replaced_pyro},
     compiles=False,
     exact=exact_pyro,
-    floor=pyro_floor,
+    floor=lambda case: (
+        traffic.SAMPLE_KL.elements(case) + decoder_floor(case) + traffic.loss_pixels(case)
+    ),
     needs="pyro",
     dtypes=FLOAT32,  # Pyro sums over the batch in the dtype of its inputs
     most=1024,  # what Pyro adds to a step does not grow with the batch

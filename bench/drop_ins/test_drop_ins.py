@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..harness import clock, timed
+from ..harness import clock, measure
 from ..harness.cases import GRIDS, case_id
 from ..harness.machine import DEVICE
 from . import cases
@@ -16,4 +16,4 @@ def pytest_generate_tests(metafunc):
 
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 def test_drop_in(benchmark, run, case):
-    timed.time_case(benchmark, run, ENTRIES[case.op], case)
+    measure.time_case(benchmark, run, ENTRIES[case.op], case)

@@ -2,12 +2,66 @@
 
 import time
 
-from . import clock, functions, memory, oracle
+import pytest
+
+from . import clock, functions, memory, oracle, quiet
+from .cases import case_id
+from .machine import DEVICE
 from .operation import make_inputs, make_upstream
+from .providers import OURS
 
 # On a CPU the profiler that counts memory costs more than the call where that is small.
 CPU_MEMORY_FROM = 2**18
 _cell = {}
+
+
+def time_case(benchmark, run, operation, case):
+    run.skip_if_spent(case_id(case))
+    # Before anything is timed: a large copy throws the caches out.
+    run.ceiling()
+    shape = f"{case.samples}x{case.batch}x{case.latent}"
+    benchmark.group = f"{case.op} {shape} {case.dtype} {case.direction}"
+    info = benchmark.extra_info
+    info.update(case._asdict(), status="right")
+    prepared = prepare(operation, case, benchmark, run)
+    info["error"] = prepared.error
+    info["compile_seconds"] = prepared.compile_seconds
+    info["clock"] = "device" if DEVICE == "cuda" else "host"
+    info["peak_bytes"] = peak_memory(prepared)
+
+    interrupted = quiet.preemptions()
+    rounds = clock.rounds_for(run.grid.seconds, prepared.seconds, run.grid.rounds)
+    benchmark.pedantic(prepared.call, setup=round_setup(prepared, run.quiet), rounds=rounds)
+    if benchmark.disabled:
+        return
+    info["preemptions"] = quiet.preemptions() - interrupted
+    median = benchmark.stats.stats.median
+    info.update(bandwidth(operation.floor(case), median, run.ceiling()))
+    info.update(other_clocks(prepared, run.grid))
+
+
+def prepare(operation, case, benchmark, run):
+    """A provider that is wrong, or does not run here, gets a report and no time.
+
+    Our own is a failure of the suite then; another's is not, but is shown in the summary.
+    """
+    try:
+        return Prepared(operation, case, DEVICE)
+    except oracle.WrongResultError as wrong:
+        status, reason = "wrong", str(wrong)
+    except Exception as error:
+        if case.provider in OURS:
+            raise
+        status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
+    benchmark.extra_info.update(status=status, reason=reason)
+    run.not_timed.append(dict(benchmark.extra_info))
+    outcome = pytest.fail if case.provider in OURS else pytest.skip
+    outcome(f"{status}, not timed: {reason}")
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
 
 
 def input_sets(operation, case, device):
@@ -81,7 +135,7 @@ class Prepared:
         return time.perf_counter() - start
 
 
-def round_setup(prepared, quiet):
+def round_setup(prepared, calm):
     """What pytest-benchmark runs before each round, untimed: the next inputs, and the same
     state of the machine: a cold device, or a CPU that others leave alone."""
     sets = prepared.sets
@@ -95,8 +149,8 @@ def round_setup(prepared, quiet):
         turn += 1
         if cold is not None:
             cold()
-        elif turn == 1 or quiet.disturbed():
-            quiet.wait()
+        elif turn == 1 or calm.disturbed():
+            calm.wait()
             prepared.warm_up()
         return (sets[turn % len(sets)],), {}
 

@@ -23,10 +23,6 @@ def log_variance(normal):
     return 0.5 * normal - 1
 
 
-def variance(normal):
-    return log_variance(normal).exp()
-
-
 def binary(normal):
     return (normal > 0).float()
 
@@ -40,9 +36,10 @@ class Input(NamedTuple):
 
 
 ROWS, LATENTS, PIXELS = ("batch",), ("batch", "latent"), ("batch", "events")
-MU, LOGVAR, X = Input(LATENTS), Input(LATENTS, log_variance), Input(LATENTS, data=True)
+LATENT, LOGVAR, DATA = Input(LATENTS), Input(LATENTS, log_variance), Input(LATENTS, data=True)
+PIXEL = Input(PIXELS)
 BITS, PIXEL_BITS = Input(LATENTS, binary, data=True), Input(PIXELS, binary, data=True)
-ENCODED = {"mu": MU, "logvar": LOGVAR}
+ENCODED = {"mu": LATENT, "logvar": LOGVAR}
 # The gradients that outputs get, by kind. Others get none: of a "scalar" it is 1, and a sample
 # that is only "shown" tells the oracle its noise.
 UPSTREAM = {

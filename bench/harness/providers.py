@@ -17,13 +17,8 @@ class Provider(NamedTuple):
 
 
 # "max-autotune-no-cudagraphs", with the reductions in one kernel instead of two.
-TUNED = {
-    "options": {
-        "max_autotune": True,
-        "coordinate_descent_tuning": True,
-        "triton.cooperative_reductions": True,
-    }
-}
+TUNED = ("max_autotune", "coordinate_descent_tuning", "triton.cooperative_reductions")
+TUNED = {"options": dict.fromkeys(TUNED, True)}
 ON_GPU = ("cuda",)
 # fused_elbo last: whatever the order does to clocks and caches, it gains nothing by it.
 PROVIDERS = {

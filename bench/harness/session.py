@@ -21,7 +21,8 @@ class Session:
 
     def __init__(self, config, write_csv):
         self.config, self.write_csv = config, write_csv
-        refuse_interpreter()
+        if DEVICE == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+            raise pytest.UsageError("TRITON_INTERPRET=1: the interpreter is not to be timed")
         # Of torch, in every compilation.
         config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.script_method")
         self.grid = cases.GRIDS[DEVICE, config.getoption("grid")]
@@ -135,12 +136,6 @@ class Session:
         if self.folder and (timed or self.not_timed):
             self.written = runs.write(self.folder, full_json(self.config, benchmarks, timed))
             self.write_csv(self.written.parent)
-
-
-def refuse_interpreter():
-    """Stop where the kernels would run in Triton's interpreter, which is never timed."""
-    if DEVICE == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
-        raise pytest.UsageError("TRITON_INTERPRET=1: the interpreter is not to be timed")
 
 
 def full_json(config, benchmarks, timed):

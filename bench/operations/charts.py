@@ -81,6 +81,8 @@ def times(table, op, dtype, clock, subject):
     )
     figure.subplots_adjust(left=0.135, hspace=0.16, wspace=0.08)
     batches = sorted(table.batch.unique())
+    step = 1 if len(batches) < 5 else 2  # where there are many, every second has no label
+    labels = [short(b) if i % step == 0 else "" for i, b in enumerate(batches)]
     for axis_row, direction in zip(axes, directions, strict=True):
         for axis, latent in zip(axis_row, latents, strict=True):
             panel = table[(table.latent == latent) & (table.direction == direction)]
@@ -90,7 +92,7 @@ def times(table, op, dtype, clock, subject):
             canvas.draw_floor(axis, "batch", panel)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xticks(batches, every_other([short(b) for b in batches]))
+            axis.set_xticks(batches, labels)
             axis.minorticks_off()
         axis_row[0].set_ylabel(f"{direction}\ntime of a call")
         axis_row[0].yaxis.set_major_formatter(EngFormatter("s"))
@@ -109,13 +111,6 @@ def short(count):
     ('64', '4k')
     """
     return str(count) if count < 1024 or count % 1024 else f"{count // 1024}k"
-
-
-def every_other(labels):
-    """Where there are many, every second label is left out."""
-    if len(labels) < 5:
-        return labels
-    return [label if i % 2 == 0 else "" for i, label in enumerate(labels)]
 
 
 def bandwidth(table, what, subject):

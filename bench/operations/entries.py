@@ -11,8 +11,8 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 import fused_elbo
 
-from ..harness import exact, traffic
-from ..harness.operation import BITS, ENCODED, LOGVAR, MU, PIXEL_BITS, PIXELS, Input, Operation, X
+from ..harness import oracle, traffic
+from ..harness.operation import BITS, DATA, ENCODED, LATENT, LOGVAR, PIXEL, PIXEL_BITS, Operation
 
 LOG_2PI = math.log(2 * math.pi)
 # The fixed log variance of gaussian_nll; not 0, which would make its scale a multiplication by 1.
@@ -47,7 +47,7 @@ ENTRIES["rsample_kl"] = Operation(
         "distributions": distributions_rsample_kl,
         "fused_elbo": fused_elbo.rsample_kl,
     },
-    exact=lambda mu, logvar, eps: (exact.sample(mu, logvar, eps), exact.kl_standard(mu, logvar)),
+    exact=lambda mu, logvar, eps: (oracle.sample(mu, logvar, eps), oracle.kl_standard(mu, logvar)),
     floor=traffic.SAMPLE_KL,
 )
 
@@ -76,17 +76,13 @@ def fused_elbo_step(logits, x, mu, logvar):
 
 
 def exact_elbo_step(logits, x, mu, logvar, eps):
-    loss = (exact.bernoulli(logits, x) + exact.kl_standard(mu, logvar)).mean()
-    return exact.sample(mu, logvar, eps), loss
-
-
-def elbo_step_floor(case):
-    return traffic.SAMPLE_KL.elements(case) + traffic.loss_pixels(case)
+    loss = (oracle.bernoulli(logits, x) + oracle.kl_standard(mu, logvar)).mean()
+    return oracle.sample(mu, logvar, eps), loss
 
 
 # Whole loss step: sample + KL, Bernoulli likelihood of 784 pixels, mean.
 ENTRIES["elbo_step"] = Operation(
-    inputs={"logits": Input(PIXELS), "pixels": PIXEL_BITS, **ENCODED},
+    inputs={"logits": PIXEL, "pixels": PIXEL_BITS, **ENCODED},
     outputs=("latent", "scalar"),
     providers={
         "eager": eager_elbo_step,
@@ -95,7 +91,7 @@ ENTRIES["elbo_step"] = Operation(
         "fused_elbo": fused_elbo_step,
     },
     exact=exact_elbo_step,
-    floor=elbo_step_floor,
+    floor=lambda case: traffic.SAMPLE_KL.elements(case) + traffic.loss_pixels(case),
 )
 
 
@@ -115,7 +111,7 @@ ENTRIES["gaussian_kl"] = Operation(
         "distributions": distributions_kl,
         "fused_elbo": fused_elbo.gaussian_kl,
     },
-    exact=exact.kl_standard,
+    exact=oracle.kl_standard,
     floor=traffic.KL,
 )
 
@@ -124,20 +120,16 @@ def eager_rsample(mu, logvar):
     return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
 
-def distributions_rsample(mu, logvar):
-    return normal(mu, logvar).rsample()
-
-
 # Reparameterised sample.
 ENTRIES["gaussian_rsample"] = Operation(
     inputs=ENCODED,
     outputs=("latent",),
     providers={
         "eager": eager_rsample,
-        "distributions": distributions_rsample,
+        "distributions": lambda mu, logvar: normal(mu, logvar).rsample(),
         "fused_elbo": fused_elbo.gaussian_rsample,
     },
-    exact=exact.sample,
+    exact=oracle.sample,
     floor=traffic.Floor(3, 4, 0, 0),  # mu, logvar -> z | dz, logvar -> dmu, dlogvar
 )
 
@@ -161,34 +153,22 @@ def builtin_gaussian_nll(recon, x):
     return 0.5 * math.exp(-FIXED_LOGVAR) * squares + gaussian_nll_constant(recon)
 
 
-def fused_gaussian_nll(recon, x):
-    return fused_elbo.gaussian_nll(recon, x, FIXED_LOGVAR)
-
-
-def exact_gaussian_nll(recon, x):
-    return -exact.log_density(x, recon, torch.full_like(recon, FIXED_LOGVAR))
-
-
 # Gaussian likelihood, fixed sigma.
 ENTRIES["gaussian_nll"] = Operation(
-    inputs={"recon": MU, "x": X},
+    inputs={"recon": LATENT, "x": DATA},
     providers={
         "eager": eager_gaussian_nll,
         "distributions": distributions_gaussian_nll,
         "builtin": builtin_gaussian_nll,
-        "fused_elbo": fused_gaussian_nll,
+        "fused_elbo": lambda recon, x: fused_elbo.gaussian_nll(recon, x, FIXED_LOGVAR),
     },
-    exact=exact_gaussian_nll,
+    exact=lambda recon, x: -oracle.log_density(x, recon, torch.full_like(recon, FIXED_LOGVAR)),
     floor=traffic.Floor(2, 3),  # recon, x | recon, x -> drecon
 )
 
 
 def eager_gaussian_nll_learned(recon, x, logvar):
     return 0.5 * (LOG_2PI + logvar + (x - recon).pow(2) * torch.exp(-logvar)).sum(-1)
-
-
-def distributions_gaussian_nll_learned(recon, x, logvar):
-    return -normal(recon, logvar).log_prob(x).sum(-1)
 
 
 def builtin_gaussian_nll_learned(recon, x, logvar):
@@ -198,14 +178,14 @@ def builtin_gaussian_nll_learned(recon, x, logvar):
 
 # Gaussian likelihood, learned sigma per element.
 ENTRIES["gaussian_nll_learned"] = Operation(
-    inputs={"recon": MU, "x": X, "logvar": LOGVAR},
+    inputs={"recon": LATENT, "x": DATA, "logvar": LOGVAR},
     providers={
         "eager": eager_gaussian_nll_learned,
-        "distributions": distributions_gaussian_nll_learned,
+        "distributions": lambda recon, x, logvar: -normal(recon, logvar).log_prob(x).sum(-1),
         "builtin": builtin_gaussian_nll_learned,
         "fused_elbo": fused_elbo.gaussian_nll,
     },
-    exact=lambda recon, x, logvar: -exact.log_density(x, recon, logvar),
+    exact=lambda recon, x, logvar: -oracle.log_density(x, recon, logvar),
     floor=traffic.Floor(3, 5),  # recon, x, logvar | the same -> drecon, dlogvar
 )
 
@@ -224,14 +204,14 @@ def builtin_bernoulli_nll(logits, x):
 
 # Bernoulli likelihood from logits.
 ENTRIES["bernoulli_nll"] = Operation(
-    inputs={"recon": MU, "binary": BITS},
+    inputs={"recon": LATENT, "binary": BITS},
     providers={
         "eager": eager_bernoulli_nll,
         "distributions": distributions_bernoulli_nll,
         "builtin": builtin_bernoulli_nll,
         "fused_elbo": fused_elbo.bernoulli_nll,
     },
-    exact=exact.bernoulli,
+    exact=oracle.bernoulli,
     floor=traffic.Floor(2, 3),  # logits, x | logits, x -> dlogits
 )
 
@@ -240,18 +220,14 @@ def eager_log_prob(x, mu, logvar):
     return -0.5 * (LOG_2PI + logvar + (x - mu).pow(2) * torch.exp(-logvar)).sum(-1)
 
 
-def distributions_log_prob(x, mu, logvar):
-    return normal(mu, logvar).log_prob(x).sum(-1)
-
-
 # Log-density of given points.
 ENTRIES["gaussian_log_prob"] = Operation(
-    inputs={"x": X, **ENCODED},
+    inputs={"x": DATA, **ENCODED},
     providers={
         "eager": eager_log_prob,
-        "distributions": distributions_log_prob,
+        "distributions": lambda x, mu, logvar: normal(mu, logvar).log_prob(x).sum(-1),
         "fused_elbo": fused_elbo.gaussian_log_prob,
     },
-    exact=exact.log_density,
+    exact=oracle.log_density,
     floor=traffic.Floor(3, 5),  # x, mu, logvar | the same -> dmu, dlogvar
 )

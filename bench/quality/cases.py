@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .entries import ENTRIES
 
+PARTS = ("model", "encoder")  # whose gradients are looked at
 BATCH = 64  # examples in the call that is timed
 EXAMPLES = 4  # distinct ones; their gradients are told apart
 BLOCKS = 32  # of replicates: what the bootstrap draws from

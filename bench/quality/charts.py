@@ -29,7 +29,7 @@ def charts(device):
 
 
 def legend(figure, names, height, extra=(), columns=None):
-    looks = {name: entry.look for name, entry in ENTRIES.items() if name in names}
+    looks = {name: entry.look.split() for name, entry in ENTRIES.items() if name in names}
     handles = [
         Line2D([], [], color=c, marker=m, linestyle=s, markersize=5, label=name)
         for name, (c, m, s) in looks.items()
@@ -60,14 +60,11 @@ def grid(table, titles, what, subject, inches, around, ylabel, bottom=1.15, xlab
     return figure, height, list(zip(latents, axes, strict=True))
 
 
-def present(table, chart):
+def present(table, chart, layered=False):
     """The estimators of a table that a chart shows, as they are drawn."""
     names = [name for name, entry in ENTRIES.items() if chart in entry.charts.split()]
+    names.sort(key=lambda name: ENTRIES[name].layer if layered else 0)
     return [name for name in names if (table.estimator == name).any()]
-
-
-def signals_present(table, chart):
-    return sorted(present(table, chart), key=lambda name: ENTRIES[name].layer)
 
 
 def against_samples(axis, table):
@@ -79,7 +76,7 @@ def against_samples(axis, table):
 
 
 def errors(axis, x, y, error, name, **options):
-    colour, marker, style = ENTRIES[name].look
+    colour, marker, style = ENTRIES[name].look.split()
     axis.errorbar(
         x, y, yerr=error, color=colour, marker=marker, linestyle=style, markersize=4,
         linewidth=1.2, elinewidth=0.8, capsize=0, **options,
@@ -142,7 +139,7 @@ def signals(table, slopes, subject):
         lowest = np.inf
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
-            for name in signals_present(cell, "snr"):
+            for name in present(cell, "snr", layered=True):
                 one = cell[(cell.estimator == name)]
                 one = one[one[f"{part}_snr"] > 2 * one[f"{part}_snr_error"]]
                 value, error = one[f"{part}_snr"], one[f"{part}_snr_error"]
@@ -236,7 +233,7 @@ def time_to_snr(table, subject):
     for latent, row in rows:
         for axis, part in zip(row, TITLES, strict=True):
             cell = table[table.latent == latent]
-            for name in signals_present(cell, "time"):
+            for name in present(cell, "time", layered=True):
                 one = cell[cell.estimator == name].dropna(subset=f"{part}_time_to_snr1")
                 value = one[f"{part}_time_to_snr1"]
                 error = one[f"{part}_time_to_snr1_error"].clip(upper=0.9 * value)

@@ -19,7 +19,6 @@ from fused_elbo.estimators.bounds import estimate
 from . import cases
 from .entries import ENTRIES
 from .exact import Exact
-from .results import PARTS
 
 F64 = torch.float64
 NOISE_VARIANCE = 1.0
@@ -170,7 +169,7 @@ def replicate(entry, samples, made, count, seed, device="cpu"):
     x, weight, bias, mu, logvar = (t.to(device, torch.float32) for t in made)
     examples = len(x)
     each = samples * examples * (mu.shape[1] + x.shape[1])
-    sums = {name: Sums() for name in ("value", "ess", *PARTS)}
+    sums = {name: Sums() for name in ("value", "ess", *cases.PARTS)}
     done = 0
     while done < count:
         size = min(max(CHUNK[device] // each, 1), count - done)
@@ -209,9 +208,6 @@ def measure(estimator, samples, distance, latent, grid, device="cpu"):
     count = cases.replicates(grid, estimator, samples, distance, latent)
     sums = replicate(entry, samples, made, count, seed=samples, device=device)
     bound = exact.bound(entry.bound, samples, cases.groups(samples))
-    difference, error = bias(sums["value"], bound)
-    gap, gap_error = bias(sums["value"], exact.evidence)
-    ess = bias(sums["ess"], torch.zeros(len(bound)))
     info = {
         "replicates": count,
         "log_evidence": exact.evidence.mean().item(),
@@ -219,14 +215,12 @@ def measure(estimator, samples, distance, latent, grid, device="cpu"):
         "exact_bound": bound.mean().item() if bound.isfinite().all() else None,
         "kl_posterior": exact.kl.mean().item(),
         "efficiency": exact.efficiency.mean().item(),
-        "bias": difference,
-        "bias_error": error,
-        "gap": -gap,
-        "gap_error": gap_error,
-        "ess": ess[0],
-        "ess_error": ess[1],
     }
-    for part in PARTS:
+    info["bias"], info["bias_error"] = bias(sums["value"], bound)
+    gap, info["gap_error"] = bias(sums["value"], exact.evidence)
+    info["gap"] = -gap
+    info["ess"], info["ess_error"] = bias(sums["ess"], torch.zeros(len(bound)))
+    for part in cases.PARTS:
         info[f"{part}_variance"], info[f"{part}_variance_error"] = with_error(trace, sums[part])
         snr, snr_error = with_error(signal_to_noise, sums[part])
         known = snr < ROUNDING

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 
 from ..reporting.results import TIMES, newest_run, times
-from .cases import SLOPE_DISTANCE
+from .cases import PARTS, SLOPE_DISTANCE
 from .entries import ENTRIES, THEORY
 
-PARTS = ("model", "encoder")
 CELL = ["estimator", "samples", "distance", "latent"]
 MEASURED = [
     "kl_posterior", "efficiency", "log_evidence", "exact_elbo", "exact_bound", "replicates",
@@ -19,6 +18,8 @@ MEASURED = [
     "peak_bytes",
 ]  # fmt: skip
 COLUMNS = ["run", *CELL, "batch", "dtype", *MEASURED, *TIMES]
+SLOPES = ["estimator", "part", "latent", "theory", "slope", "low", "high", "from_k", "to_k",
+          "level"]  # fmt: skip
 # The laws hold where averages of weights are nearly normal: from this many effective samples.
 LEAST_ESS = 4.0
 # Student's t, 97.5 %, by degrees of freedom; the normal's from there on.
@@ -76,17 +77,13 @@ def slopes(table):
             at = points(table, estimator, part, latent)
             if len(at) < 2:
                 continue
-            snr, error = at[f"{part}_snr"].to_numpy(), at[f"{part}_snr_error"].to_numpy()
-            slope, half, level = fit(at.samples.to_numpy(float), snr, error)
-            rows.append(
-                {"estimator": estimator, "part": part, "latent": latent}
-                | {"distance": SLOPE_DISTANCE, "theory": theory, "slope": slope}
-                | {"low": slope - half, "high": slope + half, "level": level}
-                | {"points": len(at), "from_k": at.samples.min(), "to_k": at.samples.max()}
+            k, snr, error = (
+                at[c].to_numpy(float) for c in ("samples", f"{part}_snr", f"{part}_snr_error")
             )
-    columns = ["estimator", "part", "latent", "distance", "theory", "slope", "low", "high",
-               "level", "points", "from_k", "to_k"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+            slope, half, level = fit(k, snr, error)
+            ends = slope - half, slope + half, at.samples.min(), at.samples.max()
+            rows.append([estimator, part, latent, theory, slope, *ends, level])
+    return pd.DataFrame(rows, columns=SLOPES)
 
 
 def fit(samples, snr, error):

@@ -52,11 +52,6 @@ def slope_table(table):
     return Table(FITTED, rows, "slopes of log SNR in log K")
 
 
-def at(table, latent, samples=SAMPLES, distance=SLOPE_DISTANCE):
-    mask = (table.latent == latent) & (table.samples == samples) & (table.distance == distance)
-    return table[mask]
-
-
 def time_to_snr(value, error):
     return seconds(value) if value != value else f"{seconds(value)} ± {100 * error / value:.0f} %"
 
@@ -93,10 +88,10 @@ def bias_table(table):
 
 
 def by_latent(table):
-    """(D, its cell) of each dimension."""
+    """(what it is, its cell) of each dimension that has one."""
     for latent in sorted(table.latent.unique()):
-        cell = at(table, latent)
-        if not cell.empty:
+        mask = (table.samples == SAMPLES) & (table.distance == SLOPE_DISTANCE)
+        if not (cell := table[mask & (table.latent == latent)]).empty:
             yield f"D = {latent}, K = {SAMPLES}, d = {SLOPE_DISTANCE:+g}", cell
 
 

@@ -32,16 +32,10 @@ def test_quality(benchmark, run, estimator, samples, distance, latent):
     # "id" is what --resume compares.
     info = benchmark.extra_info
     info.update(
-        suite="quality",
-        id=identity,
-        estimator=estimator,
-        samples=samples,
-        distance=distance,
-        latent=latent,
-        dtype="float32",
-        batch=cases.BATCH,
+        suite="quality", id=identity, estimator=estimator, samples=samples, distance=distance,
+        latent=latent, dtype="float32", batch=cases.BATCH,
         clock="device" if DEVICE == "cuda" else "host",
-    )
+    )  # fmt: skip
     info.update(measure.measure(estimator, samples, distance, latent, grid, DEVICE))
     info["peak_bytes"] = peak_bytes(estimator, samples, latent)
 
@@ -53,7 +47,7 @@ def test_quality(benchmark, run, estimator, samples, distance, latent):
     if benchmark.disabled:
         return
     stats = benchmark.stats.stats
-    for part in measure.PARTS:
+    for part in cases.PARTS:
         snr, error = info[f"{part}_snr"], info[f"{part}_snr_error"]
         value = measure.time_to_snr(stats.median, (stats.q1, stats.q3), rounds, snr, error)
         info[f"{part}_time_to_snr1"], info[f"{part}_time_to_snr1_error"] = value

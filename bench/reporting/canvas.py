@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -31,11 +30,6 @@ CLOCK_TEXT = {
     "host": "wall-clock of the call",
 }
 BOLD = "bold: the two quartile ranges do not overlap; plain: within noise"
-SPEEDUP = "← slower    speed-up    faster →"
-
-
-def style():
-    return mpl.rc_context(STYLE)
 
 
 def canvas(rows, columns, height, title, subject, bottom, **subplots):
@@ -63,7 +57,8 @@ def legend(figure, names, height, floor=False):
     """One legend of providers below all axes."""
     handles = [
         Line2D([], [], color=p.colour, marker=p.marker, markersize=5, label=name)
-        for name, p in ((name, PROVIDERS[name]) for name in names)
+        for name, p in PROVIDERS.items()
+        if name in names
     ]
     if floor:
         text = "floor: necessary bytes at the measured copy's speed"
@@ -111,7 +106,7 @@ def speedup_axis(axis, powers, ends, label):
     axis.set_xlim(*ends)
     axis.set_xticks([2.0**p for p in ticks], [power(p) for p in ticks])
     axis.set_title(label, loc="left", weight="bold")
-    axis.set_xlabel(SPEEDUP)
+    axis.set_xlabel("← slower    speed-up    faster →")
 
 
 def labelled_rows(axis, names):

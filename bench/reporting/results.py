@@ -12,6 +12,9 @@ from . import on_cpu
 CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
 KEY = ["op", "provider", *CELL[1:]]
 TIMES = ["median_s", "q1_s", "q3_s", "rounds"]
+OWN = [*CELL, "clock", "suite", "order", "median_s", "peak_bytes"]
+SPEEDUPS = [*OWN, "eager", "best", "rival", "beyond_noise", "eager_beyond_noise", "eager_bytes",
+            "least_bytes"]  # fmt: skip
 COLUMNS = [
     "run", "commit", *KEY, "clock", "status", *TIMES, "floor_bytes", "floor_s", "share_of_copy",
     "peak_bytes", "compile_s", "error", "reason",
@@ -30,10 +33,7 @@ class Device:
         self.runs = list(runs.read(folder))
         self.newest_name, self.newest_run = self.runs[-1]
         self.info = self.newest_run["machine_info"]
-
-    @property
-    def on_cpu(self):
-        return self.info["device"] == "cpu"
+        self.on_cpu = self.info["device"] == "cpu"
 
     @cached_property
     def table(self):
@@ -83,28 +83,20 @@ def rows_of(name, run):
         info = benchmark["extra_info"]
         if "op" not in info:
             continue
+        of_case = {
+            **runs.case_of(info)._asdict(),
+            **{column: info[column] for column in ("status", "floor_bytes", "peak_bytes", "error")},
+            "floor_s": info["floor_bytes"] / run["copy_bytes_per_s"],
+            "compile_s": info["compile_seconds"],
+        }
         clocks = {"host": info.get("host"), "graph": info.get("graph")}
         clocks[info["clock"]] = benchmark["stats"]
         for clock, stats in clocks.items():
             if stats:
-                yield common | row(info, clock, stats, run["copy_bytes_per_s"])
+                share = info["floor_bytes"] / stats["median"] / run["copy_bytes_per_s"]
+                yield common | of_case | times(stats) | {"clock": clock, "share_of_copy": share}
     for info in run.get("not_timed", []):
         yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
-
-
-def row(info, clock, stats, copy):
-    return {
-        **runs.case_of(info)._asdict(),
-        **times(stats),
-        "clock": clock,
-        "status": info["status"],
-        "floor_bytes": info["floor_bytes"],
-        "floor_s": info["floor_bytes"] / copy,
-        "share_of_copy": info["floor_bytes"] / stats["median"] / copy,
-        "peak_bytes": info["peak_bytes"],
-        "compile_s": info["compile_seconds"],
-        "error": info["error"],
-    }
 
 
 def times(stats):
@@ -150,36 +142,32 @@ def newest_run(table):
 
 
 def speedups(right):
-    """fused_elbo against eager and against the best baseline, for every cell and clock.
+    """fused_elbo against eager and against the best baseline, a row a cell and clock.
 
-    Columns: time of fused_elbo, ``eager`` and ``best`` (ratios, above 1 where fused_elbo is
-    faster), ``rival`` (the best baseline's name) and ``beyond_noise``: whether the quartiles
-    of the two do not overlap; ``eager_beyond_noise`` the same of eager; peak memory of
-    fused_elbo, of eager, and the least of all baselines.
+    ``eager`` and ``best`` are ratios of times, above 1 where fused_elbo is faster; ``rival`` is
+    the best baseline's name; ``beyond_noise`` and ``eager_beyond_noise`` say whether quartiles do
+    not overlap. Beside fused_elbo's own time and peak memory: eager's memory, and the least.
     """
-    out = []
-    for key, cell in right.groupby([*CELL, "clock"], sort=True):
-        by_name = cell.set_index("provider")
-        rivals = by_name.drop(index=list(OURS), errors="ignore")
-        if "fused_elbo" not in by_name.index or rivals.empty:
-            continue
-        fused, rival = by_name.loc["fused_elbo"], rivals.loc[rivals.median_s.idxmin()]
-        eager = by_name.median_s.get("eager", float("nan"))
-        known = "eager" in by_name.index
-        out.append(
-            dict(zip([*CELL, "clock"], key, strict=True))
-            | {"suite": fused.suite, "order": fused.order}
-            | {"median_s": fused.median_s, "eager": eager / fused.median_s}
-            | {"best": rival.median_s / fused.median_s, "rival": rival.name}
-            | {"beyond_noise": apart(fused, rival)}
-            | {"eager_beyond_noise": known and apart(fused, by_name.loc["eager"])}
-            | {"fused_bytes": fused.peak_bytes, "least_bytes": rivals.peak_bytes.min()}
-            | {"eager_bytes": by_name.peak_bytes.get("eager", float("nan"))}
-        )
-    columns = [*CELL, "clock", "suite", "order", "median_s", "eager", "best", "rival",
-               "beyond_noise", "eager_beyond_noise", "fused_bytes", "least_bytes",
-               "eager_bytes"]  # fmt: skip
-    return pd.DataFrame(out, columns=columns)
+    cells = (cell.set_index("provider") for _, cell in right.groupby([*CELL, "clock"]))
+    return pd.DataFrame([row for row in map(compared, cells) if row], columns=SPEEDUPS)
+
+
+def compared(cell):
+    rivals = cell.drop(index=list(OURS), errors="ignore")
+    if "fused_elbo" not in cell.index or rivals.empty:
+        return None
+    fused, rival = cell.loc["fused_elbo"], rivals.loc[rivals.median_s.idxmin()]
+    eager = cell.reindex(["eager"]).iloc[0]  # NaN where there is none
+    return {
+        **fused[OWN].to_dict(),
+        "eager": eager.median_s / fused.median_s,
+        "best": rival.median_s / fused.median_s,
+        "rival": rival.name,
+        "beyond_noise": apart(fused, rival),
+        "eager_beyond_noise": apart(fused, eager),
+        "eager_bytes": eager.peak_bytes,
+        "least_bytes": rivals.peak_bytes.min(),
+    }
 
 
 def apart(one, other):

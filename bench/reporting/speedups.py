@@ -16,16 +16,15 @@ LOSSES = ["operation", "direction", "dtype", "B x D", "clock", "speed-up", "to",
 NOT_TIMED = ["operation", "provider", "B x D", "dtype", "direction", "status", "reason"]
 
 
-def shape(cell):
+def shape(cell, samples="K = {}, ", times=" x "):
     """B x D, with K in front where there are samples."""
-    samples = f"K = {cell.samples}, " if cell.suite == "samples" else ""
-    return f"{samples}{cell.batch} x {cell.latent}"
+    first = samples.format(cell.samples) if cell.suite == "samples" else ""
+    return f"{first}{cell.batch}{times}{cell.latent}"
 
 
 def short_shape(cell):
     """64x16, or 8x64x16 with K samples."""
-    samples = f"{cell.samples}x" if cell.suite == "samples" else ""
-    return f"{samples}{cell.batch}x{cell.latent}"
+    return shape(cell, "{}x", "x")
 
 
 def counted(cells, column="best", noise="beyond_noise"):
@@ -102,7 +101,7 @@ def of_devices(devices, suites, link):
             columns[f"{link(device)}, {kind}{dtype}"] = cells[cells.dtype == dtype]
     ops = {op: None for s in suites for cells in columns.values() for op in present(cells, [s])}
     rows = [
-        [f"`{op}`", *(both_means(cells[cells.op == op]) for cells in columns.values())]
+        [f"`{op}`"] + [both_means(cells[cells.op == op]) for cells in columns.values()]
         for op in ops
     ]
     return Table(["forward + backward", *columns], rows) if rows else None

@@ -23,24 +23,15 @@ class Table(NamedTuple):
     rows: list  # of lists of Cells or of what str shows
     title: str = ""  # in the terminal; a README has headings and sentences
 
-    def headers(self, where):
-        """Of Markdown (0) or the terminal (1)."""
-        return [h if isinstance(h, str) else h[where] for h in self.columns]
-
-    def only(self, kept):
-        """These columns, by their numbers."""
-        rows = [[row[i] for i in kept] for row in self.rows]
-        return self._replace(columns=[self.columns[i] for i in kept], rows=rows)
+    def shown(self, where, without=(None,)):
+        """(headers, rows) of one rendering, 0 in Markdown and 1 in the terminal."""
+        headers = [h if isinstance(h, str) else h[where] for h in self.columns]
+        kept = [i for i, header in enumerate(headers) if header not in without]
+        return [headers[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
 
     def without(self, *names):
-        """Without columns, by their names in Markdown."""
-        return self.only([i for i, name in enumerate(self.headers(0)) if name not in names])
-
-    def shown(self, where):
-        """(headers, rows) of one rendering."""
-        kept = [i for i, name in enumerate(self.headers(where)) if name is not None]
-        table = self.only(kept)
-        return table.headers(where), table.rows
+        """For Markdown alone, without columns of these names."""
+        return Table(*self.shown(0, (None, *names)))
 
 
 def tinted(value, text, short=None):

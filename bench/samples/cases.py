@@ -1,10 +1,9 @@
-"""What is swept of the operations on K samples. Dtypes come from here, all else from the Grid
-of the same name."""
+"""What is swept of the operations on K samples: shapes from here, the rest from the Grid."""
 
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ..harness.cases import BOTH, DIRECTIONS, EVENTS, FLOAT32, Case, coarse_first
+from ..harness.cases import DIRECTIONS, EVENTS, GRIDS, Case, coarse_first
 
 
 class SampleGrid(NamedTuple):
@@ -13,7 +12,6 @@ class SampleGrid(NamedTuple):
     samples: tuple
     batches: tuple
     latents: tuple
-    dtypes: tuple
     limit: int  # elements of the largest tensor
     decoded: bool = False  # whether that is [K, B, 784] of a decoder and not [K, B, D]
 
@@ -21,33 +19,26 @@ class SampleGrid(NamedTuple):
         return samples * batch * (max(latent, EVENTS) if self.decoded else latent) <= self.limit
 
 
+FOUR = (1, 8, 64, 512)
 ENCODER_GRIDS = {
-    ("cpu", "smoke"): SampleGrid((8,), (64,), (8,), FLOAT32, 2**22),
-    ("cpu", "default"): SampleGrid((1, 8, 64, 512), (64, 512), (64, 16), FLOAT32, 2**22),
+    ("cpu", "smoke"): SampleGrid((8,), (64,), (8,), 2**22),
+    ("cpu", "default"): SampleGrid(FOUR, (64, 512), (64, 16), 2**22),
     # The oracle's float64 copies included, a case takes less than 4 GiB.
-    ("cpu", "full"): SampleGrid(
-        (1, 8, 64, 512), (64, 256, 1024, 4096), (64, 16, 256, 1024), FLOAT32, 2**24
-    ),
-    ("cuda", "smoke"): SampleGrid((8,), (1024,), (64,), FLOAT32, 2**27),
-    ("cuda", "default"): SampleGrid(
-        (1, 8, 64, 512), (1024, 64, 16384), (128, 16, 1024), BOTH, 2**27
-    ),
+    ("cpu", "full"): SampleGrid(FOUR, (64, 256, 1024, 4096), (64, 16, 256, 1024), 2**24),
+    ("cuda", "smoke"): SampleGrid((8,), (1024,), (64,), 2**27),
+    ("cuda", "default"): SampleGrid(FOUR, (1024, 64, 16384), (128, 16, 1024), 2**27),
     ("cuda", "full"): SampleGrid(
-        (1, 8, 64, 512), (1024, 64, 16384, 256, 4096), (128, 16, 1024, 32, 512), BOTH, 2**27
+        FOUR, (1024, 64, 16384, 256, 4096), (128, 16, 1024, 32, 512), 2**27
     ),
 }
 STEP_GRIDS = {
-    ("cpu", "smoke"): SampleGrid((8,), (64,), (8,), FLOAT32, 2**22, True),
-    ("cpu", "default"): SampleGrid((1, 8, 64), (64, 256), (64,), FLOAT32, 2**22, True),
-    ("cpu", "full"): SampleGrid(
-        (1, 8, 64, 512), (64, 256, 1024), (64, 16, 256), FLOAT32, 2**25, True
-    ),
-    ("cuda", "smoke"): SampleGrid((8,), (64,), (64,), FLOAT32, 2**28, True),
+    ("cpu", "smoke"): SampleGrid((8,), (64,), (8,), 2**22, True),
+    ("cpu", "default"): SampleGrid((1, 8, 64), (64, 256), (64,), 2**22, True),
+    ("cpu", "full"): SampleGrid(FOUR, (64, 256, 1024), (64, 16, 256), 2**25, True),
+    ("cuda", "smoke"): SampleGrid((8,), (64,), (64,), 2**28, True),
     # Half a minute of compiling a cell: few shapes.
-    ("cuda", "default"): SampleGrid((1, 8, 64, 512), (256, 64), (64,), BOTH, 2**28, True),
-    ("cuda", "full"): SampleGrid(
-        (1, 8, 64, 512), (256, 64, 1024, 4096), (64, 16, 256), BOTH, 2**28, True
-    ),
+    ("cuda", "default"): SampleGrid(FOUR, (256, 64), (64,), 2**28, True),
+    ("cuda", "full"): SampleGrid(FOUR, (256, 64, 1024, 4096), (64, 16, 256), 2**28, True),
 }
 
 
@@ -57,7 +48,7 @@ def shapes_in_order(grid):
     return [(grid.batches[i], grid.latents[j]) for i, j in sorted(pairs, key=lambda p: (sum(p), p))]
 
 
-def cells(grid):
+def cells(grid, dtypes):
     """[[(K, batch, latent, dtype), ...], ...]: a list a shape, the published one first.
 
     Its greatest K come first, so that a sweep that is cut short spans all K of one shape.
@@ -65,7 +56,7 @@ def cells(grid):
     return [
         [
             (samples, batch, latent, dtype)
-            for dtype in grid.dtypes
+            for dtype in dtypes
             for samples in coarse_first(grid.samples)
             if grid.fits(samples, batch, latent)
         ]
@@ -85,10 +76,11 @@ def sweep(entries, device, grid):
     together = {}
     for op, operation in entries.items():
         together.setdefault(id(operation.grids), []).append(op)
-    groups = list(together.values())
+    groups, dtypes = list(together.values()), GRIDS[device, grid].dtypes
+    swept = [cells(entries[ops[0]].grids[device, grid], dtypes) for ops in groups]
     return [
         case_of(op, provider, *cell)
-        for turn in zip_longest(*(cells(entries[ops[0]].grids[device, grid]) for ops in groups))
+        for turn in zip_longest(*swept)
         for ops, of_shape in zip(groups, turn, strict=True)
         for cell in of_shape or ()
         for op in ops

@@ -54,8 +54,9 @@ def against_samples(table, op, dtype, clock, subject):
     height = 2.1 * 2 + 1.85
     what = f"{op}, {TITLES[op]}" if op in TITLES else op
     title = f"{what}, {DIRECTIONS[0]}, {dtype}: {CLOCK_TEXT[clock]}"
-    grid = {"sharex": True, "sharey": "row"}
-    figure, axes = canvas.canvas(2, len(shapes), height, title, subject, 1.1, **grid)
+    figure, axes = canvas.canvas(
+        2, len(shapes), height, title, subject, 1.1, sharex=True, sharey="row"
+    )
     figure.subplots_adjust(left=0.135, hspace=0.14, wspace=0.08)
     for column, shape in zip(axes.T, shapes, strict=True):
         panel = results.at_shape(table, shape)
@@ -86,8 +87,7 @@ def loss_share(table, dtype, subject):
     samples = sorted(table.samples.unique().tolist())
     height = 4.0
     title = f"Share of the loss in a step, {DIRECTIONS[0]}, {dtype}: 1 - decoder alone / step"
-    grid = {"sharex": True, "sharey": True}
-    figure, axes = canvas.canvas(1, len(shapes), height, title, subject, 1.1, **grid)
+    figure, axes = canvas.canvas(1, len(shapes), height, title, subject, 1.1, sharey=True)
     figure.subplots_adjust(wspace=0.08)
     for axis, shape in zip(axes[0], shapes, strict=True):
         panel = results.at_shape(table, shape)

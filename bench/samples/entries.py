@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli
 
 import fused_elbo
 
-from ..harness import exact
+from ..harness import oracle
 from ..harness.cases import EVENTS, HIDDEN
 from ..harness.operation import ENCODED, LATENTS, PIXEL_BITS, Input, Operation
 from ..harness.traffic import ITEM
@@ -51,8 +51,8 @@ def fused_encoder(mu, logvar, samples):
 
 
 def exact_encoder(mu, logvar, eps):
-    z = exact.sample(mu, logvar, eps)
-    return z, exact.log_ratio(z, mu, logvar)
+    z = oracle.sample(mu, logvar, eps)
+    return z, oracle.log_ratio(z, mu, logvar)
 
 
 def encoder_floor(case):
@@ -165,7 +165,7 @@ def chunked_with_z(*inputs, samples):
 
 def exact_step(mu, logvar, x, *decoder, eps):
     z, log_ratio = exact_encoder(mu, logvar, eps)
-    log_weights = log_ratio - exact.bernoulli(exact.decode(z, *decoder), x)
+    log_weights = log_ratio - oracle.bernoulli(oracle.decode(z, *decoder), x)
     bound = torch.log(torch.exp(log_weights - log_weights.amax(0)).mean(0)) + log_weights.amax(0)
     return z, -bound.mean()
 
@@ -208,7 +208,7 @@ ENTRIES["decoder"] = Sampled(
     inputs={"z": Input(("samples", *LATENTS)), **DECODER},
     outputs=("sample events",),
     providers={"eager": decode},
-    exact=exact.decode,
+    exact=oracle.decode,
     floor=decoder_floor,
     grids=STEP_GRIDS,
     takes_samples=False,

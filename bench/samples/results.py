@@ -1,4 +1,4 @@
-"""What the charts and tables of K samples are made of, from a device's rows: no torch."""
+"""What the charts and tables of K samples are made of. No torch."""
 
 import pandas as pd
 
@@ -7,10 +7,8 @@ from ..reporting import results
 
 SHAPE = ["batch", "latent"]
 MOST_SHAPES = 4  # side by side in a chart
-LARGEST = [
-    "run", "provider", "batch", "latent", "samples", "bytes", "limit", "budget", "ended",
-    "tried", "median_s",
-]  # fmt: skip
+LARGEST = ["run", "provider", "batch", "latent", "samples", "bytes", "limit", "budget", "ended",
+           "tried", "median_s"]  # fmt: skip
 
 
 def of_samples(table):

@@ -57,8 +57,8 @@ def against_eager(cells):
         [
             f"`{c.op}`", c.dtype, f"{c.batch} x {c.latent}", c.samples, seconds(c.median_s),
             ratio(c.eager) + ("" if c.eager_beyond_noise else " (within noise)"),
-            f"{ratio(c.best)} ({c.rival})", size(c.fused_bytes),
-            ratio(c.fused_bytes / c.eager_bytes), ratio(c.fused_bytes / c.least_bytes),
+            f"{ratio(c.best)} ({c.rival})", size(c.peak_bytes),
+            ratio(c.peak_bytes / c.eager_bytes), ratio(c.peak_bytes / c.least_bytes),
         ]
         for c in published(cells).itertuples()
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def against_eager(cells):
 def verdict(cells):
     """In how many cells fused_elbo is slower than eager, and in how many it takes less memory."""
     faster, _, slower = counted(cells, "eager", "eager_beyond_noise")
-    memory = (cells.fused_bytes / cells.eager_bytes).dropna()
+    memory = (cells.peak_bytes / cells.eager_bytes).dropna()
     less, more = (memory < 0.99).sum(), (memory > 1.01).sum()
     return (
         f"Of {len(cells)} cells `fused_elbo` is faster than eager in {faster} and slower in "
@@ -94,14 +94,11 @@ def share_table(shares):
     return Table(columns, rows, "share of the loss in a step (%)")
 
 
-def largest_text(largest):
+def largest_table(largest):
+    """(sentence, table)"""
     one = largest.iloc[0]
     intro = (CPU_LARGEST if one.budget else GPU_LARGEST).format(size(one.limit))
-    return f"{intro} B = {one.batch}, D = {one.latent}, float32."
-
-
-def largest_table(largest):
-    one = largest.iloc[0]
+    intro = f"{intro} B = {one.batch}, D = {one.latent}, float32."
     rows = [
         [
             row.provider,
@@ -113,7 +110,8 @@ def largest_table(largest):
         for row in largest.itertuples()
     ]
     columns = ["provider", "largest K", "its peak memory", "its time, once", ("K tried", None)]
-    return Table(columns, rows, f"largest K within {size(one.limit)}, {one.batch} x {one.latent}")
+    title = f"largest K within {size(one.limit)}, {one.batch} x {one.latent}"
+    return intro, Table(columns, rows, title)
 
 
 def sections(device):
@@ -127,7 +125,7 @@ def sections(device):
     if not shares.empty:
         parts += [SHARE, share_table(shares)]
     if not largest.empty:
-        parts += [largest_text(largest), largest_table(largest)]
+        parts += largest_table(largest)
     intro = f"{INTRO} {on_cpu.OF_SAMPLES}" if device.on_cpu else INTRO
     return ["## K samples", intro, *parts] if parts else []
 
@@ -143,7 +141,7 @@ def terminal(device):
         yield share_table(shares)
     largest = results.largest(device)
     if not largest.empty:
-        yield largest_table(largest)
+        yield largest_table(largest)[1]
 
 
 def by_samples(table, what):

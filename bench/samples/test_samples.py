@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..harness import clock, oracle, timed
+from ..harness import clock, measure, oracle
 from ..harness.cases import case_id
 from ..harness.machine import DEVICE
 from ..harness.providers import OURS
@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 def test_samples(benchmark, run, case):
-    timed.time_case(benchmark, run, ENTRIES[case.op], case)
+    measure.time_case(benchmark, run, ENTRIES[case.op], case)
 
 
 # Last, for on a GPU it drives the device out of memory.

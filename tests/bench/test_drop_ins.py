@@ -17,7 +17,7 @@ from bench import plot, table
 from bench.drop_ins import tables
 from bench.drop_ins.cases import case_of as drop_in_case
 from bench.drop_ins.cases import sweep
-from bench.drop_ins.entries import ANTIXK_WEIGHT, BOLTS_WEIGHT, ENTRIES, SCVI_WEIGHT
+from bench.drop_ins.entries import BOLTS_WEIGHT, ENTRIES, M_N, SCVI_WEIGHT
 from bench.harness import measure, oracle
 from bench.harness.cases import BOTH, GRIDS, case_id
 from bench.harness.operation import TOLERANCE, make_inputs
@@ -75,7 +75,7 @@ def scaled(op, factor):
 
 def summed_pixels(recon, x, mu, logvar):
     squares = F.mse_loss(recon, x, reduction="sum")
-    return squares + ANTIXK_WEIGHT * kl(mu, logvar).mean()
+    return squares + M_N * kl(mu, logvar).mean()
 
 
 def summed_latents(recon, x, mu, logvar):

@@ -15,7 +15,7 @@ pytest.importorskip("rich")
 
 from helpers.fake_runs import ROOT
 
-from bench.harness import functions, timed
+from bench.harness import functions, measure
 from bench.harness.cases import Case
 from bench.operations.entries import ENTRIES
 
@@ -110,7 +110,7 @@ def test_wrong_provider_gets_a_report(monkeypatch, provider, outcome):
     benchmark, run = Benchmark(), Run()
     benchmark.extra_info.update(case._asdict())
     with pytest.raises(outcome, match="wrong, not timed"):
-        timed.prepare(ENTRIES[case.op], case, benchmark, run)
+        measure.prepare(ENTRIES[case.op], case, benchmark, run)
     assert run.not_timed[0]["status"] == "wrong"
 
 
