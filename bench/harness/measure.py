@@ -16,6 +16,7 @@ _cell = {}
 
 
 def time_case(benchmark, run, operation, case):
+    """What the test of a case does; ``benchmark`` is pytest-benchmark's, ``run`` the Session."""
     run.skip_if_spent(case_id(case))
     # Before anything is timed: a large copy throws the caches out.
     run.ceiling()
