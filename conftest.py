@@ -42,12 +42,13 @@ def pytest_configure(config):
     # Without paths on the command line pytest is about to collect `testpaths`; it has loaded
     # tests/conftest.py for that already, which asks for Triton's interpreter. No kernel is
     # defined yet, so there is still time to say no: the interpreter is never timed.
-    if config.args_source is not config.ArgsSource.ARGS:
-        config.args = [str(BENCH)]
     os.environ["TRITON_INTERPRET"] = "0"
-    from bench import session
+    from bench import suites
+    from bench.harness import session
 
-    config.pluginmanager.register(session.Session(config), session.NAME)
+    if config.args_source is not config.ArgsSource.ARGS:
+        config.args = [str(BENCH / suite.name) for suite in suites.SUITES]
+    config.pluginmanager.register(session.Session(config, suites.write_csv), session.NAME)
 
 
 def pytest_ignore_collect(collection_path, config):

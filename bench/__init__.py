@@ -1,16 +1,13 @@
 """The benchmark suite: never installed, run from the repository's root.
 
-``cases`` says what is timed, ``providers`` who competes, ``oracle`` who is right,
-``traffic`` how many bytes an operation must move, ``clock`` and ``memory`` how it is
-measured, ``quiet`` when, ``machine`` on what; ``test_operations`` puts them together under
-``pytest --benchmark`` with the help of ``session``. ``results`` reads and writes
-``results/<device>/``; ``plot``, ``report`` and ``table`` draw from there without torch.
+``operations``, ``samples``, ``drop_ins`` and ``quality`` are the suites, a folder each: what is
+timed is in its ``entries``, one entry an operation or estimator with all that is known of it; what
+is swept is in ``cases``, and a ``test_`` module runs it under ``pytest --benchmark``. ``results``,
+``charts`` and ``tables`` of a suite draw from the JSON under ``results/<device>/``, without torch.
+``suites`` lists them all. ``harness`` checks, times and writes a run; ``reporting`` reads runs and
+has what all charts, tables and pages share. ``plot``, ``table`` and ``gpu_session`` are commands.
 
-The operations on K samples are among them; ``largest`` finds how many fit into memory, and
-``test_largest`` runs it; ``samples_results``, ``samples_plot`` and ``samples_report`` are their
-charts and tables.
-
-The estimators' quality likewise: ``quality_cases`` says what is swept, ``quality`` what is
-measured, ``quality_exact`` what the truth is, ``test_quality`` runs it; ``quality_results``,
-``quality_plot`` and ``quality_report`` are what the others call for it.
+Imports point one way: commands and ``suites`` -> suites -> ``reporting`` -> ``harness``. Of suites
+a later one may import an earlier one, and only ``entries``, ``largest``, ``quality.measure``,
+``quality.exact``, ``test_`` modules and what they need of ``harness`` import torch.
 """

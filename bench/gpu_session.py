@@ -30,14 +30,24 @@ import triton.language as tl
 from fused_elbo.kernels.launch import PTX
 from fused_elbo.kernels.noise import normal_tile
 
-from . import cases, clock, machine, measure, oracle, providers
+from .drop_ins.cases import sweep as drop_in_sweep
+from .drop_ins.entries import ENTRIES as DROP_INS
+from .harness import clock, functions, machine, measure, oracle
+from .harness.cases import GRIDS, case_id
+from .harness.operation import make_inputs, make_upstream
+from .harness.providers import COMPILED, OURS
+from .operations.cases import sweep as operation_sweep
+from .operations.entries import ENTRIES as OPERATIONS
+from .samples.cases import case_of as sample_case
+from .samples.entries import ENTRIES as SAMPLED
 
+ENTRIES = OPERATIONS | SAMPLED | DROP_INS
 STEPS = ("copy", "noise", "kernels", "check", "samples", "largest", "sweep", "drop_ins")
 # Of pytest's -k, and how much of what is left each may take.
 SWEEPS = {
-    "samples": (" or ".join(cases.SAMPLED), 0.6),
+    "samples": (" or ".join(SAMPLED), 0.6),
     "largest": ("largest", 0.5),
-    "sweep": (" and ".join(f"not {name}" for name in (*cases.SAMPLED, "largest", "drop_in")), 0.8),
+    "sweep": (" and ".join(f"not {name}" for name in (*SAMPLED, "largest", "drop_in")), 0.8),
     "drop_ins": ("drop_in", 1.0),
 }
 ROWS, COLS = 16384, 1024  # 16.8M elements
@@ -118,29 +128,15 @@ def step_noise():
     return report
 
 
-def every_case(grid_shapes, dtypes):
-    """All operations, providers and directions at a few shapes."""
-    for batch, latent in grid_shapes:
-        for op in cases.OPERATIONS:
-            for dtype in dtypes:
-                for direction in cases.DIRECTIONS:
-                    for provider in providers.names(op, "cuda"):
-                        yield cases.Case(op, provider, batch, latent, dtype, direction)
-
-
-def every_sampled_case(grid_shapes, dtypes):
+def every_sampled_case(shapes, dtypes):
     """The operations on K samples at a few (K, batch, latent)."""
-    for samples, batch, latent in grid_shapes:
-        for op in cases.SAMPLED:
-            for dtype in dtypes:
-                for provider in providers.names(op, "cuda"):
-                    yield cases.Case(
-                        op, provider, batch, latent, dtype, cases.DIRECTIONS[0], samples
-                    )
-
-
-def every_drop_in(grid):
-    return cases.drop_in_sweep(cases.GRIDS["cuda", grid], lambda op: providers.names(op, "cuda"))
+    return [
+        sample_case(op, provider, *shape, dtype)
+        for shape in shapes
+        for op, operation in SAMPLED.items()
+        for dtype in dtypes
+        for provider in operation.provider_names("cuda")
+    ]
 
 
 def kernel_names(call, inputs):
@@ -160,14 +156,16 @@ def step_kernels():
     report = {}
     sampled = every_sampled_case([(64, 64, 64)], ["float32"])
     # Not compiled: that would take the time of what is more important.
-    drop_ins = [c for c in every_drop_in("smoke") if c.provider not in providers.COMPILE_MODES]
-    for case in (*sampled, *every_case([(4096, 256)], ["float32"]), *drop_ins):
+    drop_ins = drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "smoke"])
+    drop_ins = [case for case in drop_ins if case.provider not in COMPILED]
+    plain = operation_sweep(OPERATIONS, "cuda", [(4096, 256)], ["float32"])
+    for case in (*sampled, *plain, *drop_ins):
         try:
-            prepared = measure.Prepared(case, "cuda")
+            prepared = measure.Prepared(ENTRIES[case.op], case, "cuda")
             names = kernel_names(prepared.call, prepared.sets[0])
-            report[cases.case_id(case)] = {"count": len(names), "names": names}
+            report[case_id(case)] = {"count": len(names), "names": names}
         except Exception as error:  # one provider that fails must not end the hour
-            report[cases.case_id(case)] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            report[case_id(case)] = {"failed": f"{type(error).__name__}: {error}"[:500]}
     return report
 
 
@@ -177,19 +175,21 @@ def step_check():
     shapes = [(1, 1), (7, 31), (64, 8), (257, 100), (4096, 1024), (33, 4097)]
     of_samples = [(1, 7, 31), (3, 64, 8), (64, 33, 100), (512, 64, 64), (5, 9, 4097)]
     dtypes = ["float32", "bfloat16"]
-    own = (*every_sampled_case(of_samples, dtypes), *every_case(shapes, dtypes))
-    for case in (*own, *every_drop_in("default")):
-        if case.provider not in providers.OURS:
+    sampled = every_sampled_case(of_samples, dtypes)
+    plain = operation_sweep(OPERATIONS, "cuda", shapes, dtypes)
+    for case in (*sampled, *plain, *drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "default"])):
+        if case.provider not in OURS:
             continue
-        function = providers.get_checked(case.provider, case.op, case.samples)
-        function = function or providers.get(case.provider, case.op, "cuda", case.samples)
-        inputs = cases.make_inputs(case, "cuda", 0)
-        upstream = cases.make_upstream(case, "cuda", 0)
+        operation = ENTRIES[case.op]
+        function = functions.get(case.provider, operation, "cuda", case.samples)
+        function = functions.get_checked(case.provider, operation, function, case.samples)
+        inputs = make_inputs(operation, case, "cuda", 0)
+        upstream = make_upstream(operation, case, "cuda", 0)
         try:
-            error = oracle.check(case, function, inputs, upstream)
-            report[cases.case_id(case)] = {"error": error}
+            error = oracle.check(operation, case, function, inputs, upstream)
+            report[case_id(case)] = {"error": error}
         except Exception as error:
-            report[cases.case_id(case)] = {"wrong": f"{type(error).__name__}: {error}"[:500]}
+            report[case_id(case)] = {"wrong": f"{type(error).__name__}: {error}"[:500]}
     return report
 
 

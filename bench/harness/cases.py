@@ -1,0 +1,79 @@
+"""What a case is and what a sweep covers. Torch-free: the charts read it too."""
+
+from typing import NamedTuple
+
+# Pixels of the decoder's output in the steps: 28 x 28, as in every VAE tutorial.
+EVENTS = 784
+# Units of the decoder of iwae_step: latents -> 256, ReLU -> 784.
+HIDDEN = 256
+DIRECTIONS = ("forward+backward", "forward")
+FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
+
+
+class Grid(NamedTuple):
+    """What a sweep covers, and how long each case is timed."""
+
+    batches: tuple
+    latents: tuple
+    dtypes: tuple
+    seconds: float  # timing per case and clock, rounds permitting
+    rounds: tuple  # fewest and most
+
+
+GRIDS = {
+    ("cpu", "smoke"): Grid((64,), (8, 32), FLOAT32, 0.005, (3, 10)),
+    ("cpu", "default"): Grid((64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100)),
+    ("cpu", "full"): Grid(
+        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100)
+    ),
+    ("cuda", "smoke"): Grid((64, 16384), (64,), FLOAT32, 0.01, (5, 20)),
+    # 16384 x 1024 is 16.8M elements: several times the L2, enough to speak of bandwidth.
+    ("cuda", "default"): Grid((64, 1024, 16384), (16, 128, 1024), BOTH, 0.05, (21, 100)),
+    ("cuda", "full"): Grid(
+        (64, 256, 1024, 4096, 16384, 65536), (8, 32, 128, 512, 1024), BOTH, 0.05, (21, 100)
+    ),
+}
+
+
+class Case(NamedTuple):
+    """One point of the sweep of an operation."""
+
+    op: str
+    provider: str
+    batch: int
+    latent: int
+    dtype: str
+    direction: str
+    samples: int = 1  # K, in the suite "samples"
+    suite: str = "operations"
+
+    @property
+    def backward(self):
+        return self.direction == "forward+backward"
+
+
+def case_id(case):
+    """The test's id, made for ``-k``.
+
+    >>> case_id(Case("gaussian_kl", "eager", 64, 16, "float32", "forward"))
+    'gaussian_kl-eager-64-16-float32-forward'
+    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8, "samples"))
+    'iwae_step-eager-K8-64-16-float32-forward+backward'
+    >>> case_id(Case("pyro_step", "eager", 64, 32, "float32", "forward+backward", 1, "drop_ins"))
+    'drop_in-pyro_step-eager-64-32-float32-forward+backward'
+    """
+    op, provider, *rest, samples, suite = case
+    first = ["drop_in"] if suite == "drop_ins" else []
+    count = [f"K{samples}"] if suite == "samples" else []
+    return "-".join(map(str, [*first, op, provider, *count, *rest]))
+
+
+def coarse_first(values):
+    """Ends first, then the middle: a sweep that is cut short still spans its grid.
+
+    >>> coarse_first((8, 32, 128, 512, 1024))
+    [1024, 8, 128, 32, 512]
+    """
+    ends = [values[-1], values[0]] if len(values) > 1 else list(values)
+    inner = sorted(values[1:-1], key=lambda v: abs(values.index(v) - len(values) // 2))
+    return ends + inner

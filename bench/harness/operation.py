@@ -1,0 +1,125 @@
+"""An operation: one entry holds all that the benchmarks know of it."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from .cases import EVENTS, HIDDEN
+from .providers import COMPILED, PROVIDERS
+
+# Largest error, relative to the largest value of the oracle. A wrong formula is off by
+# tenths; the textbook in bfloat16, which rounds every intermediate to 8 bits, by hundredths.
+TOLERANCE = {"float32": 3e-5, "bfloat16": 4e-2, "float64": 1e-10}
+
+
+def plain(normal):
+    return normal
+
+
+def log_variance(normal):
+    return 0.5 * normal - 1
+
+
+def binary(normal):
+    return (normal > 0).float()
+
+
+class Input(NamedTuple):
+    """A random tensor, such as a trained encoder or decoder would have it; no special values."""
+
+    dims: tuple  # of "samples", "batch", "latent", "events" and "hidden"
+    scale: Callable = plain  # what is made of a standard normal
+    data: bool = False  # which get no gradient
+
+
+ROWS, LATENTS, PIXELS = ("batch",), ("batch", "latent"), ("batch", "events")
+LATENT, LOGVAR, DATA = Input(LATENTS), Input(LATENTS, log_variance), Input(LATENTS, data=True)
+PIXEL = Input(PIXELS)
+BITS, PIXEL_BITS = Input(LATENTS, binary, data=True), Input(PIXELS, binary, data=True)
+ENCODED = {"mu": LATENT, "logvar": LOGVAR}
+# The gradients that outputs get, by kind. Others get none: of a "scalar" it is 1, and a sample
+# that is only "shown" tells the oracle its noise.
+UPSTREAM = {
+    "rows": ROWS,
+    "latent": LATENTS,
+    "samples": ("samples", *LATENTS),
+    "sample rows": ("samples", *ROWS),
+    "sample events": ("samples", *PIXELS),
+}
+FLOAT32_SUMS = ("rows", "sample rows")
+NOISY = ("latent", "samples", "shown")  # kinds of outputs that are samples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Operation:
+    """All functions take the inputs in their order, and return the same outputs.
+
+    Values are per example, in nats, with every constant: that is what the oracle checks.
+    Baselines are written as their users would, but not carelessly: nothing is computed twice,
+    constants are Python numbers, and nothing waits for the device unless torch itself does.
+    """
+
+    inputs: dict  # Input by name
+    outputs: tuple = ("rows",)  # kinds
+    providers: dict  # functions by name; the compiler's are made of "eager"
+    exact: Callable  # the same in float64, written anew; a sampling one takes the noise as eps
+    floor: Callable  # the least bytes that a Case moves
+    takes_samples: bool = False  # whether functions have an argument samples=K
+    checked: dict = dataclasses.field(default_factory=dict)  # for the oracle, if not as timed
+    tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
+    compiles: bool = True
+    fullgraph: bool = True  # in one graph
+    needs: str | None = None  # a package without which it is left out
+
+    @property
+    def gradients(self):
+        """Names of the inputs that get one."""
+        return [name for name, given in self.inputs.items() if not given.data]
+
+    @property
+    def noisy(self):
+        return self.outputs[0] in NOISY
+
+    def provider_names(self, device):
+        """The providers that have this operation on this kind of device."""
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return []
+        return [
+            name
+            for name, provider in PROVIDERS.items()
+            if device in provider.devices
+            if (self.compiles if name in COMPILED else name in self.providers)
+        ]
+
+
+def shape_of(dims, case):
+    sizes = case._asdict() | {"events": EVENTS, "hidden": HIDDEN}
+    return tuple(sizes[name] for name in dims)
+
+
+def make_inputs(operation, case, device, seed):
+    """Random inputs in the operation's order."""
+    generator = torch.Generator(device).manual_seed(seed)
+    tensors = []
+    for dims, scale, data in operation.inputs.values():
+        normal = torch.randn(shape_of(dims, case), generator=generator, device=device)
+        value = scale(normal).to(getattr(torch, case.dtype))
+        tensors.append(value.requires_grad_(case.backward and not data))
+    return tensors
+
+
+def make_upstream(operation, case, device, seed):
+    """Random gradients of the outputs: none of them 1, which flatters; None where there is none."""
+    generator = torch.Generator(device).manual_seed(seed + 1)
+    gradients = []
+    for kind in operation.outputs:
+        if kind not in UPSTREAM:
+            gradients.append(None)
+            continue
+        normal = torch.randn(shape_of(UPSTREAM[kind], case), generator=generator, device=device)
+        dtype = torch.float32 if kind in FLOAT32_SUMS else getattr(torch, case.dtype)
+        gradients.append(normal.to(dtype))
+    return gradients

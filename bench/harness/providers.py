@@ -1,0 +1,37 @@
+"""Who competes, in the order of timing and of every legend. Torch-free: the charts read it too.
+
+What a provider runs is in each operation's entry; those that compile take its eager function.
+"""
+
+from typing import NamedTuple
+
+
+class Provider(NamedTuple):
+    # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
+    colour: str
+    marker: str
+    header: str  # in narrow columns
+    devices: tuple = ("cpu", "cuda")
+    compile: dict | None = None  # options of torch.compile on a GPU; None: nothing is compiled
+    ours: bool = False
+
+
+# "max-autotune-no-cudagraphs", with the reductions in one kernel instead of two.
+TUNED = ("max_autotune", "coordinate_descent_tuning", "triton.cooperative_reductions")
+TUNED = {"options": dict.fromkeys(TUNED, True)}
+ON_GPU = ("cuda",)
+# fused_elbo last: whatever the order does to clocks and caches, it gains nothing by it.
+PROVIDERS = {
+    "eager": Provider("#7f7f7f", "s", "eager"),
+    "distributions": Provider("#CC79A7", "D", "distri-\nbutions"),
+    "builtin": Provider("#E69F00", "v", "builtin"),
+    "compile": Provider("#0072B2", "^", "com-\npile", compile={}),
+    "compile-max": Provider("#56B4E9", "<", "com-\npile-\nmax", ON_GPU, TUNED),
+    "compile-reduce-overhead": Provider(
+        "#009E73", ">", "reduce-\nover-\nhead", ON_GPU, {"mode": "reduce-overhead"}
+    ),
+    "fused_elbo": Provider("#D55E00", "o", "fused_\nelbo", ours=True),
+    "fused_elbo-chunked": Provider("#000000", "*", "fused_\nelbo-\nchunked", ours=True),
+}
+COMPILED = tuple(name for name, provider in PROVIDERS.items() if provider.compile is not None)
+OURS = tuple(name for name, provider in PROVIDERS.items() if provider.ours)

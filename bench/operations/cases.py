@@ -1,0 +1,22 @@
+"""What is swept of the operations: every shape of the grid, in both directions."""
+
+from ..harness.cases import DIRECTIONS, Case, coarse_first
+
+
+def shapes(grid):
+    """All (batch, latent) of a grid, coarse first: the largest problem is the very first."""
+    batches, latents = coarse_first(grid.batches), coarse_first(grid.latents)
+    pairs = [(b, d) for b in batches for d in latents]
+    return sorted(pairs, key=lambda p: max(batches.index(p[0]), latents.index(p[1])))
+
+
+def sweep(entries, device, shapes, dtypes):
+    """All cases; the providers of a cell follow each other, to meet the same machine state."""
+    return [
+        Case(op, provider, batch, latent, dtype, direction)
+        for batch, latent in shapes
+        for op, operation in entries.items()
+        for dtype in dtypes
+        for direction in DIRECTIONS
+        for provider in operation.provider_names(device)
+    ]

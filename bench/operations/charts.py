@@ -1,0 +1,213 @@
+"""The charts of the operations, and the overview of these and of K samples. No torch."""
+
+import math
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from ..harness.cases import DIRECTIONS
+from ..harness.providers import PROVIDERS
+from ..reporting import canvas, formats
+from ..reporting.canvas import CLOCK_TEXT
+from ..reporting.results import present, providers
+
+OWN = ("operations", "samples")  # whose speed-ups are over baselines; the drop-ins' over originals
+
+
+def charts(device):
+    """{name: figure}; empty where nothing was measured."""
+    clock, subject = device.clock, device.subject
+    own = device.speedups[device.speedups.suite.isin(OWN)]
+    found = {} if own.empty else {"overview": overview(own, clock, subject)}
+    right = device.right[device.right.suite == "operations"]
+    speedups = device.all_speedups[device.all_speedups.suite == "operations"]
+    for dtype in sorted(right.dtype.unique()):
+        for direction in DIRECTIONS:
+            what, where = f"{direction}, {dtype}", f"{direction.replace('+', '-')}-{dtype}"
+            one = right[(right.dtype == dtype) & (right.direction == direction)]
+            cells = speedups[(speedups.dtype == dtype) & (speedups.direction == direction)]
+            for kind, by_clock in cells.groupby("clock"):
+                found[f"speedup-{where}-{kind}"] = heat_maps(
+                    by_clock, f"{what}, {CLOCK_TEXT[kind]}", subject
+                )
+            if not one.empty:
+                found[f"bandwidth-{where}"] = bandwidth(one[one.clock == clock], what, subject)
+        main = right[(right.dtype == dtype) & (right.clock == clock)]
+        for op in present(main):
+            found[f"time-{op}-{dtype}"] = times(main[main.op == op], op, dtype, clock, subject)
+        memory = main[main.peak_bytes.notna() & (main.direction == DIRECTIONS[0])]
+        if not memory.empty:
+            found[f"memory-{dtype}"] = peak_memory(memory, dtype, subject)
+    return found
+
+
+def heat_maps(cells, what, subject):
+    """Speed-up over the best baseline, batch by latent dimension, a panel an operation."""
+    ops = present(cells)
+    rows = math.ceil(len(ops) / 2)
+    latents = sorted(cells.latent.unique())
+    batches = sorted(cells.batch.unique())
+    panel = 0.62 + max(0.24 * len(latents), 0.6)
+    height = rows * panel + 2.0
+    title = f"fused_elbo against the best baseline: {what}"
+    figure, axes = canvas.canvas(rows, 2, height, title, subject, 1.3)
+    figure.subplots_adjust(hspace=0.62 / (panel - 0.45), wspace=0.22)
+    reach = canvas.reach_of(cells.best)
+    for axis, op in zip(axes.flat, ops, strict=False):
+        one = {
+            (c.latent, c.batch): (c.best, c.beyond_noise)
+            for c in cells[cells.op == op].itertuples()
+        }
+        image = canvas.heat_map(axis, one, latents, batches, reach)
+        axis.set_title(op, loc="left", weight="bold")
+        axis.set_xticks(range(len(batches)), batches)
+        axis.set_ylabel("columns D" if "nll" in op else "latents D")
+    for axis in axes.flat[len(ops) :]:
+        axis.set_visible(False)
+    for axis in axes.flat[max(len(ops) - 2, 0) : len(ops)]:
+        axis.set_xlabel("batch size (examples)")
+    canvas.speedup_bar(figure, image, reach, height)
+    return figure
+
+
+def times(table, op, dtype, clock, subject):
+    """Time of a call against batch size: a column a latent dimension, a row a direction."""
+    latents = sorted(table.latent.unique())
+    directions = [d for d in DIRECTIONS if (table.direction == d).any()]
+    height = 2.25 * len(directions) + 1.75
+    title = f"{op}, {dtype}: {CLOCK_TEXT[clock]}"
+    figure, axes = canvas.canvas(
+        len(directions), len(latents), height, title, subject, 1.05, sharex=True, sharey="row"
+    )
+    figure.subplots_adjust(left=0.135, hspace=0.16, wspace=0.08)
+    batches = sorted(table.batch.unique())
+    step = 1 if len(batches) < 5 else 2  # where there are many, every second has no label
+    labels = [short(b) if i % step == 0 else "" for i, b in enumerate(batches)]
+    for axis_row, direction in zip(axes, directions, strict=True):
+        for axis, latent in zip(axis_row, latents, strict=True):
+            panel = table[(table.latent == latent) & (table.direction == direction)]
+            for name in providers(panel):
+                one = panel[panel.provider == name].sort_values("batch")
+                canvas.draw_times(axis, name, one.batch, one)
+            canvas.draw_floor(axis, "batch", panel)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_xticks(batches, labels)
+            axis.minorticks_off()
+        axis_row[0].set_ylabel(f"{direction}\ntime of a call")
+        axis_row[0].yaxis.set_major_formatter(EngFormatter("s"))
+    for axis, latent in zip(axes[0], latents, strict=True):
+        axis.set_title(f"D = {latent}", loc="left", weight="bold")
+    for axis in axes[-1]:
+        axis.set_xlabel("batch (examples)")
+    canvas.legend(figure, providers(table), height, floor=True)
+    return figure
+
+
+def short(count):
+    """64, 4k, 64k.
+
+    >>> short(64), short(4096)
+    ('64', '4k')
+    """
+    return str(count) if count < 1024 or count % 1024 else f"{count // 1024}k"
+
+
+def bandwidth(table, what, subject):
+    """Share of the measured copy's speed against the bytes that the operation needs."""
+    ops = present(table)
+    rows = math.ceil(len(ops) / 2)
+    height = 1.55 * rows + 1.9
+    title = f"Necessary bytes a second, as a share of a measured copy: {what}"
+    figure, axes = canvas.canvas(rows, 2, height, title, subject, 1.15, sharex=True, sharey=True)
+    figure.subplots_adjust(hspace=0.30, wspace=0.08)
+    for axis, op in zip(axes.flat, ops, strict=False):
+        panel = table[table.op == op]
+        for name in providers(panel):
+            one = panel[panel.provider == name].sort_values("floor_bytes")
+            x, y = one.floor_bytes / 1e6, one.share_of_copy * 100
+            canvas.draw_line(axis, name, x, y, widths=(1, 2), alpha=0.9)
+        axis.axhline(100, color="black", linestyle="--", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_title(op, loc="left", weight="bold")
+    for axis in axes.flat[len(ops) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("bytes that must move (MB)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of copy (%)")
+    canvas.legend(figure, providers(table), height)
+    return figure
+
+
+def peak_memory(table, dtype, subject):
+    """Peak memory of a training step at the largest problem, a row an operation."""
+    size = (table.batch * table.latent).max()
+    table = table[table.batch * table.latent == size]
+    batch, latent = table.batch.iloc[0], table.latent.iloc[0]
+    table = table[table.batch == batch]
+    ops = present(table)
+    height = 0.5 * len(ops) + 1.9
+    title = f"Peak memory on top of the inputs: {DIRECTIONS[0]}, {dtype}, {batch} x {latent}"
+    figure, axes = canvas.canvas(1, 1, height, title, subject, 1.05)
+    axis = axes[0, 0]
+    figure.subplots_adjust(left=0.22, top=1 - 0.6 / height)
+    for i in range(0, len(ops), 2):
+        axis.axhspan(i - 0.5, i + 0.5, color="#f4f4f4", lw=0)
+    axis.grid(visible=False, axis="y")
+    names = providers(table)
+    scale, unit = (2**30, "GiB") if table.peak_bytes.max() > 2**32 else (2**20, "MiB")
+    for name in names:
+        one = table[table.provider == name]
+        spread = (names.index(name) - (len(names) - 1) / 2) * 0.8 / len(names)
+        colour, marker, *_ = PROVIDERS[name]
+        positions = [ops.index(op) - spread for op in one.op]
+        axis.scatter(one.peak_bytes / scale, positions, color=colour, marker=marker, s=34, zorder=3)
+    canvas.labelled_rows(axis, ops)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(f"peak of live allocations ({unit})")
+    canvas.legend(figure, names, height)
+    return figure
+
+
+def overview(speedups, clock, subject):
+    """Every cell's speed-up as a dot, the geometric mean as a bar, an operation a row."""
+    cells = speedups[speedups.direction == DIRECTIONS[0]]
+    ops = present(cells, OWN)
+    dtypes = sorted(cells.dtype.unique(), reverse=True)
+    height = 0.44 * len(ops) + 1.75
+    title = f"Speed-up of fused_elbo: {DIRECTIONS[0]}, {CLOCK_TEXT[clock]}"
+    figure, axes = canvas.canvas(1, 2, height, title, subject, 0.92, sharey=True)
+    figure.subplots_adjust(left=0.22, wspace=0.06)
+    against = {"best": "over the best baseline", "eager": "over eager PyTorch"}
+    colours = {"float32": "#D55E00", "bfloat16": "#0072B2"}
+    for axis, (column, label) in zip(axes[0], against.items(), strict=True):
+        axis.axvline(1, color="black", linewidth=1)
+        for k, dtype in enumerate(dtypes):
+            shift = (k - (len(dtypes) - 1) / 2) * 0.34
+            for i, op in enumerate(ops):
+                values = cells[(cells.op == op) & (cells.dtype == dtype)][column].dropna()
+                if not values.empty:
+                    draw_cells(axis, values, i + shift, colours[dtype])
+        low = math.floor(min(math.log2(cells[column].min()), -1))
+        high = math.ceil(max(math.log2(cells[column].max()), 1))
+        canvas.speedup_axis(axis, (low, high), (2.0**low / 1.1, 2.0**high * 1.1), label)
+    canvas.labelled_rows(axes[0, 0], ops)
+    handles = [Line2D([], [], color=colours[d], lw=3, label=d) for d in dtypes]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.3, 0.02)
+    )
+    text = "dots: one (batch, latent), or (K, batch, latent), each; bars: geometric mean"
+    canvas.note(figure, height, 0.09, text, x=0.98, ha="right")
+    return figure
+
+
+def draw_cells(axis, values, y, colour):
+    """Dots of all cells at the height y, and their mean as a labelled bar."""
+    axis.scatter(values, [y] * len(values), s=9, color=colour, alpha=0.45, lw=0)
+    mean = formats.geometric_mean(values)
+    axis.plot([mean] * 2, [y - 0.16, y + 0.16], color=colour, lw=3)
+    axis.annotate(
+        formats.ratio(mean), (mean, y), xytext=(4, 5), size=7, textcoords="offset points",
+        color=colour, weight="bold",
+    )  # fmt: skip

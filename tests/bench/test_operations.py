@@ -1,0 +1,110 @@
+"""The benchmarks of the operations: their oracle's veto, byte models, sweep."""
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
+
+from bench.harness import measure, oracle, traffic
+from bench.harness.cases import EVENTS, GRIDS, Case
+from bench.harness.operation import TOLERANCE, make_inputs
+from bench.operations.cases import shapes
+from bench.operations.entries import ENTRIES
+
+
+def right_kl(mu, logvar):
+    return ENTRIES["gaussian_kl"].providers["eager"](mu, logvar)
+
+
+def wrong_gradient(mu, logvar):
+    return right_kl(mu, logvar.detach()) + 0 * logvar.sum(-1)
+
+
+def wrong_constant(recon, x):
+    return 0.5 * (recon - x).pow(2).sum(-1)
+
+
+def stale_noise(mu, logvar):
+    eps = torch.randn(mu.shape, generator=torch.Generator().manual_seed(1))
+    return mu + torch.exp(0.5 * logvar) * eps
+
+
+def wrong_scale(mu, logvar):
+    return mu + torch.exp(logvar) * torch.randn_like(mu)
+
+
+def repeated_noise(mu, logvar):
+    return mu + torch.exp(0.5 * logvar) * torch.randn(len(mu), 1).expand_as(mu)
+
+
+@pytest.mark.parametrize(
+    ("op", "function", "message"),
+    [
+        ("gaussian_kl", wrong_gradient, "gradient of logvar"),
+        ("gaussian_nll", wrong_constant, "output rows"),
+        ("gaussian_rsample", stale_noise, "same sample"),
+        ("gaussian_rsample", wrong_scale, "variance"),
+        ("gaussian_rsample", repeated_noise, "noise"),
+    ],
+)
+def test_oracle_finds(op, function, message):
+    case = Case(op, "eager", 128, 64, "float32", "forward+backward")
+    with pytest.raises(oracle.WrongResultError, match=message):
+        measure.Prepared(ENTRIES[op], case, "cpu", function)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", ENTRIES)
+def test_oracle_accepts_every_uncompiled_provider(op, dtype):
+    for provider in ENTRIES[op].provider_names("cpu"):
+        if provider == "compile":
+            continue
+        case = Case(op, provider, 32, 1024, dtype, "forward+backward")
+        assert measure.Prepared(ENTRIES[op], case, "cpu").error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("op", "forward", "backward"),
+    [
+        ("rsample_kl", 12, 20),
+        ("gaussian_kl", 8, 16),
+        ("gaussian_nll", 8, 12),
+        ("gaussian_nll_learned", 12, 20),
+        ("bernoulli_nll", 8, 12),
+    ],
+)
+def test_byte_models_are_the_speed_contract(op, forward, backward):
+    assert ENTRIES[op].floor.element_bytes("forward") == forward
+    assert ENTRIES[op].floor.element_bytes("forward+backward") == forward + backward
+    assert (
+        ENTRIES[op].floor.element_bytes("forward+backward", "bfloat16") == (forward + backward) / 2
+    )
+
+
+def test_step_takes_the_likelihoods_gradient_in_forward():
+    """12 bytes a pixel in all, and sample + KL as ever."""
+    case = Case("elbo_step", "eager", 10, 5, "float32", "forward+backward")
+    assert ENTRIES["elbo_step"].floor(case) == 10 * (12 * EVENTS + 32 * 5)
+
+
+def test_floor_is_the_size_of_the_tensors():
+    """The floors against the tensors that the operations really have."""
+    plain = {op: o for op, o in ENTRIES.items() if isinstance(o.floor, traffic.Floor)}
+    assert set(ENTRIES) - set(plain) == {"elbo_step"}
+    for op, operation in plain.items():
+        case = Case(op, "eager", 6, 10, "float32", "forward")
+        tensors = make_inputs(operation, case, "cpu", 0)
+        outputs = oracle.as_tuple(operation.providers["eager"](*tensors))
+        assert operation.floor(case) == sum(t.nbytes for t in [*tensors, *outputs])
+
+
+def test_sweep_spans_its_grid_from_the_start():
+    grid = GRIDS["cuda", "full"]
+    swept = shapes(grid)
+    assert len(set(swept)) == len(grid.batches) * len(grid.latents)
+    corners = {(b, d) for b in (64, 65536) for d in (8, 1024)}
+    assert set(swept[:4]) == corners
+    assert swept[0] == (65536, 1024)

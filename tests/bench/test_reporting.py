@@ -1,0 +1,116 @@
+"""Speed-ups, charts and pages from made-up runs: of one run each, redrawn alike, without torch."""
+
+import json
+
+import pytest
+
+pytest.importorskip("pytest_benchmark")
+pytest.importorskip("matplotlib")
+pytest.importorskip("pandas")
+pytest.importorskip("rich")
+
+from helpers import fake_runs
+
+from bench import plot, suites
+from bench.harness import runs
+from bench.reporting import pages
+from bench.reporting.results import Device, present
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results of two made-up runs: all providers, then fused_elbo alone."""
+    everyone = {"eager": 4e-6, "compile": 1.5e-6, "compile-max": 1e-6, "fused_elbo": 2e-6}
+    for day, seconds in ((1, everyone), (2, {"fused_elbo": 1e-9})):
+        fake_runs.write(tmp_path / "results", day, fake_runs.of_operations(day, seconds))
+    return tmp_path / "results"
+
+
+def test_speedups_are_against_the_best_and_within_one_run(folder):
+    speedups = Device(folder / "made-up").all_speedups
+    assert set(speedups.rival) == {"compile-max"}
+    assert speedups.best.tolist() == pytest.approx([0.5] * len(speedups))
+    assert speedups.eager.tolist() == pytest.approx([2.0] * len(speedups))
+    assert speedups.beyond_noise.all()
+
+
+def test_plots_are_the_same_twice_and_need_no_torch(folder, tmp_path):
+    shown, files = fake_runs.redraw_twice(folder, tmp_path / "twin")
+    assert all("0.50\u00d7" in text for text in shown)
+    assert sum(p.suffix == ".png" for p in files) == 12
+    text = (folder / "made-up" / "README.md").read_text()
+    assert "In 48 of 48 cells" in text  # behind compile-max on all three clocks
+
+
+def test_readme_table_goes_between_its_markers(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers\n")
+    pages.fill(tmp_path, folder, suites.PAGES)
+    assert readme.read_text() == "no markers\n"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    pages.fill(tmp_path, folder, suites.PAGES)
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "[Made Up](results/made-up/README.md)" in text
+
+
+def test_pages_are_filled_wherever_they_have_markers(folder, tmp_path):
+    """Links are of the page; a marker of no section, and one without its end, stay as they are."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    unknown = "<!-- other:begin -->\nkept\n<!-- other:end -->\n"
+    (docs / "a.md").write_text(f"{BEGIN}\n{END}\n{unknown}<!-- quality:begin -->\n")
+    (docs / "b.md").write_text("<!-- drop-ins:begin -->\nold\n<!-- drop-ins:end -->\n")
+    pages.fill(tmp_path, folder, suites.PAGES)
+    first = (docs / "a.md").read_text()
+    assert "[Made Up](../results/made-up/README.md)" in first
+    assert first.endswith(f"{END}\n{unknown}<!-- quality:begin -->\n")
+    assert "old" not in (docs / "b.md").read_text()
+    assert pages.NONE in (docs / "b.md").read_text()
+
+
+def test_other_folders_of_results_leave_the_pages_alone(folder, tmp_path):
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    (root / "README.md").write_text(f"{BEGIN}\nold\n{END}\n")
+    pages.fill(root, folder, suites.PAGES)
+    assert "old" in (root / "README.md").read_text()
+
+
+def test_new_operation_is_reported_without_an_edit(tmp_path):
+    """Charts and tables take operations, their order and their suite from the rows alone."""
+    output = fake_runs.of_operations(1, {"eager": 4e-6, "fused_elbo": 2e-6})
+    later = json.loads(json.dumps(output))
+    for benchmark in later["benchmarks"]:
+        benchmark["extra_info"]["op"] = "a_new_" + benchmark["extra_info"]["op"]
+    for day, run in ((1, output), (2, later)):
+        folder = fake_runs.write(tmp_path, day, run)
+    plot.main(["--results", str(tmp_path)])
+    device = Device(folder)
+    ops = ["gaussian_kl", "elbo_step", "a_new_gaussian_kl", "a_new_elbo_step"]
+    assert present(device.right) == present(device.speedups) == ops
+    assert "| `a_new_elbo_step` | forward |" in (folder / "README.md").read_text()
+    assert (folder / "plots" / "time-a_new_elbo_step-float32.png").exists()
+
+
+def test_rows_from_before_suites_are_read_as_they_were():
+    """They say no suite: by the operation's name. And the oldest no K: one sample everywhere."""
+
+    def old(op, **more):
+        info = {"op": op, "provider": "eager", "batch": 64, "latent": 32, "dtype": "float32"}
+        return info | {"direction": "forward+backward"} | more
+
+    assert runs.case_of(old("gaussian_kl")).suite == "operations"
+    assert runs.case_of(old("gaussian_kl")).samples == 1
+    assert runs.identity(old("gaussian_kl")) == "gaussian_kl-eager-64-32-float32-forward+backward"
+    step = old("iwae_step", samples=8)
+    assert runs.identity(step) == "iwae_step-eager-K8-64-32-float32-forward+backward"
+    pyro = old("pyro_step", samples=1)
+    assert runs.identity(pyro) == "drop_in-pyro_step-eager-64-32-float32-forward+backward"
+    assert runs.identity(old("iwae_step", suite="operations")) == (
+        "iwae_step-eager-64-32-float32-forward+backward"
+    )
