@@ -27,8 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fused_elbo.kernels.launch import PTX
-from fused_elbo.kernels.noise import normal_tile
+from fused_elbo.kernels.triton.launch import PTX
+from fused_elbo.kernels.triton.noise import normal_tile
 
 from .drop_ins.cases import sweep as drop_in_sweep
 from .drop_ins.entries import ENTRIES as DROP_INS

@@ -35,10 +35,10 @@ ARROWS = {
     "kernels": [],
     "kernels/triton": ["kernels"],  # of which rows.py alone
     "bench/harness": HOUSE,
-    "bench/reporting": [],
+    "bench/reporting": ["bench/harness"],
     "bench/operations": COMMON,
     "bench/samples": [*COMMON, "bench/operations"],
-    "bench/drop_ins": [*COMMON, "bench/operations"],
+    "bench/drop_ins": [*COMMON, "bench/operations", "bench/samples"],
     "bench/quality": COMMON,
     "bench/static": COMMON,
     "examples": ["api", "estimators"],

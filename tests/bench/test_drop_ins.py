@@ -11,8 +11,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from helpers import fake_runs
-
 from bench import plot, table
 from bench.drop_ins import tables
 from bench.drop_ins.cases import case_of as drop_in_case
@@ -27,6 +25,7 @@ from bench.operations.tables import project
 from bench.reporting.formats import DASH, TIMES
 from bench.reporting.results import Device
 from bench.samples.entries import DECODER
+from helpers import fake_runs
 
 ORIGINALS = {op: operation.providers["eager"] for op, operation in ENTRIES.items()}
 

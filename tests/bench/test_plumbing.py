@@ -1,6 +1,5 @@
-"""pytest's options for the benchmarks, the veto before any timing, and where imports may point."""
+"""pytest's options for the benchmarks, and the veto before any timing."""
 
-import ast
 import json
 import os
 import subprocess
@@ -13,14 +12,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from helpers.fake_runs import ROOT
-
 from bench.harness import functions, measure
 from bench.harness.cases import Case
 from bench.operations.entries import ENTRIES
+from helpers.fake_runs import ROOT
 
 ONE = "gaussian_kl-eager-64-8-float32-forward"
-BENCH = ROOT / "bench"
 
 
 def run(*arguments, path=""):
@@ -112,58 +109,3 @@ def test_wrong_provider_gets_a_report(monkeypatch, provider, outcome):
     with pytest.raises(outcome, match="wrong, not timed"):
         measure.prepare(ENTRIES[case.op], case, benchmark, run)
     assert run.not_timed[0]["status"] == "wrong"
-
-
-# An own module is imported at the top, from the same folder or one that stands before it.
-ORDER = ["harness", "reporting", "operations", "samples", "drop_ins", "quality", ""]
-FILES = sorted(
-    path
-    for path in BENCH.rglob("*.py")
-    if path.name not in ("static_report.py", "static_gates.py", "machine_code.py")
-    and path.parent.name != "static"
-)
-
-
-def own_imports(path, tree):
-    """(folder, node) of each import of a module of bench/."""
-    here = path.relative_to(BENCH).parent.parts
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = here[: len(here) - node.level + 1]
-            inner = (node.module or "").split(".")[0]
-            names = [inner] if inner else [alias.name for alias in node.names]
-            for name in names:
-                yield (base or ((name,) if (BENCH / name).is_dir() else ("",)))[0], node
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            module = getattr(node, "module", None)
-            names = [module] if module else [alias.name for alias in node.names]
-            assert not any(n.split(".")[0] == "bench" for n in names), "relative within bench/"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(BENCH)))
-def test_imports_point_one_way_and_stand_at_the_top(path):
-    folder = (*path.relative_to(BENCH).parent.parts, "")[0]
-    tree = ast.parse(path.read_text())
-    for target, node in own_imports(path, tree):
-        assert node in tree.body, f"line {node.lineno}: inside a function"
-        assert ORDER.index(target) <= ORDER.index(folder), f"line {node.lineno}: against the arrows"
-
-
-def imported_by(path):
-    """The files of its own folder that a module imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            for name in [node.module] if node.module else [alias.name for alias in node.names]:
-                if (path.parent / f"{name}.py").is_file():
-                    yield path.parent / f"{name}.py"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(BENCH)))
-def test_no_circle_of_imports(path):
-    seen, pending = set(), list(imported_by(path))
-    while pending:
-        other = pending.pop()
-        if other not in seen:
-            seen.add(other)
-            pending += imported_by(other)
-    assert path not in seen

@@ -11,13 +11,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from helpers import exact_bounds, fake_runs
-
 from bench.harness import runs
 from bench.quality import cases, exact, measure, results, tables
 from bench.quality.entries import ENTRIES
 from bench.reporting.results import Device
 from fused_elbo.estimators import bounds
+from helpers import exact_bounds, fake_runs
 
 GRID = cases.GRIDS["smoke"]
 

@@ -9,12 +9,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from helpers import fake_runs
-
 from bench import plot, suites
 from bench.harness import runs
 from bench.reporting import pages
 from bench.reporting.results import Device, present
+from helpers import fake_runs
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 

@@ -12,8 +12,6 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from helpers import fake_runs
-
 from bench import gpu_session
 from bench.harness import functions, measure, memory, oracle, runs
 from bench.harness.cases import EVENTS, GRIDS, case_id
@@ -24,6 +22,7 @@ from bench.operations.entries import eager_bernoulli_nll
 from bench.reporting.results import Device
 from bench.samples import cases, entries, largest, results, tables
 from bench.samples.entries import ENTRIES
+from helpers import fake_runs
 
 OURS = "fused_elbo"
 

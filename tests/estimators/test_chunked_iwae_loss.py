@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.memory import cpu_peak
+from bench.harness.memory import cpu_peak
 from fused_elbo import chunked_iwae_loss, iwae_loss
 from fused_elbo.estimators import dispatch, noise
 from helpers.samples import IMPLS, at_seed, normal, q_and_prior

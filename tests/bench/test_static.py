@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench import static_gates
-from bench.machine_code import instructions
+from bench.static import gates
+from bench.static.machine_code import instructions
 
-COMMITTED = Path(__file__).parents[1] / "results" / "static" / "sm_90.json"
+COMMITTED = Path(__file__).parents[2] / "results" / "static" / "sm_90.json"
 ROW = {
     "kernel": "rsample_kl forward",
     "dtype": "float32",
@@ -26,7 +26,7 @@ GATES = {"rsample_kl forward | float32 | 64": 55.0}
 
 
 def test_a_row_within_its_gates_passes():
-    assert static_gates.check([ROW], GATES) == []
+    assert gates.check([ROW], GATES) == []
 
 
 @pytest.mark.parametrize(
@@ -41,22 +41,20 @@ def test_a_row_within_its_gates_passes():
     ],
 )
 def test_each_fault_is_named(change, message):
-    (problem,) = static_gates.check([ROW | change], GATES)
+    (problem,) = gates.check([ROW | change], GATES)
     assert message in problem
 
 
 def test_a_ceiling_holds_whatever_the_gate_says():
     row = ROW | {"instructions_per_element": 71.0}
-    (problem,) = static_gates.check([row], {"rsample_kl forward | float32 | 64": 100.0})
+    (problem,) = gates.check([row], {"rsample_kl forward | float32 | 64": 100.0})
     assert "the gate is 70" in problem
 
 
 def test_committed_report_is_within_the_committed_gates():
     rows = json.loads(COMMITTED.read_text())["kernels"]
-    assert len(rows) == len(static_gates.load()) + sum(
-        row["contract_bytes"] is None for row in rows
-    )
-    assert static_gates.check(rows, static_gates.load()) == []
+    assert len(rows) == len(gates.load()) + sum(row["contract_bytes"] is None for row in rows)
+    assert gates.check(rows, gates.load()) == []
 
 
 def test_instructions_are_counted_up_to_the_last_exit():
