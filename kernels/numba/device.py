@@ -1,0 +1,121 @@
+"""Elementary functions and what the families share of q and its prior.
+
+In float32 polynomials, for a call to libm keeps a loop scalar; in float64 libm. Numba makes
+float64 of float32 times 0.5: constants are cast to the type of what they meet.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from .compiler import OPTIONS, bits_of_float, elementwise, float_of_bits, inline, polynomial
+from .memory import load, present
+
+# exp r = 1 + r + r^2 EXP(r) for |r| <= log(2) / 2, with relative error 3e-9
+EXP = polynomial(
+    0.4999999403953552, 0.16666515171527863, 0.04166845604777336, 0.008369418792426586,
+    0.0013813144760206342,
+)  # fmt: skip
+# expm1(x) - x = x^2 EXPM1(x) for |x| < 1/2, with relative error 3e-8; in float64 Taylor's series
+EXPM1 = polynomial(0.5, 0.16666667, 0.041665791, 0.0083332361, 0.0013982186, 0.00019944874)
+EXPM1_TAYLOR = polynomial(*(1 / math.factorial(n) for n in range(2, 20)))
+
+
+def exp(x):
+    raise NotImplementedError
+
+
+@overload(exp)
+def _(x):
+    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: math.exp(x))
+
+
+@inline
+def exp32(x):
+    """To about one ulp, subnormal results too: 2**n is multiplied in two halves."""
+    x = np.float32(89.0) if x > np.float32(89.0) else x
+    x = np.float32(-104.0) if x < np.float32(-104.0) else x
+    # Adding 1.5 * 2**23 leaves the nearest integer in the lowest bits.
+    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    series = np.float32(1.0) + (r + r * r * EXP(r))
+    exponent = np.int32(bits_of_float(shifted) - 0x4B400000)
+    half = np.int32(exponent >> 1)
+    return series * power_of_two(half) * power_of_two(exponent - half)
+
+
+@inline
+def power_of_two(n):
+    return float_of_bits((n + 127) << 23)
+
+
+def expm1_series(x):
+    raise NotImplementedError
+
+
+@overload(expm1_series)
+def _(x):
+    return (lambda x: EXPM1(x)) if x == types.float32 else (lambda x: EXPM1_TAYLOR(x))
+
+
+@inline
+def expm1_minus_x(x, exp_x):
+    """exp(x) - 1 - x from x and exp(x): never negative, and accurate near zero."""
+    real = type(x)
+    return x * x * expm1_series(x) if abs(x) < real(0.5) else (exp_x - real(1.0)) - x
+
+
+@inline
+def expm1(x, exp_x):
+    """exp(x) - 1 from x and exp(x), accurate near zero."""
+    real = type(x)
+    return x + expm1_minus_x(x, exp_x) if abs(x) < real(0.5) else exp_x - real(1.0)
+
+
+@elementwise
+def fill(values, value):
+    for i in range(values.size):
+        values[i] = value
+
+
+@elementwise
+def exp_scaled(x, scale, result):
+    """exp(scale x)."""
+    real = result.dtype.type
+    for i in range(result.size):
+        result[i] = exp(real(scale) * x[i])
+
+
+@elementwise
+def to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ratio, root):
+    real = ratio.dtype.type
+    for i in range(ratio.size):
+        inverse = exp(real(-0.5) * prior_logvar[i])
+        distance[i] = (mu[i] - prior_mu[i]) * inverse
+        logvar_ratio[i] = logvar[i] - prior_logvar[i]
+        # Not exp(logvar_ratio / 2), which would blow up the rounding error of that difference.
+        ratio[i] = std[i] * inverse
+        root[i] = inverse
+
+
+@njit(**OPTIONS)
+def in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
+    """(std, mean distance, log variance ratio, std ratio, 1 / prior std) of q.
+
+    No prior is the standard one. The root of the precision, not the precision: its square may
+    overflow where products with it do not.
+    """
+    size = mu.size
+    std, root = scratch[0][:size], scratch[1][:size]
+    exp_scaled(logvar, 0.5, std)
+    if not present(prior_mu_ptr):
+        fill(root, 1.0)
+        return std, mu, logvar, std, root
+    distance, logvar_ratio, ratio = scratch[2][:size], scratch[3][:size], scratch[4][:size]
+    prior_mu = load(prior_mu_ptr, tile, scratch[5])
+    prior_logvar = load(prior_logvar_ptr, tile, scratch[6])
+    to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ratio, root)
+    return std, distance, logvar_ratio, ratio, root
