@@ -18,6 +18,22 @@ EXP = polynomial(
     0.4999999403953552, 0.16666515171527863, 0.04166845604777336, 0.008369418792426586,
     0.0013813144760206342,
 )  # fmt: skip
+# log(1 + f) = f - f^2 / 2 + f^3 LOG(f) for sqrt(1/2) <= 1 + f <= sqrt(2), with relative error 3e-8
+LOG = polynomial(
+    0.3333390951156616, -0.2500133812427521, 0.19963063299655914, -0.1657758504152298,
+    0.14914768934249878, -0.14267486333847046, 0.08700430393218994,
+)  # fmt: skip
+# log(1 + x) = x + x^2 LOG1P(x) for 0 <= x <= 1, with relative error 5e-9
+LOG1P = polynomial(
+    -0.4999993145465851, 0.33330512046813965, -0.24958586692810059, 0.19695399701595306,
+    -0.15355394780635834, 0.10680553317070007, -0.0576644204556942, 0.02020457200706005,
+    -0.003318469738587737,
+)  # fmt: skip
+# log(1 - x) = -x - x^2 LOG1M(x) for 0 <= x <= 1/2, with relative error 2e-8
+LOG1M = polynomial(
+    0.49999523162841797, 0.33363211154937744, 0.2436826080083847, 0.2636909484863281,
+    -0.18095238506793976, 1.2087141275405884, -1.639589786529541, 1.4145476818084717,
+)  # fmt: skip
 # expm1(x) - x = x^2 EXPM1(x) for |x| < 1/2, with relative error 3e-8; in float64 Taylor's series
 EXPM1 = polynomial(0.5, 0.16666667, 0.041665791, 0.0083332361, 0.0013982186, 0.00019944874)
 EXPM1_TAYLOR = polynomial(*(1 / math.factorial(n) for n in range(2, 20)))
@@ -73,6 +89,62 @@ def expm1(x, exp_x):
     """exp(x) - 1 from x and exp(x), accurate near zero."""
     real = type(x)
     return x + expm1_minus_x(x, exp_x) if abs(x) < real(0.5) else exp_x - real(1.0)
+
+
+def log(x):
+    raise NotImplementedError
+
+
+@overload(log)
+def _(x):
+    return (lambda x: log32(x)) if x == types.float32 else (lambda x: math.log(x))
+
+
+@inline
+def log_of_normal(x):
+    """Of a positive float32 that is neither subnormal nor infinite."""
+    # x = 2**exponent (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2)
+    bits = bits_of_float(x)
+    exponent = np.int32(np.int32(bits - 0x3F3504F3) >> 23)
+    f = float_of_bits(np.int32(bits - np.int32(exponent << 23))) - np.float32(1.0)
+    square = f * f
+    series = f * square * LOG(f) - np.float32(0.5) * square + f
+    return series + np.float32(exponent) * np.float32(math.log(2))
+
+
+@inline
+def log32(x):
+    subnormal = x < np.float32(2.0**-126)
+    result = log_of_normal(x * np.float32(2.0**24) if subnormal else x)
+    result = result - np.float32(24 * math.log(2)) if subnormal else result
+    result = np.float32(-np.inf) if x == np.float32(0.0) else result
+    # inf and NaN come out as they are, and NaN for what is negative
+    result = x if not x < np.float32(np.inf) else result
+    return np.float32(np.nan) if x < np.float32(0.0) else result
+
+
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1, accurate near zero."""
+    raise NotImplementedError
+
+
+@overload(log1p_unit)
+def _(x):
+    if x == types.float32:
+        return lambda x: x + x * x * LOG1P(x)
+    return lambda x: math.log1p(x)
+
+
+def log1m_half(x):
+    """log(1 - x) for 0 <= x <= 1/2, accurate near zero."""
+    raise NotImplementedError
+
+
+@overload(log1m_half)
+def _(x):
+    if x == types.float32:
+        return lambda x: -x - x * x * LOG1M(x)
+    return lambda x: math.log1p(-x)
 
 
 @elementwise

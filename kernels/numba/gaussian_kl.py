@@ -10,7 +10,7 @@ import torch
 from .compiler import elementwise, kernel
 from .device import expm1, expm1_minus_x, in_units_of_prior
 from .launch import accumulator, empty_like, launch
-from .memory import BLOCK, add_rows, load, operand, present, row_operand, store, target, tiles
+from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles
 
 
 @elementwise
@@ -78,7 +78,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     kl = torch.empty(mu.shape[0], dtype=acc)
-    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, inputs), row_operand(kl))
+    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, inputs), operand(kl))
     return kl
 
 
@@ -91,7 +91,7 @@ def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
         accumulator(*inputs),
         *mu.shape,
         *map(operand, inputs),
-        row_operand(dkl),
+        operand(dkl),
         *map(operand, gradients),
     )
     return [g for g in gradients if g is not None]

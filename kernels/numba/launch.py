@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from .compiler import LANES
 from .memory import BLOCK, rows_of_tile
 
-BUFFERS = 14  # of BLOCK elements, for a kernel to work in
+BUFFERS = 18  # of BLOCK elements, for a kernel to work in
 # Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
 # and uses some 20,000 normals.
 PARALLEL = 65_536
@@ -23,6 +24,17 @@ def accumulator(*tensors):
 def empty_like(tensor, wanted=True):
     """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
     return torch.empty(tensor.shape, dtype=tensor.dtype) if wanted else None
+
+
+def samples_of(recon, x, needs_dx):
+    """(samples, x): how many of ``recon`` [samples * rows, cols] go with one x [rows, cols].
+
+    A single row of x is handed back as long as recon, and one sample, unless its gradient is
+    wanted: a sum over all samples, which one thread makes.
+    """
+    if x.shape[0] == 1 and not needs_dx:
+        return 1, x.expand(recon.shape)
+    return recon.shape[0] // x.shape[0] if x.shape[0] else 1, x
 
 
 class Pool:
@@ -55,7 +67,7 @@ def launch(kernel, acc, rows, cols, *arguments, samples=1):
     dtype = np.float64 if acc == torch.float64 else np.float32
 
     def work(ranges):
-        scratch = np.empty((BUFFERS, BLOCK), dtype)
+        scratch = np.empty((BUFFERS, BLOCK + LANES), dtype)
         for lo in ranges:
             kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
 

@@ -11,7 +11,16 @@ import torch
 from numba import carray, njit
 from numba.extending import overload
 
-from .compiler import OPTIONS, bits_of_float, float_of_bits, inline, pointer
+from .compiler import (
+    LANES,
+    OPTIONS,
+    bits_of_float,
+    float_of_bits,
+    inline,
+    pointer,
+    prefetch,
+    store_lanes,
+)
 
 BLOCK = 1024  # elements of a tile: ten float32 buffers of them fit into 48 KiB of L1
 FLOAT32, FLOAT64, BFLOAT16 = range(3)
@@ -27,17 +36,21 @@ CODES = Codes({torch.float32: FLOAT32, torch.float64: FLOAT64, torch.bfloat16: B
 
 
 def operand(tensor):
-    """(address, row stride, column stride, dtype) of a tensor [rows, cols], or of None."""
+    """(address, row stride, column stride, dtype) of a tensor, or of None.
+
+    Of one with a number a row, [rows], all columns lie in one place; of a single number all do.
+    """
     if tensor is None:
         return ABSENT
-    return tensor.data_ptr(), *tensor.stride(), CODES[tensor.dtype]
+    row_stride, col_stride, *_ = *tensor.stride(), 0, 0
+    return tensor.data_ptr(), row_stride, col_stride, CODES[tensor.dtype]
 
 
-def row_operand(tensor):
-    """The same of one number a row, [rows]: its columns all lie in one place."""
-    if tensor is None:
-        return ABSENT
-    return tensor.data_ptr(), *tensor.stride(), 0, CODES[tensor.dtype]
+@inline
+def sample_of(tile, sample, rows):
+    """The same tile of another sample, of operands [samples * rows, cols]."""
+    row, count, col, width = tile
+    return row + sample * rows, count, col, width
 
 
 @njit
@@ -95,6 +108,20 @@ def narrow(value):
 
 
 @njit(**OPTIONS)
+def spread(source, tile, stride, buffer):
+    """One number a row, sixteen columns at once and over the end of the row, for rows may be short.
+
+    A plain loop takes 0.9 ns an element where they have 16 columns, and this 0.05.
+    """
+    real = buffer.dtype.type
+    _, count, _, width = tile
+    for line in range(count):
+        value = real(widen(source[line * stride]))
+        for start in range(line * width, (line + 1) * width, LANES):
+            store_lanes(buffer, start, value)
+
+
+@njit(**OPTIONS)
 def gather(source, tile, row_stride, col_stride, buffer):
     real = buffer.dtype.type
     _, count, _, width = tile
@@ -104,13 +131,28 @@ def gather(source, tile, row_stride, col_stride, buffer):
         if col_stride == 1:
             for i in range(width):
                 out[i] = real(widen(values[i]))
-        elif col_stride == 0:
-            value = real(widen(values[0]))
-            for i in range(width):
-                out[i] = value
         else:
             for i in range(width):
                 out[i] = real(widen(values[i * col_stride]))
+
+
+@njit(**OPTIONS)
+def copy(source, tile, row_stride, col_stride, buffer):
+    if col_stride == 0:
+        spread(source, tile, row_stride, buffer)
+    else:
+        gather(source, tile, row_stride, col_stride, buffer)
+
+
+@njit(**OPTIONS)
+def in_place(address, start, size, buffer):
+    """A tile where it lies, asking for the next: to the processor each tile is a new page, and
+    without that rsample_kl takes 1.6 times as long once its tensors leave the cache.
+    """
+    here, size_in_bytes = address + buffer.itemsize * start, buffer.itemsize * size
+    for line in range(here + size_in_bytes, here + 2 * size_in_bytes, 64):
+        prefetch(line)
+    return carray(pointer(here), size, buffer.dtype)
 
 
 @njit(**OPTIONS)
@@ -121,17 +163,17 @@ def load(operand, tile, buffer):
     start = start_of(operand, tile)
     in_line = (col_stride == 1 or width == 1) and (row_stride == width or count == 1)
     if in_line and is_own(code, buffer):
-        return carray(pointer(address + buffer.itemsize * start), count * width, buffer.dtype)
+        return in_place(address, start, count * width, buffer)
     extent = (count - 1) * row_stride + (width - 1) * col_stride + 1
     if code == FLOAT32:
         single = carray(pointer(address + 4 * start), extent, np.float32)
-        gather(single, tile, row_stride, col_stride, buffer)
+        copy(single, tile, row_stride, col_stride, buffer)
     elif code == FLOAT64:
         double = carray(pointer(address + 8 * start), extent, np.float64)
-        gather(double, tile, row_stride, col_stride, buffer)
+        copy(double, tile, row_stride, col_stride, buffer)
     else:
         half = carray(pointer(address + 2 * start), extent, np.uint16)
-        gather(half, tile, row_stride, col_stride, buffer)
+        copy(half, tile, row_stride, col_stride, buffer)
     return buffer[: count * width]
 
 
@@ -141,8 +183,7 @@ def target(operand, tile, buffer):
     address, _, _, code = operand
     _, count, _, width = tile
     if present(operand) and is_own(code, buffer):
-        start = start_of(operand, tile)
-        return carray(pointer(address + buffer.itemsize * start), count * width, buffer.dtype)
+        return in_place(address, start_of(operand, tile), count * width, buffer)
     return buffer[: count * width]
 
 
@@ -164,19 +205,25 @@ def store(operand, tile, values):
 
 
 @njit(error_model="numpy", fastmath={"contract", "reassoc"})
+def lane_sum(values):
+    """The sum of a tile or less, in 64 lanes, and so as accurate as torch's pairwise one."""
+    total = values.dtype.type(0.0)
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+@njit(**OPTIONS)
 def add_rows(values, tile, cols, factor, partial, operand):
     """Write ``factor`` times the sum of each row of ``values`` to an output [rows].
 
-    A tile is summed in its own dtype, in 64 lanes; the tiles of a long row in float64.
+    The tiles of a long row are added in float64, in ``partial``.
     """
     address, _, _, _ = operand
     row, count, col, width = tile
     sums = carray(pointer(address), row + count, values.dtype)
     for line in range(count):
-        terms = values[line * width : (line + 1) * width]
-        total = values.dtype.type(0.0)
-        for i in range(width):
-            total += terms[i]
+        total = np.float64(lane_sum(values[line * width : (line + 1) * width]))
         partial[line] = total if col == 0 else partial[line] + total
         if col + width == cols:
             sums[row + line] = values.dtype.type(factor * partial[line])

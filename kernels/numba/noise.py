@@ -14,15 +14,11 @@ import numpy as np
 from numba import njit
 
 from .compiler import OPTIONS, bits_of_float, elementwise, float_of_bits, inline, polynomial
+from .device import log_of_normal
 from .memory import BLOCK
 
 CALLS = BLOCK // 4  # of Philox, for a tile
 HALF_TURN = np.float32(math.pi * 2.0**-31)
-# log(1 + f) = f - f^2 / 2 + f^3 LOG(f) for sqrt(1/2) <= 1 + f <= sqrt(2), with relative error 3e-8
-LOG = polynomial(
-    0.3333390951156616, -0.2500133812427521, 0.19963063299655914, -0.1657758504152298,
-    0.14914768934249878, -0.14267486333847046, 0.08700430393218994,
-)  # fmt: skip
 # sin r = r + r^3 SIN(r^2) and cos r = 1 + r^2 COS(r^2) for |r| <= pi / 4, to 4e-9 and 3e-8.
 SIN = polynomial(-0.16666655242443085, 0.008332177996635437, -0.00019517267355695367)
 COS = polynomial(-0.49999895691871643, 0.04165629297494888, -0.0013597793877124786)
@@ -59,13 +55,7 @@ def draw_words(seed, sample, row, count, group, groups, a, b, c, d):
 def radius(word):
     """sqrt(-2 log u), u = (word + 1) / 2**32 > 0."""
     u = np.float32(word) * np.float32(2.0**-32) + np.float32(2.0**-32)
-    # u = 2**exponent (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2)
-    bits = bits_of_float(u)
-    exponent = np.int32(np.int32(bits - 0x3F3504F3) >> 23)
-    f = float_of_bits(np.int32(bits - np.int32(exponent << 23))) - np.float32(1.0)
-    square = f * f
-    log = f * square * LOG(f) - np.float32(0.5) * square + f
-    return np.sqrt(np.float32(-2.0) * (log + np.float32(exponent) * np.float32(math.log(2))))
+    return np.sqrt(np.float32(-2.0) * log_of_normal(u))
 
 
 @inline
