@@ -79,8 +79,8 @@ def divide(weights, total):
 
 @kernel
 def importance_weights_kernel(
-    lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, bound_ptr, weights_ptr,
-    ess_ptr, log_weights_ptr,
+    lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
+    log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
     sums = np.empty((4, BLOCK))
     for tile in tiles(lo, hi, cols):
@@ -127,6 +127,9 @@ def importance_weights(log_ratio, nll, alpha):
     weights = torch.empty((samples, rows), dtype=acc)
     bound, ess = weights.new_empty(rows), weights.new_empty(rows)
     log_weights = None if nll is None else torch.empty_like(weights)
+    matrices = [
+        None if t is None else t.reshape(-1) for t in (log_ratio, nll, weights, log_weights)
+    ]
     launch(
         importance_weights_kernel,
         acc,
@@ -135,12 +138,7 @@ def importance_weights(log_ratio, nll, alpha):
         rows,
         samples,
         1.0 - alpha,
-        operand(log_ratio.reshape(-1)),
-        operand(None if nll is None else nll.reshape(-1)),
-        operand(bound),
-        operand(weights.view(-1)),
-        operand(ess),
-        operand(None if nll is None else log_weights.view(-1)),
+        *map(operand, (*matrices, bound, ess)),
         samples=samples,
     )
     return [bound, weights, ess] + ([] if nll is None else [log_weights])

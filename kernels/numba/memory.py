@@ -39,6 +39,7 @@ def operand(tensor):
     """(address, row stride, column stride, dtype) of a tensor, or of None.
 
     Of one with a number a row, [rows], all columns lie in one place; of a single number all do.
+    An address keeps nothing alive: that is up to who calls.
     """
     if tensor is None:
         return ABSENT

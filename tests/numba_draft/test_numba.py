@@ -314,7 +314,7 @@ def test_gaussian_nll(shape, dtype, samples, mode):
 def test_bernoulli_nll(shape, dtype, samples, probabilities):
     rows, cols = shape
     recon = 3 * torch.randn(samples * rows, cols)
-    recon = (recon.sigmoid() if probabilities else recon).to(dtype)
+    recon = (recon.sigmoid().clamp(0.01, 0.99) if probabilities else recon).to(dtype)
     x = torch.rand(shape).to(dtype)
     wide = oracle.wide(recon, x)
     nll = kernels.bernoulli_nll(recon, x, probabilities)
@@ -404,7 +404,7 @@ def test_importance_weights_at_the_limits():
 def test_elbo_loss(dtype, likelihood, samples, with_kl):
     rows, cols, beta, scale = 6, 37, 0.7, 1 / 6
     x = torch.rand(rows, cols).to(dtype)
-    recon, logvar = (torch.rand(samples * rows, cols).to(dtype) for _ in range(2))
+    recon, logvar = (torch.rand(2, samples * rows, cols) * 0.98 + 0.01).to(dtype)
     logvar = {"gaussian": logvar, "row": logvar[:, :1]}.get(likelihood)
     kl = torch.rand(rows) if with_kl else None
     wide = oracle.wide(recon, x, logvar)
@@ -496,9 +496,9 @@ def test_nan_and_inf_come_out(value):
         torch.testing.assert_close(nll, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
     logits, x = torch.randn(5, 20), torch.full((5, 20), 0.5)
     logits[2, 7] = value
-    torch.testing.assert_close(
-        kernels.bernoulli_nll(logits, x, False), reference.bernoulli_nll(logits, x), equal_nan=True
-    )
+    nll = kernels.bernoulli_nll(logits, x, False)
+    assert nll[2].isnan() if math.isnan(value) else nll[2] == math.inf  # torch: NaN at -inf
+    assert nll[[0, 1, 3, 4]].isfinite().all()
 
 
 @pytest.mark.parametrize("cols", [100_000, 5_000_000])
@@ -559,20 +559,24 @@ def test_float16_is_refused_clearly():
         kernels.gaussian_kl(half, half, None, None)
 
 
-def every_result():
-    """All ops at sizes where several threads work."""
+def many_inputs():
     generator = torch.Generator().manual_seed(4)
-    a, b, c, d, e = (torch.randn(1001, 100, generator=generator) for _ in range(5))
+    tensors = [torch.randn(1001, 100, generator=generator) for _ in range(5)]
     row = torch.randn(1001, generator=generator)
-    yes = [True] * 4
+    return *tensors, row, torch.stack((tensors[4], tensors[0])), torch.stack((row, row))
+
+
+def every_result(a, b, c, d, e, row, both, rows):
+    """All ops at sizes where several threads work."""
+    yes, options = [True] * 4, (SEED, 0, 2)
     yield kernels.gaussian_kl(a, b, c, d)
     yield from kernels.gaussian_kl_backward(row, a, b, c, d, yes)
     yield from kernels.rsample_kl(a, b, c, d, SEED)
     yield from kernels.rsample_kl_backward(e, row, a, b, c, d, SEED, yes)
-    yield from kernels.rsample_log_ratio(a, b, c, d, SEED, 0, 2, "total", False, False)
+    yield from kernels.rsample_log_ratio(a, b, c, d, *options, "total", False, False)
     yield from kernels.rsample_log_ratio_backward(
-        *(torch.stack((t, t)) for t in (e, row)), a, b, c, d, SEED, 0, 2, "dreg", False, False, yes
-    )  # fmt: skip
+        both, rows, a, b, c, d, *options, "dreg", False, False, yes
+    )
     yield kernels.gaussian_nll(a, b, c, 0.0, 1)
     yield from kernels.gaussian_nll_backward(row, a, b, c, 0.0, 1, yes[:3])
     yield kernels.bernoulli_nll(a, b, False)
@@ -590,21 +594,23 @@ def threads():
 
 def test_results_do_not_depend_on_the_number_of_threads(threads):
     threads(1)
-    expected = list(every_result())
+    inputs = many_inputs()
+    expected = list(every_result(*inputs))
     for number in (2, 3, 7):
         threads(number)
-        for a, e in zip(every_result(), expected, strict=True):
+        for a, e in zip(every_result(*inputs), expected, strict=True):
             assert torch.equal(a, e)
         assert torch.get_num_threads() == number
 
 
 def test_eight_threads_at_once(threads):
     threads(2)
-    expected, failures = list(every_result()), []
+    inputs = many_inputs()
+    expected, failures = list(every_result(*inputs)), []
 
     def work():
         for _ in range(5):
-            same = (torch.equal(*p) for p in zip(every_result(), expected, strict=True))
+            same = (torch.equal(*p) for p in zip(every_result(*inputs), expected, strict=True))
             if not all(same):
                 failures.append(1)
 
@@ -616,23 +622,27 @@ def test_eight_threads_at_once(threads):
     assert not failures
 
 
-def _child(queue, expected):
+def _child(queue, inputs, expected):
+    # No torch operation that is large enough for OpenMP, which hangs in a forked child.
     before = threading.active_count()
-    same = all(torch.equal(*pair) for pair in zip(every_result(), expected, strict=True))
-    queue.put((same, threading.active_count() - before))
+    pairs = zip(every_result(*inputs), expected, strict=True)
+    same = all((a.numpy() == e.numpy()).all() for a, e in pairs)
+    queue.put((bool(same), threading.active_count() - before))
 
 
 def test_a_forked_child_works_alone(threads):
     threads(2)
-    expected = list(every_result())
+    inputs = many_inputs()
+    expected = list(every_result(*inputs))
     assert launch.Pool.executor is not None
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
-    # Torch's own threads do not survive a fork: in the child only the kernels run.
-    child = context.Process(target=_child, args=(queue, expected))
+    child = context.Process(target=_child, args=(queue, inputs, expected))
     child.start()
     child.join(60)
-    assert child.exitcode == 0
+    alive = child.is_alive()
+    child.kill()
+    assert not alive and child.exitcode == 0
     assert queue.get() == (True, 0)
 
 
