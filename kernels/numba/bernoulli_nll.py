@@ -1,0 +1,177 @@
+"""Bernoulli negative log-likelihood, row sums: from logits, softplus(logits) - x logits, or from
+probabilities, -x log p - (1 - x) log(1 - p), as ``F.binary_cross_entropy`` has it.
+
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
+``scale`` for the gradient of every row.
+"""
+
+import numpy as np
+import torch
+
+from .compiler import elementwise, inline, kernel
+from .device import exp, fill, log, log1m_half, log1p_unit
+from .launch import accumulator, empty_like, launch, samples_of
+from .memory import (
+    BLOCK,
+    add_rows,
+    load,
+    operand,
+    present,
+    sample_of,
+    store,
+    target,
+    tiles,
+)
+
+# Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
+LEAST_VARIANCE = torch.tensor(1e-12).item()
+
+
+@elementwise
+def logits_terms(logits, x, nll):
+    """A product, not max(logits, 0) - x logits, which would be inf - inf."""
+    real = nll.dtype.type
+    for i in range(nll.size):
+        share = (real(1.0) if logits[i] > real(0.0) else real(0.0)) - x[i]
+        nll[i] = share * logits[i] + log1p_unit(exp(-abs(logits[i])))
+
+
+@elementwise
+def logits_gradient(grad, logits, x, drecon):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        odds = exp(-abs(logits[i]))
+        mean = (real(1.0) if logits[i] >= real(0.0) else odds) / (real(1.0) + odds)
+        drecon[i] = grad[i] * (mean - x[i])
+
+
+@elementwise
+def subtract_logits_x_gradient(grad, logits, x, dx):
+    for i in range(dx.size):
+        dx[i] -= grad[i] * logits[i]
+
+
+@inline
+def valid(p, x):
+    """p, but NaN where it or x is outside [0, 1]."""
+    real = type(p)
+    inside = p >= real(0.0) and p <= real(1.0) and x >= real(0.0) and x <= real(1.0)
+    return p if inside else real(np.nan)
+
+
+@inline
+def logs_of(p):
+    """(log p, log (1 - p)), of the smaller of the two that is exact and of its complement."""
+    real = type(p)
+    rest = real(1.0) - p
+    low = p < rest
+    smaller = p if low else rest  # exact, as 1 - p is from p = 1/2 on
+    log_smaller, log_larger = log(smaller), log1m_half(smaller)
+    return (log_smaller if low else log_larger), (log_larger if low else log_smaller)
+
+
+@elementwise
+def probabilities_terms(p, x, nll):
+    """Clamped where torch clamps it."""
+    real = nll.dtype.type
+    for i in range(nll.size):
+        log_p, log_rest = logs_of(valid(p[i], x[i]))
+        log_p = real(-100.0) if log_p < real(-100.0) else log_p
+        log_rest = real(-100.0) if log_rest < real(-100.0) else log_rest
+        nll[i] = -x[i] * log_p - (real(1.0) - x[i]) * log_rest
+
+
+@elementwise
+def probabilities_gradient(grad, p, x, drecon):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        inside = valid(p[i], x[i])
+        variance = inside * (real(1.0) - inside)
+        variance = real(LEAST_VARIANCE) if variance < real(LEAST_VARIANCE) else variance
+        drecon[i] = grad[i] * ((inside - x[i]) / variance)
+
+
+@elementwise
+def subtract_probabilities_x_gradient(grad, p, x, dx):
+    """Which torch does not clamp."""
+    for i in range(dx.size):
+        log_p, log_rest = logs_of(valid(p[i], x[i]))
+        dx[i] -= grad[i] * (log_p - log_rest)
+
+
+@kernel
+def bernoulli_nll_kernel(
+    lo, hi, cols, scratch, rows, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
+    nll_ptr, drecon_ptr, dx_ptr,
+):  # fmt: skip
+    partial = np.empty(BLOCK + samples)
+    fill(scratch[0], scale)
+    for tile in tiles(lo, hi, cols):
+        x = load(x_ptr, tile, scratch[1])
+        grad = scratch[0][: x.size]
+        dx = target(dx_ptr, tile, scratch[2])
+        fill(dx, 0.0)
+        for k in range(samples):
+            here = sample_of(tile, k, rows)
+            recon = load(recon_ptr, here, scratch[3])
+            if present(nll_ptr):
+                nll = scratch[4][: x.size]
+                if probabilities:
+                    probabilities_terms(recon, x, nll)
+                else:
+                    logits_terms(recon, x, nll)
+                add_rows(nll, here, cols, 1.0, partial[k:], nll_ptr)
+            if present(dnll_ptr):
+                grad = load(dnll_ptr, here, scratch[5])
+            if present(drecon_ptr):
+                drecon = target(drecon_ptr, here, scratch[6])
+                if probabilities:
+                    probabilities_gradient(grad, recon, x, drecon)
+                else:
+                    logits_gradient(grad, recon, x, drecon)
+                store(drecon_ptr, here, drecon)
+            if present(dx_ptr):
+                if probabilities:
+                    subtract_probabilities_x_gradient(grad, recon, x, dx)
+                else:
+                    subtract_logits_x_gradient(grad, recon, x, dx)
+        store(dx_ptr, tile, dx)
+
+
+def launch_bernoulli_nll(
+    recon, x, probabilities, *, dnll=None, scale=1.0, values, needs=(False,) * 2
+):
+    """The nll [rows of recon] if ``values`` are wanted, and the gradients that ``needs`` asks of.
+
+    x may have fewer rows than recon, which then holds samples one after another.
+    """
+    samples, x = samples_of(recon, x, needs[1])
+    acc = accumulator(recon, x)
+    nll = torch.empty(recon.shape[0], dtype=acc) if values else None
+    gradients = [empty_like(recon, needs[0]), empty_like(x, needs[1])]
+    launch(
+        bernoulli_nll_kernel,
+        acc,
+        *x.shape,
+        x.shape[0],
+        samples,
+        probabilities,
+        scale,
+        operand(recon),
+        operand(x),
+        operand(dnll),
+        operand(nll),
+        *map(operand, gradients),
+        samples=samples,
+    )
+    return nll, [g for g in gradients if g is not None]
+
+
+def bernoulli_nll(recon, x, probabilities):
+    """The nll of each row of recon: logits, or probabilities."""
+    return launch_bernoulli_nll(recon, x, probabilities, values=True)[0]
+
+
+def bernoulli_nll_backward(dnll, recon, x, probabilities, needs):
+    """The wanted gradients, from dnll [rows of recon]."""
+    return launch_bernoulli_nll(recon, x, probabilities, dnll=dnll, values=False, needs=needs)[1]

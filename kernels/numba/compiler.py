@@ -1,0 +1,134 @@
+"""How numba compiles the kernels, and the few instructions that it has no names for."""
+
+import hashlib
+from pathlib import Path
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.extending import intrinsic
+
+# IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
+OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
+
+LANES = 16  # float32 numbers in the widest register; buffers have as many to spare
+
+# A function of numbers. Without its body LLVM cannot vectorise the loop around it.
+inline = njit(forceinline=True, **OPTIONS)
+
+
+SOURCES = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+
+def kernel(function):
+    """Compile at the first call; keep the machine code on disk where a folder is writable."""
+    try:
+        dispatcher = njit(cache=True, nogil=True, **OPTIONS)(function)
+    except RuntimeError:  # there is none: numba#4908
+        return njit(nogil=True, **OPTIONS)(function)
+    # Numba itself asks only whether the file of the kernel has changed.
+    dispatcher._cache._cache_file._source_stamp = SOURCES
+    return dispatcher
+
+
+class Restrict(CompilerBase):
+    """Numba's compiler, with all arguments ``noalias``."""
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+def elementwise(function):
+    """A loop over flat arrays, none of which overlaps one that is written.
+
+    LLVM cannot know that, and gives up where more than eight pairs would have to be compared: a
+    loop with two outputs and four inputs stays scalar, at five times the cost.
+    """
+    return njit(pipeline_class=Restrict, **OPTIONS)(function)
+
+
+def polynomial(*coefficients):
+    """x -> coefficients[0] + coefficients[1] x + ..., by Horner's rule in the type of x."""
+
+    @intrinsic
+    def evaluate(typing_context, x):
+        def generate(context, builder, signature, arguments):
+            (x,) = arguments
+            *rest, total = (ir.Constant(x.type, c) for c in coefficients)
+            for coefficient in reversed(rest):
+                product = builder.fmul(total, x, flags=("contract",))
+                total = builder.fadd(product, coefficient, flags=("contract",))
+            return total
+
+        return x(x), generate
+
+    return evaluate
+
+
+@intrinsic
+def float_of_bits(typing_context, bits):
+    """The float32 of 32 bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def bits_of_float(typing_context, value):
+    """The 32 bits of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def pointer(typing_context, address):
+    """What ``carray`` takes, of an address that came as a number."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def store_lanes(typing_context, array, start, value):
+    """array[start : start + LANES] = value, in one instruction."""
+
+    def generate(context, builder, signature, arguments):
+        array, start, value = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        lanes = ir.VectorType(value.type, LANES)
+        first = builder.insert_element(ir.Constant(lanes, ir.Undefined), value, ir.IntType(32)(0))
+        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        splat = builder.shuffle_vector(first, first, order)
+        where = builder.bitcast(builder.gep(data, [start]), lanes.as_pointer())
+        builder.store(splat, where, align=context.get_abi_sizeof(value.type))
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Ask for the cache line at an address; past the end of a tensor nothing happens."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        word = ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [where.type],
+            ir.FunctionType(ir.VoidType(), [where.type, word, word, word]),
+        )
+        builder.call(function, [where, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate

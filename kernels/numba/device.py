@@ -1,0 +1,196 @@
+"""Elementary functions and what the families share of q and its prior.
+
+In float32 polynomials, for a call to libm keeps a loop scalar; in float64 libm. Numba makes
+float64 of float32 times 0.5: constants are cast to the type of what they meet.
+"""
+
+import math
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from .compiler import OPTIONS, bits_of_float, elementwise, float_of_bits, inline, polynomial
+from .memory import load, present
+
+# exp r = 1 + r + r^2 EXP(r) for |r| <= log(2) / 2, with relative error 3e-9
+EXP = polynomial(
+    0.4999999403953552, 0.16666515171527863, 0.04166845604777336, 0.008369418792426586,
+    0.0013813144760206342,
+)  # fmt: skip
+# log(1 + f) = f - f^2 / 2 + f^3 LOG(f) for sqrt(1/2) <= 1 + f <= sqrt(2), with relative error 3e-8
+LOG = polynomial(
+    0.3333390951156616, -0.2500133812427521, 0.19963063299655914, -0.1657758504152298,
+    0.14914768934249878, -0.14267486333847046, 0.08700430393218994,
+)  # fmt: skip
+# log(1 + x) = x + x^2 LOG1P(x) for 0 <= x <= 1, with relative error 5e-9
+LOG1P = polynomial(
+    -0.4999993145465851, 0.33330512046813965, -0.24958586692810059, 0.19695399701595306,
+    -0.15355394780635834, 0.10680553317070007, -0.0576644204556942, 0.02020457200706005,
+    -0.003318469738587737,
+)  # fmt: skip
+# log(1 - x) = -x - x^2 LOG1M(x) for 0 <= x <= 1/2, with relative error 2e-8
+LOG1M = polynomial(
+    0.49999523162841797, 0.33363211154937744, 0.2436826080083847, 0.2636909484863281,
+    -0.18095238506793976, 1.2087141275405884, -1.639589786529541, 1.4145476818084717,
+)  # fmt: skip
+# expm1(x) - x = x^2 EXPM1(x) for |x| < 1, with relative error 4e-9; in float64 Taylor's series
+EXPM1 = polynomial(
+    0.5, 0.1666666716337204, 0.04166673496365547, 0.00833331048488617, 0.001388545148074627,
+    0.0001984402333619073, 2.535482963139657e-05, 2.7722830964194145e-06,
+)  # fmt: skip
+EXPM1_TAYLOR = polynomial(*(1 / math.factorial(n) for n in range(2, 22)))
+
+
+def exp(x):
+    raise NotImplementedError
+
+
+@overload(exp)
+def _(x):
+    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: math.exp(x))
+
+
+@inline
+def exp32(x):
+    """To about one ulp, subnormal results too: 2**n is multiplied in two halves."""
+    x = np.float32(89.0) if x > np.float32(89.0) else x
+    x = np.float32(-104.0) if x < np.float32(-104.0) else x
+    # Adding 1.5 * 2**23 leaves the nearest integer in the lowest bits.
+    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    series = np.float32(1.0) + (r + r * r * EXP(r))
+    exponent = np.int32(bits_of_float(shifted) - 0x4B400000)
+    half = np.int32(exponent >> 1)
+    return series * power_of_two(half) * power_of_two(exponent - half)
+
+
+@inline
+def power_of_two(n):
+    return float_of_bits((n + 127) << 23)
+
+
+def expm1_series(x):
+    raise NotImplementedError
+
+
+@overload(expm1_series)
+def _(x):
+    return (lambda x: EXPM1(x)) if x == types.float32 else (lambda x: EXPM1_TAYLOR(x))
+
+
+@inline
+def expm1_minus_x(x, exp_x):
+    """exp(x) - 1 - x from x and exp(x): never negative, and accurate near zero."""
+    real = type(x)
+    return x * x * expm1_series(x) if abs(x) < real(1.0) else (exp_x - real(1.0)) - x
+
+
+@inline
+def expm1(x, exp_x):
+    """exp(x) - 1 from x and exp(x), accurate near zero."""
+    real = type(x)
+    return x + expm1_minus_x(x, exp_x) if abs(x) < real(1.0) else exp_x - real(1.0)
+
+
+def log(x):
+    raise NotImplementedError
+
+
+@overload(log)
+def _(x):
+    return (lambda x: log32(x)) if x == types.float32 else (lambda x: math.log(x))
+
+
+@inline
+def log_of_normal(x):
+    """Of a positive float32 that is neither subnormal nor infinite."""
+    # x = 2**exponent (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2)
+    bits = bits_of_float(x)
+    exponent = np.int32(np.int32(bits - 0x3F3504F3) >> 23)
+    f = float_of_bits(np.int32(bits - np.int32(exponent << 23))) - np.float32(1.0)
+    square = f * f
+    series = f * square * LOG(f) - np.float32(0.5) * square + f
+    return series + np.float32(exponent) * np.float32(math.log(2))
+
+
+@inline
+def log32(x):
+    subnormal = x < np.float32(2.0**-126)
+    result = log_of_normal(x * np.float32(2.0**24) if subnormal else x)
+    result = result - np.float32(24 * math.log(2)) if subnormal else result
+    result = np.float32(-np.inf) if x == np.float32(0.0) else result
+    # inf and NaN come out as they are, and NaN for what is negative
+    result = x if not x < np.float32(np.inf) else result
+    return np.float32(np.nan) if x < np.float32(0.0) else result
+
+
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1, accurate near zero."""
+    raise NotImplementedError
+
+
+@overload(log1p_unit)
+def _(x):
+    if x == types.float32:
+        return lambda x: x + x * x * LOG1P(x)
+    return lambda x: math.log1p(x)
+
+
+def log1m_half(x):
+    """log(1 - x) for 0 <= x <= 1/2, accurate near zero."""
+    raise NotImplementedError
+
+
+@overload(log1m_half)
+def _(x):
+    if x == types.float32:
+        return lambda x: -x - x * x * LOG1M(x)
+    return lambda x: math.log1p(-x)
+
+
+@elementwise
+def fill(values, value):
+    for i in range(values.size):
+        values[i] = value
+
+
+@elementwise
+def exp_scaled(x, scale, result):
+    """exp(scale x)."""
+    real = result.dtype.type
+    for i in range(result.size):
+        result[i] = exp(real(scale) * x[i])
+
+
+@elementwise
+def to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ratio, root):
+    real = ratio.dtype.type
+    for i in range(ratio.size):
+        inverse = exp(real(-0.5) * prior_logvar[i])
+        distance[i] = (mu[i] - prior_mu[i]) * inverse
+        logvar_ratio[i] = logvar[i] - prior_logvar[i]
+        # Not exp(logvar_ratio / 2), which would blow up the rounding error of that difference.
+        ratio[i] = std[i] * inverse
+        root[i] = inverse
+
+
+@njit(**OPTIONS)
+def in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
+    """(std, mean distance, log variance ratio, std ratio, 1 / prior std) of q.
+
+    No prior is the standard one. The root of the precision, not the precision: its square may
+    overflow where products with it do not.
+    """
+    size = mu.size
+    std, root = scratch[0][:size], scratch[1][:size]
+    exp_scaled(logvar, 0.5, std)
+    if not present(prior_mu_ptr):
+        fill(root, 1.0)
+        return std, mu, logvar, std, root
+    distance, logvar_ratio, ratio = scratch[2][:size], scratch[3][:size], scratch[4][:size]
+    prior_mu = load(prior_mu_ptr, tile, scratch[5])
+    prior_logvar = load(prior_logvar_ptr, tile, scratch[6])
+    to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ratio, root)
+    return std, distance, logvar_ratio, ratio, root

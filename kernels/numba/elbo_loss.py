@@ -1,0 +1,78 @@
+"""The reduced loss, scale * sum over rows of (mean nll + beta * kl), and its gradients.
+
+The gradient of a training step's loss is known but for one factor before the loss is: the
+likelihood kernels write it in the forward pass, while their inputs are in the cache. Backward
+then only multiplies by that factor, in place, and not even that where it is 1.
+"""
+
+import torch
+from numba import njit
+
+from .bernoulli_nll import launch_bernoulli_nll
+from .compiler import OPTIONS, kernel
+from .gaussian_nll import launch_gaussian_nll
+from .launch import launch
+from .memory import lane_sum, load, operand, present, target, tiles
+
+
+@njit(**OPTIONS)
+def total(operand, count, buffer):
+    """The sum of an operand [1, count], in float64 from tile to tile."""
+    result = 0.0
+    for tile in tiles(0, 1, count):
+        result += lane_sum(load(operand, tile, buffer))
+    return result
+
+
+@kernel
+def total_kernel(
+    lo, hi, cols, scratch, nll_rows, kl_rows, beta, nll_scale, kl_scale, nll_ptr, kl_ptr,
+    loss_out, nll_out, kl_out,
+):  # fmt: skip
+    nll = nll_scale * total(nll_ptr, nll_rows, scratch[0])
+    kl = kl_scale * total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0
+    number = (0, 1, 0, 1)
+    target(loss_out, number, scratch[0])[0] = nll + beta * kl
+    target(nll_out, number, scratch[0])[0] = nll
+    target(kl_out, number, scratch[0])[0] = kl
+
+
+def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
+    """[loss, nll, kl, then the wanted gradients of recon, x and logvar].
+
+    ``likelihood`` is "gaussian", "bernoulli", or "probabilities" for a Bernoulli one whose recon
+    are not logits. ``recon`` [samples * rows, cols] for x [rows, cols], ``kl`` [rows] or None.
+    """
+    nll_scale = scale * x.shape[0] / recon.shape[0] if recon.shape[0] else scale
+    options = {"values": True, "scale": nll_scale}
+    if likelihood == "gaussian":
+        rows, gradients = launch_gaussian_nll(
+            recon, x, logvar, logvar_value, needs=needs, **options
+        )
+    else:
+        rows, gradients = launch_bernoulli_nll(
+            recon, x, likelihood == "probabilities", needs=needs[:2], **options
+        )
+    totals = [torch.empty((), dtype=rows.dtype) for _ in range(3)]
+    launch(
+        total_kernel,
+        rows.dtype,
+        1,
+        max(rows.shape[0], x.shape[0]),
+        rows.shape[0],
+        x.shape[0],
+        beta,
+        nll_scale,
+        scale,
+        operand(rows[None]),
+        operand(None if kl is None else kl[None]),
+        *map(operand, totals),
+    )
+    return [*totals, *gradients]
+
+
+def scale_(tensor, factor):
+    """tensor *= factor in place; a factor of 1 costs nothing."""
+    factor = factor.item()
+    if factor != 1.0:
+        tensor.mul_(factor)

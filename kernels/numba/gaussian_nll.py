@@ -1,0 +1,167 @@
+"""Diagonal-Gaussian negative log-density: -log N(x; recon, diag exp logvar), row sums.
+
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
+``scale`` for the gradient of every row. ``sign`` = -1 turns it into the log-density.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+
+from .compiler import OPTIONS, elementwise, kernel
+from .device import exp_scaled, fill
+from .launch import accumulator, empty_like, launch, samples_of
+from .memory import (
+    BLOCK,
+    add_rows,
+    load,
+    operand,
+    present,
+    sample_of,
+    spread,
+    store,
+    target,
+    tiles,
+)
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@elementwise
+def nll_terms(recon, x, logvar, inverse_std, nll):
+    real = nll.dtype.type
+    for i in range(nll.size):
+        residual = (x[i] - recon[i]) * inverse_std[i]
+        nll[i] = residual * residual + (logvar[i] + real(LOG_2PI))
+
+
+@elementwise
+def mean_gradient(grad, sign, recon, x, inverse_std, drecon):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        residual = (recon[i] - x[i]) * inverse_std[i]
+        drecon[i] = real(sign) * grad[i] * (residual * inverse_std[i])
+
+
+@elementwise
+def logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar):
+    real = dlogvar.dtype.type
+    for i in range(dlogvar.size):
+        residual = (x[i] - recon[i]) * inverse_std[i]
+        dlogvar[i] = real(0.5 * sign) * grad[i] * (real(1.0) - residual * residual)
+
+
+@elementwise
+def subtract(values, result):
+    for i in range(result.size):
+        result[i] -= values[i]
+
+
+@njit(**OPTIONS)
+def logvar_and_inverse_std(logvar_ptr, tile, scratch):
+    """Of one number a row the exponential is taken once a row, not once an element."""
+    row, count, _, width = tile
+    size = count * width
+    if logvar_ptr[2] != 0:
+        logvar, inverse_std = load(logvar_ptr, tile, scratch[0]), scratch[1][:size]
+        exp_scaled(logvar, -0.5, inverse_std)
+        return logvar, inverse_std
+    one_a_row = load(logvar_ptr, (row, count, 0, 1), scratch[2])
+    inverse = scratch[3][:count]
+    exp_scaled(one_a_row, -0.5, inverse)
+    spread(one_a_row, tile, 1, scratch[0])
+    spread(inverse, tile, 1, scratch[1])
+    return scratch[0][:size], scratch[1][:size]
+
+
+@kernel
+def gaussian_nll_kernel(
+    lo, hi, cols, scratch, rows, samples, logvar_value, sign, scale, recon_ptr, x_ptr, logvar_ptr,
+    dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
+):  # fmt: skip
+    nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
+    fill(scratch[0], scale)
+    fill(scratch[1], logvar_value)
+    exp_scaled(scratch[1], -0.5, scratch[2])
+    for tile in tiles(lo, hi, cols):
+        x = load(x_ptr, tile, scratch[3])
+        grad, logvar, inverse_std = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
+        dx = target(dx_ptr, tile, scratch[4])
+        fill(dx, 0.0)
+        for k in range(samples):
+            here = sample_of(tile, k, rows)
+            recon = load(recon_ptr, here, scratch[5])
+            if present(logvar_ptr):
+                logvar, inverse_std = logvar_and_inverse_std(logvar_ptr, here, scratch[10:])
+            if present(nll_ptr):
+                nll = scratch[6][: x.size]
+                nll_terms(recon, x, logvar, inverse_std, nll)
+                add_rows(nll, here, cols, 0.5 * sign, nll_partial[k:], nll_ptr)
+            if present(dnll_ptr):
+                grad = load(dnll_ptr, here, scratch[7])
+            if present(drecon_ptr) or present(dx_ptr):
+                drecon = target(drecon_ptr, here, scratch[8])
+                mean_gradient(grad, sign, recon, x, inverse_std, drecon)
+                store(drecon_ptr, here, drecon)
+                subtract(drecon, dx)
+            if present(dlogvar_ptr) or present(row_dlogvar_ptr):
+                dlogvar = target(dlogvar_ptr, here, scratch[9])
+                logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar)
+                store(dlogvar_ptr, here, dlogvar)
+                if present(row_dlogvar_ptr):
+                    add_rows(dlogvar, here, cols, 1.0, dlogvar_partial[k:], row_dlogvar_ptr)
+        store(dx_ptr, tile, dx)
+
+
+def launch_gaussian_nll(
+    recon, x, logvar, logvar_value, *, dnll=None, scale=1.0, sign=1, values, needs=(False,) * 3
+):
+    """The nll [rows of recon] if ``values`` are wanted, and the gradients that ``needs`` asks of.
+
+    ``logvar`` [rows, cols], [rows, 1] or None for the float. x may have fewer rows than recon,
+    which then holds samples one after another.
+    """
+    samples, x = samples_of(recon, x, needs[1])
+    acc = accumulator(recon, x, logvar)
+    nll = torch.empty(recon.shape[0], dtype=acc) if values else None
+    drecon, dx = empty_like(recon, needs[0]), empty_like(x, needs[1])
+    dlogvar = row_dlogvar = None
+    if logvar is not None and logvar.shape == recon.shape:
+        dlogvar = empty_like(logvar, needs[2])
+    elif needs[2]:
+        row_dlogvar = torch.empty(recon.shape[0], dtype=acc)
+    launch(
+        gaussian_nll_kernel,
+        acc,
+        *x.shape,
+        x.shape[0],
+        samples,
+        logvar_value,
+        float(sign),
+        scale,
+        operand(recon),
+        operand(x),
+        operand(logvar if logvar is None else logvar.expand(recon.shape)),
+        operand(dnll),
+        operand(nll),
+        *map(operand, (drecon, dx, dlogvar)),
+        operand(row_dlogvar),
+        samples=samples,
+    )
+    if row_dlogvar is not None:
+        dlogvar = row_dlogvar.to(logvar.dtype)[:, None]
+    return nll, [g for g in (drecon, dx, dlogvar) if g is not None]
+
+
+def gaussian_nll(recon, x, logvar, logvar_value, sign):
+    """The nll of each row of recon, or with ``sign`` -1 the log-density."""
+    return launch_gaussian_nll(recon, x, logvar, logvar_value, sign=sign, values=True)[0]
+
+
+def gaussian_nll_backward(dnll, recon, x, logvar, logvar_value, sign, needs):
+    """The wanted gradients, from dnll [rows of recon]."""
+    return launch_gaussian_nll(
+        recon, x, logvar, logvar_value, dnll=dnll, sign=sign, values=False, needs=needs
+    )[1]

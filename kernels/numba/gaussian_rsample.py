@@ -1,0 +1,348 @@
+"""K reparameterised samples, z = mu + exp(logvar / 2) eps, and log p(z) - log q(z) of each.
+
+A tile of mu and logvar is read once for all its samples. Backward draws the same eps again from
+the seed and sums over the samples in buffers: neither noise nor anything else of size
+[samples, rows, cols] is stored but z and its gradient.
+
+The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
+0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
+where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import njit
+
+from .compiler import OPTIONS, elementwise, kernel
+from .device import exp_scaled, expm1, fill, in_units_of_prior
+from .launch import accumulator, empty_like, launch
+from .memory import (
+    BLOCK,
+    add_rows,
+    load,
+    operand,
+    present,
+    sample_of,
+    store,
+    target,
+    tiles,
+)
+from .noise import draw, noise_buffers
+
+LOG_2PI = math.log(2 * math.pi)
+TOTAL, PATH, DREG = range(3)
+GRADIENTS = {"total": TOTAL, "path": PATH, "dreg": DREG}
+
+
+@elementwise
+def sample(mu, std, sign, eps, z):
+    real = z.dtype.type
+    for i in range(z.size):
+        z[i] = mu[i] + std[i] * (real(sign) * real(eps[i]))
+
+
+@elementwise
+def growth_of(logvar_ratio, ratio, growth):
+    """delta = distance + growth eps, of the standard deviation q has in units of the prior."""
+    real = growth.dtype.type
+    for i in range(growth.size):
+        growth[i] = expm1(real(0.5) * logvar_ratio[i], ratio[i])
+
+
+@elementwise
+def plus(values, constant, result):
+    real = result.dtype.type
+    for i in range(result.size):
+        result[i] = values[i] + real(constant)
+
+
+@njit(**OPTIONS)
+def relative_to_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch):
+    """(std, distance, log variance ratio, growth, std ratio, 1 / prior std); flat has u = 0."""
+    size = mu.size
+    growth = scratch[7][:size]
+    if not flat:
+        std, distance, logvar_ratio, ratio, root = in_units_of_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch
+        )
+        growth_of(logvar_ratio, ratio, growth)
+        return std, distance, logvar_ratio, growth, ratio, root
+    std, zero, logvar_ratio = scratch[0][:size], scratch[1][:size], scratch[2][:size]
+    exp_scaled(logvar, 0.5, std)
+    fill(zero, 0.0)
+    fill(growth, -1.0)
+    plus(logvar, LOG_2PI, logvar_ratio)
+    return std, zero, logvar_ratio, growth, zero, zero
+
+
+@elementwise
+def log_ratio_terms(distance, logvar_ratio, growth, sign, eps, log_ratio):
+    real = log_ratio.dtype.type
+    for i in range(log_ratio.size):
+        noise = real(sign) * real(eps[i])
+        delta = distance[i] + growth[i] * noise
+        log_ratio[i] = logvar_ratio[i] - delta * (delta + real(2.0) * noise)
+
+
+@elementwise
+def add_total_gradients(
+    dlog_ratio, sign, eps, distance, ratio, root, dmu, dlogvar, dprior_mu, dprior_logvar
+):
+    """With all that depends on q; dlogvar and dprior_logvar are twice what is wanted."""
+    real = dmu.dtype.type
+    for i in range(dmu.size):
+        noise = real(sign) * real(eps[i])
+        u = distance[i] + ratio[i] * noise  # eps + delta, which would cancel for a wide prior
+        dz = dlog_ratio[i] * u * root[i]
+        dmu[i] -= dz
+        dlogvar[i] += dlog_ratio[i] * (real(1.0) - u * ratio[i] * noise)
+        dprior_mu[i] += dz
+        dprior_logvar[i] += dlog_ratio[i] * (u * u - real(1.0))
+
+
+@elementwise
+def add_path_gradients(
+    dlog_ratio, weight, sign, eps, inverse_std, distance, growth, ratio, root,
+    dmu, dlogvar, dprior_mu, dprior_logvar,
+):  # fmt: skip
+    """Without that of q's own density, and times the normalised weight: 1 but for DReG."""
+    real = dmu.dtype.type
+    for i in range(dmu.size):
+        noise = real(sign) * real(eps[i])
+        delta = distance[i] + growth[i] * noise
+        u = distance[i] + ratio[i] * noise
+        excess = weight[i] * dlog_ratio[i] * (delta + growth[i] * u)  # u ratio - eps
+        dmu[i] -= excess * inverse_std[i]
+        dlogvar[i] -= excess * noise
+        dprior_mu[i] += dlog_ratio[i] * u * root[i]
+        dprior_logvar[i] += dlog_ratio[i] * (u * u - real(1.0))
+
+
+@elementwise
+def add_sample_gradients(dz, weight, sign, eps, std, dmu, dlogvar):
+    real = dmu.dtype.type
+    for i in range(dmu.size):
+        weighted = dz[i] * weight[i]
+        dmu[i] += weighted
+        dlogvar[i] += std[i] * (weighted * (real(sign) * real(eps[i])))
+
+
+@elementwise
+def normalise(dlog_ratio, total, weight):
+    """dlog_ratio / total; where all weights are 0 no sample says anything, and it is 0 / 1."""
+    real = weight.dtype.type
+    for i in range(weight.size):
+        weight[i] = dlog_ratio[i] / (real(1.0) if total[i] == real(0.0) else total[i])
+
+
+@elementwise
+def scale(values, factor):
+    real = values.dtype.type
+    for i in range(values.size):
+        values[i] *= real(factor)
+
+
+@kernel
+def rsample_kernel(
+    lo, hi, cols, scratch, rows, seed, first, draws, sides, flat, mu_ptr, logvar_ptr,
+    prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
+):  # fmt: skip
+    noise, partial = noise_buffers(), np.empty(BLOCK + draws * sides)
+    for tile in tiles(lo, hi, cols):
+        mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
+        std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
+        )
+        for number in range(draws):
+            eps = draw(seed, first + number, tile, noise)
+            for side in range(sides):
+                sign, k = 1.0 - 2.0 * side, sides * number + side
+                here = sample_of(tile, k, rows)
+                z = target(z_ptr, here, scratch[2])
+                sample(mu, std, sign, eps, z)
+                store(z_ptr, here, z)
+                if present(log_ratio_ptr):
+                    log_ratio = scratch[3][: mu.size]
+                    log_ratio_terms(distance, logvar_ratio, growth, sign, eps, log_ratio)
+                    add_rows(log_ratio, here, cols, 0.5, partial[k:], log_ratio_ptr)
+
+
+@kernel
+def rsample_backward_kernel(
+    lo, hi, cols, scratch, rows, seed, samples, logvar_ptr, dz_ptr, dmu_ptr, dlogvar_ptr
+):
+    noise = noise_buffers()
+    for tile in tiles(lo, hi, cols):
+        logvar = load(logvar_ptr, tile, scratch[0])
+        std, one = scratch[1][: logvar.size], scratch[2][: logvar.size]
+        exp_scaled(logvar, 0.5, std)
+        fill(one, 1.0)
+        dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
+        fill(dmu, 0.0)
+        fill(dlogvar, 0.0)
+        for k in range(samples):
+            dz = load(dz_ptr, sample_of(tile, k, rows), scratch[5])
+            add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), std, dmu, dlogvar)
+        scale(dlogvar, 0.5)
+        store(dmu_ptr, tile, dmu)
+        store(dlogvar_ptr, tile, dlogvar)
+
+
+@kernel
+def rsample_log_ratio_backward_kernel(
+    lo, hi, cols, scratch, rows, seed, first, draws, sides, gradient, flat, mu_ptr, logvar_ptr,
+    prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr, dlogvar_ptr,
+    dprior_mu_ptr, dprior_logvar_ptr,
+):  # fmt: skip
+    noise = noise_buffers()
+    for tile in tiles(lo, hi, cols):
+        mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
+        std, distance, _, growth, ratio, root = relative_to_prior(
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[10:]
+        )
+        inverse_std, weight = scratch[2][: mu.size], scratch[3][: mu.size]
+        if gradient != TOTAL:
+            exp_scaled(logvar, -0.5, inverse_std)
+        fill(weight, 1.0)
+        dmu, dlogvar = target(dmu_ptr, tile, scratch[4]), target(dlogvar_ptr, tile, scratch[5])
+        dprior_mu = target(dprior_mu_ptr, tile, scratch[6])
+        dprior_logvar = target(dprior_logvar_ptr, tile, scratch[7])
+        for output in (dmu, dlogvar, dprior_mu, dprior_logvar):
+            fill(output, 0.0)
+        for number in range(draws):
+            eps = draw(seed, first + number, tile, noise)
+            for side in range(sides):
+                sign, here = 1.0 - 2.0 * side, sample_of(tile, sides * number + side, rows)
+                if present(dlog_ratio_ptr):
+                    dlog_ratio = load(dlog_ratio_ptr, here, scratch[8])
+                    if gradient == DREG:
+                        normalise(dlog_ratio, load(total_ptr, tile, scratch[9]), weight)
+                    if gradient == TOTAL:
+                        add_total_gradients(
+                            dlog_ratio, sign, eps, distance, ratio, root,
+                            dmu, dlogvar, dprior_mu, dprior_logvar,
+                        )  # fmt: skip
+                    else:
+                        add_path_gradients(
+                            dlog_ratio, weight, sign, eps, inverse_std, distance, growth, ratio,
+                            root, dmu, dlogvar, dprior_mu, dprior_logvar,
+                        )  # fmt: skip
+                if present(dz_ptr):
+                    dz = load(dz_ptr, here, scratch[9])
+                    add_sample_gradients(dz, weight, sign, eps, std, dmu, dlogvar)
+        scale(dlogvar, 0.5)
+        scale(dprior_logvar, 0.5)
+        store(dmu_ptr, tile, dmu)
+        store(dlogvar_ptr, tile, dlogvar)
+        store(dprior_mu_ptr, tile, dprior_mu)
+        store(dprior_logvar_ptr, tile, dprior_logvar)
+
+
+def rsample(mu, logvar, seed, samples):
+    """z [samples, rows, cols] of mu and logvar [rows, cols]."""
+    return draw_samples(mu, logvar, None, None, seed, 0, samples, 1, True, None)
+
+
+def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, flat, log_ratio):
+    """z, and the log ratio into the output that is given for it."""
+    rows, cols = mu.shape
+    samples = draws * sides
+    z = mu.new_empty(samples, rows, cols)
+    inputs = mu, logvar, prior_mu, prior_logvar
+    launch(
+        rsample_kernel,
+        accumulator(*inputs),
+        rows,
+        cols,
+        rows,
+        seed.item(),
+        first,
+        draws,
+        sides,
+        flat,
+        *map(operand, inputs),
+        operand(z.view(samples * rows, cols)),
+        operand(log_ratio),
+        samples=samples,
+    )
+    return z
+
+
+def rsample_backward(dz, logvar, seed, needs):
+    """The wanted gradients, from dz [samples, rows, cols]; they do not depend on mu."""
+    samples, rows, cols = dz.shape
+    gradients = [empty_like(logvar, needed) for needed in needs]
+    dz = dz.reshape(samples * rows, cols)
+    launch(
+        rsample_backward_kernel,
+        accumulator(logvar),
+        rows,
+        cols,
+        rows,
+        seed.item(),
+        samples,
+        operand(logvar),
+        operand(dz),
+        *map(operand, gradients),
+        samples=samples,
+    )
+    return [g for g in gradients if g is not None]
+
+
+def rsample_log_ratio(
+    mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
+):
+    """z [samples, rows, cols] and the log ratio [samples, rows].
+
+    ``first`` is where in the noise stream the samples begin, in draws: samples, or pairs.
+    ``gradient`` says what backward does.
+    """
+    inputs = mu, logvar, prior_mu, prior_logvar
+    log_ratio = torch.empty(samples, mu.shape[0], dtype=accumulator(*inputs))
+    sides = 2 if antithetic else 1
+    z = draw_samples(*inputs, seed, first, samples // sides, sides, flat, log_ratio.view(-1))
+    return z, log_ratio
+
+
+def rsample_log_ratio_backward(
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat,
+    antithetic, needs,
+):  # fmt: skip
+    """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows], or None.
+
+    Into q the gradient at z flows, and in "total" that of q's own density too; "path" leaves
+    that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
+    """
+    inputs = mu, logvar, prior_mu, prior_logvar
+    gradients = [empty_like(t, n) for t, n in zip(inputs, needs, strict=True)]
+    rows, cols = mu.shape
+    sides = 2 if antithetic else 1
+    total = None
+    if dlog_ratio is None:
+        gradient = "total"
+    else:
+        total = dlog_ratio.sum(0) if gradient == "dreg" else None
+        dlog_ratio = dlog_ratio.reshape(-1)
+    dz = None if dz is None else dz.reshape(samples * rows, cols)
+    launch(
+        rsample_log_ratio_backward_kernel,
+        accumulator(*inputs),
+        rows,
+        cols,
+        rows,
+        seed.item(),
+        first,
+        samples // sides,
+        sides,
+        GRADIENTS[gradient],
+        flat,
+        *map(operand, inputs),
+        operand(dz),
+        operand(dlog_ratio),
+        operand(total),
+        *map(operand, gradients),
+        samples=samples,
+    )
+    return [g for g in gradients if g is not None]

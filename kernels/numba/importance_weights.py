@@ -1,0 +1,144 @@
+"""Bound, normalised weights and effective sample size from log weights [samples, rows].
+
+With a = 1 - alpha the bound is 1/a log mean_k w_k^a (alpha = 0: IWAE; alpha = 1, the limit:
+the mean of log w) and the weights are w_k^a / sum_j w_j^a, its gradient. The log weights are
+log_ratio - nll, or log_ratio alone.
+
+A tile is a stretch of rows, and its sums over the samples are in float64.
+"""
+
+import numpy as np
+import torch
+
+from .compiler import elementwise, inline, kernel
+from .device import exp, expm1, fill, log, log1p_unit
+from .launch import accumulator, launch
+from .memory import BLOCK, load, operand, present, sample_of, target, tiles
+
+
+@inline
+def exp_below(x, greatest):
+    """exp(x - greatest), and in the limits: 0 below an infinite greatest, 1 at it; NaN stays."""
+    real = type(x)
+    infinity = real(np.inf)
+    shifted = exp(x - (real(0.0) if abs(greatest) == infinity else greatest))
+    below = greatest == infinity and x < infinity
+    return real(1.0) if x == infinity else real(0.0) if below else shifted
+
+
+@elementwise
+def log_weights_of(log_ratio, nll, log_weights):
+    for i in range(log_weights.size):
+        log_weights[i] = log_ratio[i] - nll[i]
+
+
+@elementwise
+def observe(log_weights, order, greatest, least, mean, samples):
+    real = log_weights.dtype.type
+    for i in range(log_weights.size):
+        x = real(order) * log_weights[i]
+        greatest[i] = x if x > greatest[i] else greatest[i]
+        least[i] = x if x < least[i] else least[i]
+        mean[i] += x / samples
+
+
+@elementwise
+def weigh(log_weights, order, greatest, mean, weights, total, squares, excess):
+    real = log_weights.dtype.type
+    for i in range(log_weights.size):
+        x = real(order) * log_weights[i]
+        weight = exp_below(x, greatest[i])
+        above = real(x - mean[i])
+        weights[i] = weight
+        total[i] += weight
+        squares[i] += weight * weight
+        excess[i] += expm1(above, exp(above))
+
+
+@elementwise
+def conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess):
+    """The rounding error of a logarithm is divided by order: where the weights are close to each
+    other, as they are with a small order, it is taken of 1 + something small.
+    """
+    real = bound.dtype.type
+    for i in range(bound.size):
+        close = greatest[i] - mean[i] < 0.5 and mean[i] - least[i] < 0.5
+        near = log1p_unit(real(excess[i] / samples if close else 0.0)) + mean[i]
+        far = log(real(total[i] / samples)) + greatest[i]
+        bound[i] = real((near if close else far) / order)
+        # All weights zero: no sample counts, and 0 / 1 is what is wanted.
+        ess[i] = real(total[i] * total[i] / (1.0 if squares[i] == 0.0 else squares[i]))
+
+
+@elementwise
+def divide(weights, total):
+    real = weights.dtype.type
+    for i in range(weights.size):
+        weights[i] /= real(1.0) if total[i] == 0.0 else real(total[i])
+
+
+@kernel
+def importance_weights_kernel(
+    lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
+    log_weights_ptr, bound_ptr, ess_ptr,
+):  # fmt: skip
+    sums = np.empty((4, BLOCK))
+    for tile in tiles(lo, hi, cols):
+        _, count, _, _ = tile
+        mean, total, squares = sums[0][:count], sums[1][:count], sums[2][:count]
+        excess, greatest, least = sums[3][:count], scratch[0][:count], scratch[1][:count]
+        for sum_ in (mean, total, squares, excess):
+            fill(sum_, 0.0)
+        fill(greatest, -np.inf)
+        fill(least, np.inf)
+        bound, ess = target(bound_ptr, tile, scratch[2]), target(ess_ptr, tile, scratch[3])
+        for k in range(samples):
+            here = sample_of(tile, k, rows)
+            log_weights = load(log_ratio_ptr, here, scratch[4])
+            if present(nll_ptr):
+                nll, log_ratio = load(nll_ptr, here, scratch[5]), log_weights
+                log_weights = target(log_weights_ptr, here, scratch[6])
+                log_weights_of(log_ratio, nll, log_weights)
+            observe(log_weights, order if order != 0.0 else 1.0, greatest, least, mean, samples)
+        if order == 0.0:
+            for i in range(count):
+                bound[i] = mean[i]
+            fill(ess, samples)
+            for k in range(samples):
+                fill(target(weights_ptr, sample_of(tile, k, rows), scratch[6]), 1.0 / samples)
+            continue
+        for k in range(samples):
+            here = sample_of(tile, k, rows)
+            where = log_weights_ptr if present(nll_ptr) else log_ratio_ptr
+            log_weights, weights = (
+                load(where, here, scratch[4]),
+                target(weights_ptr, here, scratch[5]),
+            )
+            weigh(log_weights, order, greatest, mean, weights, total, squares, excess)
+        conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess)
+        for k in range(samples):
+            divide(target(weights_ptr, sample_of(tile, k, rows), scratch[5]), total)
+
+
+def importance_weights(log_ratio, nll, alpha):
+    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+    samples, rows = log_ratio.shape
+    acc = accumulator(log_ratio, nll)
+    weights = torch.empty((samples, rows), dtype=acc)
+    bound, ess = weights.new_empty(rows), weights.new_empty(rows)
+    log_weights = None if nll is None else torch.empty_like(weights)
+    matrices = [
+        None if t is None else t.reshape(-1) for t in (log_ratio, nll, weights, log_weights)
+    ]
+    launch(
+        importance_weights_kernel,
+        acc,
+        rows,
+        1,
+        rows,
+        samples,
+        1.0 - alpha,
+        *map(operand, (*matrices, bound, ess)),
+        samples=samples,
+    )
+    return [bound, weights, ess] + ([] if nll is None else [log_weights])

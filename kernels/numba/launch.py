@@ -1,0 +1,86 @@
+"""The host side that every launcher shares: outputs, and threads."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from .compiler import LANES
+from .memory import BLOCK, rows_of_tile
+
+BUFFERS = 18  # of BLOCK elements, for a kernel to work in
+# Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
+# and uses some 20,000 normals.
+PARALLEL = 65_536
+
+
+def accumulator(*tensors):
+    """The dtype of sums: float64 if any operand is, else float32."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def empty_like(tensor, wanted=True):
+    """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype) if wanted else None
+
+
+def samples_of(recon, x, needs_dx):
+    """(samples, x): how many of ``recon`` [samples * rows, cols] go with one x [rows, cols].
+
+    A single row of x is handed back as long as recon, and one sample, unless its gradient is
+    wanted: a sum over all samples, which one thread makes.
+    """
+    if x.shape[0] == 1 and not needs_dx:
+        return 1, x.expand(recon.shape)
+    return recon.shape[0] // x.shape[0] if x.shape[0] else 1, x
+
+
+class Pool:
+    """Threads that help the calling one; none in a forked child, whose parent has the cores."""
+
+    executor = None
+    forked = False
+
+    @classmethod
+    def forget(cls):
+        cls.forked = True
+
+    @classmethod
+    def submit(cls, function):
+        if cls.executor is None:
+            cls.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fused_elbo")
+        return cls.executor.submit(function)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=Pool.forget)
+
+
+def launch(kernel, acc, rows, cols, *arguments, samples=1):
+    """Run ``kernel(lo, hi, cols, scratch, *arguments)`` over ranges [lo, hi) of the rows.
+
+    The threads take ranges of whole tiles from one queue: results do not depend on how many
+    there are, and nobody waits for a thread that is busy elsewhere.
+    """
+    dtype = np.float64 if acc == torch.float64 else np.float32
+
+    def work(ranges):
+        scratch = np.empty((BUFFERS, BLOCK + LANES), dtype)
+        for lo in ranges:
+            kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
+
+    small = rows * cols * samples < PARALLEL
+    threads = 1 if small or Pool.forked else torch.get_num_threads()
+    if threads == 1:
+        step = rows
+        return work((0,))
+    step = rows_of_tile.py_func(cols)
+    step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
+    ranges = iter(range(0, rows, step))
+    helpers = [Pool.submit(lambda: work(ranges)) for _ in range(threads - 1)]
+    work(ranges)
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
