@@ -6,56 +6,106 @@ broadcast to, [..., D], or that of a likelihood's values, [B] or [K, B].
 
 import importlib.util
 import math
-import os
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..kernels import ops
-from . import noise, reference, textbook, validate
+from ..kernels import library, ops
+from . import noise, reference, textbook, twins, validate
 
-Implementation: TypeAlias = Literal["auto", "triton", "reference"]
-IMPLEMENTATIONS = ("auto", "triton", "reference")
+Implementation: TypeAlias = Literal["auto", "triton", "numba", "reference"]
+IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+TWINS = {
+    ops.gaussian_nll.function: twins.gaussian_nll,
+    ops.bernoulli_nll.function: twins.bernoulli_nll,
+    ops.gaussian_kl.function: reference.gaussian_kl,
+    ops.rsample.function: twins.rsample,
+    ops.rsample_kl.function: twins.rsample_kl,
+    ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.ImportanceWeights: twins.importance_weights,
+    ops.ELBOLoss: twins.elbo_loss,
+}
+for function, twin in TWINS.items():
+    function.twin = staticmethod(twin)
 
 
 def check(impl):
     validate.choice("impl", impl, IMPLEMENTATIONS)
 
 
-def use_kernels(impl, tensor, *, fits=True):
-    """Whether ``impl`` means the Triton kernels for this tensor.
+def use_kernels(impl, *tensors, fits=True):
+    """Whether ``impl`` means the kernels for these tensors, of which some may be None.
 
     ``fits``: whether there is one for the other arguments.
 
-    >>> use_kernels("auto", torch.zeros(2))
+    >>> use_kernels("reference", torch.zeros(2))
     False
     """
     check(impl)
-    if impl == "reference" or (impl == "auto" and tensor.device.type != "cuda"):
+    if impl == "reference":
         return False
-    if not HAS_TRITON:
-        if impl == "auto":
-            return False
-        raise RuntimeError("impl='triton' needs Triton, which is not installed: pip install triton")
-    if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    device = tensors[0].device
+    if impl == "auto":
+        served = HAS_TRITON if device.type == "cuda" else served_on_cpu(device, tensors)
+        return fits and served
+    insist(impl, device, tensors)
+    if not fits:
         raise RuntimeError(
-            f"impl='triton' needs CUDA tensors, got one on {tensor.device}: move the tensors to "
-            "a GPU, or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
-        )
-    if impl == "triton" and not fits:
-        raise RuntimeError(
-            "impl='triton': no kernel serves these arguments, but those of one floating dtype and "
+            f"impl={impl!r}: no kernel serves these arguments, but those of one floating dtype and "
             "shape, reduced to a number, without weights (of probabilities, not in float16, under "
             "autocast or torch.compile); impl='auto' leaves the others to torch"
         )
-    return fits
+    return True
+
+
+def served_on_cpu(device, tensors):
+    """Whether numba's kernels can do all that the reference can with these tensors.
+
+    Not float16, forward mode, torch.func, tensors without numbers or of a subclass; what compiles
+    or traces has the reference, which it can look into.
+    """
+    return (
+        device.type == "cpu"
+        and HAS_NUMBA
+        and not library.INTERPRETED
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and not library.watched(tensors)
+        and not any(t is not None and t.dtype == torch.float16 for t in tensors)
+    )
+
+
+def insist(impl, device, tensors):
+    """Raise where the kernels of ``impl`` cannot run."""
+    if impl == "triton":
+        if not HAS_TRITON:
+            raise RuntimeError(
+                "impl='triton' needs Triton, which is not installed: pip install triton"
+            )
+        if device.type != "cuda" and not library.INTERPRETED:
+            raise RuntimeError(
+                f"impl='triton' needs CUDA tensors, got one on {device}: move the tensors to a "
+                "GPU, or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
+            )
+        return
+    if not HAS_NUMBA:
+        raise RuntimeError("impl='numba' needs numba, which is not installed: pip install numba")
+    if device.type != "cpu" or library.INTERPRETED:
+        raise RuntimeError(
+            f"impl='numba' needs CPU tensors, and TRITON_INTERPRET=1 not set: got one on {device}"
+        )
+    if any(t is not None and t.dtype == torch.float16 for t in tensors):
+        raise RuntimeError("impl='numba' takes no float16: impl='auto' has it on the reference")
 
 
 def where_it_fits(impl, fits):
-    """For a term of a whole loss: there ``"triton"`` asks for kernels where there are any."""
-    return "reference" if impl == "triton" and not fits else impl
+    """For a term of a whole loss, where a name of kernels asks for them where there are any."""
+    return impl if fits or impl == "auto" else "reference"
 
 
 def either(impl, other):
@@ -64,21 +114,21 @@ def either(impl, other):
 
 
 def gaussian_log_prob(shape, x, mu, logvar, *, impl) -> Tensor:
-    if not use_kernels(impl, x):
+    if not use_kernels(impl, x, mu, logvar):
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = rows(shape, mu, x, logvar)
     return view(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, impl) -> Tensor:
-    if not use_kernels(impl, mu):
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)))
     return view(kl, shape[:-1])
 
 
 def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tensor:
-    if not use_kernels(impl, mu):
+    if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     z = ops.rsample(*rows(shape, mu, logvar), seed, num_samples or 1)
@@ -87,7 +137,8 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
 
 def sampler(mu, samples, shape, *, impl):
     """A function of mu and logvar: z [samples..., D] of ``shape``, at one noise for all calls."""
-    if use_kernels(impl, mu):
+    # Of torch.distributions a CPU's samples are those of torch.randn, for the same seed.
+    if use_kernels(impl, mu) and (impl != "auto" or mu.device.type != "cpu"):
         seed = noise.draw_seed(mu.device)
 
         def draw(mu, logvar):
@@ -107,7 +158,7 @@ def sampler(mu, samples, shape, *, impl):
 
 
 def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, generator, impl):
-    if not use_kernels(impl, mu):
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     z, kl = ops.rsample_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)), seed)
@@ -123,7 +174,7 @@ def rsample_log_ratio(
     ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
     """
     q = mu, logvar, prior_mu, prior_logvar
-    if use_kernels(impl, mu):
+    if use_kernels(impl, *q):
         seed = noise.draw_seed(mu.device, generator)
         return _kernel_samples(shape, q, num_samples, seed, 0, gradient, flat, antithetic)
     if eps is not None:
@@ -141,7 +192,7 @@ def samples_of_stream(
     The reference draws from the stream's twin: chunks of samples are those of one call.
     """
     q = mu, logvar, prior_mu, prior_logvar
-    if use_kernels(impl, mu):
+    if use_kernels(impl, *q):
         options = gradient, False, antithetic
         return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
     sides = 1 + antithetic
@@ -164,10 +215,10 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
     ``"probabilities"`` are a Bernoulli's, and have kernels only.
     """
-    if not use_kernels(impl, recon):
-        twins = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
+    if not use_kernels(impl, recon, x, tensor_or_none(recon_logvar)):
+        by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
         options = (recon_logvar,) if likelihood == "gaussian" else ()
-        return twins[likelihood](recon, x, *options)
+        return by_name[likelihood](recon, x, *options)
     if likelihood == "gaussian":
         nll = ops.gaussian_nll(*likelihood_rows(recon, x, recon_logvar), 1)
     else:
@@ -177,7 +228,8 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
-    if reduction != "none" and _gradient_in_forward(impl, recon):
+    tensors = recon, x, tensor_or_none(recon_logvar), kl
+    if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         operands = likelihood_rows(recon, x, recon_logvar)
@@ -191,7 +243,7 @@ def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction,
     return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
 
 
-def _gradient_in_forward(impl, recon):
+def _gradient_in_forward(impl, recon, *others):
     """Whether the likelihood's gradient can be had in the forward pass.
 
     Not in float16, whose range 1/B times a gradient may leave before the loss scale is in;
@@ -199,7 +251,7 @@ def _gradient_in_forward(impl, recon):
     """
     if recon.dtype == torch.float16 or torch.compiler.is_compiling():
         return False
-    return use_kernels(impl, recon)
+    return use_kernels(impl, recon, *others)
 
 
 def importance_weights(log_weights, alpha, *, impl):
@@ -217,13 +269,17 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
 
     Weights and ess may be None where nobody wants them.
     """
-    if use_kernels(impl, nll):
+    if use_kernels(impl, nll, log_ratio):
         return ops.importance_weights(log_ratio, nll, float(alpha))
     log_weights = log_ratio - nll
     bound, weights, ess = reference.importance_bound(log_weights, alpha), None, None
     if with_weights:
         _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
     return bound, weights, ess, log_weights
+
+
+def tensor_or_none(value):
+    return value if isinstance(value, Tensor) else None
 
 
 def example_rows(recon, x):
@@ -238,7 +294,7 @@ def likelihood_rows(recon, x, recon_logvar):
     A logvar that is constant over an example's events stays one number a row.
     """
     recon_rows, x_rows = example_rows(recon, x)
-    if not isinstance(recon_logvar, Tensor):
+    if tensor_or_none(recon_logvar) is None:
         return recon_rows, x_rows, None, float(recon_logvar)
     aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
     leading = recon.shape[: recon.dim() - x.dim() + 1]

@@ -8,6 +8,8 @@ the ops' names and with their arguments; it is imported at the first call.
 import functools
 import importlib
 import inspect
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +18,15 @@ LIBRARY = torch.library.Library("fused_elbo", "DEF")
 PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list}
 
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def backend(device):
-    """The folder that has the kernels for a device; CPU tensors are for Triton's interpreter."""
-    return "triton"
+    """The folder that has the kernels for a device.
+
+    CPU tensors are for numba, or for Triton's interpreter: one process cannot have both.
+    """
+    return "numba" if device.type == "cpu" and not INTERPRETED else "triton"
 
 
 @functools.cache
@@ -56,7 +64,7 @@ def watched(arguments):
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
     Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
-    torch.func; subclasses of Tensor and symbolic numbers; batched gradients and the meta device.
+    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device.
     """
     if (
         torch._C._len_torch_dispatch_stack() > 0
@@ -65,8 +73,15 @@ def watched(arguments):
         or not PLAIN.issuperset(map(type, arguments))
     ):
         return True
-    first = next(a for a in arguments if a is not None)
-    return first.is_meta or torch._C._functorch.is_legacy_batchedtensor(first)
+    # Of a view with its sign bit pending the numbers in memory are not those of the tensor.
+    return any(
+        isinstance(a, torch.Tensor) and (a.is_neg() or a.is_meta or batched(a)) for a in arguments
+    )
+
+
+def batched(tensor):
+    """Whether it is one of torch.autograd.grad's ``is_grads_batched``."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 class Op:
@@ -116,8 +131,8 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             backward,
             saved=[names.index(argument) for argument in kept],
             tensors=sum(types[argument].startswith("Tensor") for argument in kept),
-            gradients=len(gradients),
-            others=len(names) - len(gradients),
+            sources=[names.index(source) for source in sources],
+            arguments=len(names),
         )
         return functools.update_wrapper(Op(forward, backward, function), fake)
 
@@ -132,12 +147,13 @@ def parse(schema):
     return name, types, [pair.rsplit(" ", 1)[1] for pair in results.strip("()").split(", ")]
 
 
-def autograd_function(name, forward, backward, *, saved, tensors, gradients, others):
-    """The autograd function of the op ``name``.
+def autograd_function(name, forward, backward, *, saved, tensors, sources, arguments):
+    """The autograd function of the op ``name``, of so many ``arguments``.
 
-    ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors, and
-    ``gradients`` and ``others`` how many arguments have a gradient and how many none.
+    ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
+    The first arguments have gradients, of the shapes of those at the positions ``sources``.
     """
+    gradients = len(sources)
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
@@ -145,15 +161,29 @@ def autograd_function(name, forward, backward, *, saved, tensors, gradients, oth
         ctx.options = kept[tensors:]
         ctx.set_materialize_grads(False)
 
+    def arguments_of(ctx):
+        values = [None] * arguments
+        for position, value in zip(saved, (*ctx.saved_tensors, *ctx.options), strict=True):
+            values[position] = value
+        for position, source in enumerate(sources):
+            if position not in saved:  # its value is of no consequence
+                values[position] = torch.zeros_like(values[source]).requires_grad_()
+        return values
+
     @once_differentiable
     def differentiate(ctx, *upstream):
         if all(gradient is None for gradient in upstream):
-            return (None,) * (gradients + others)
+            return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
         found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
-        return *spread(found, needs), *(None,) * others
+        return *spread(found, needs), *(None,) * (arguments - gradients)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": differentiate}
+    methods = {
+        "forward": forward,
+        "setup_context": setup_context,
+        "backward": differentiate,
+        "arguments": arguments_of,
+    }
     methods = {name: staticmethod(method) for name, method in methods.items()}
     return type(KernelFunction)(name, (KernelFunction,), methods)
 
@@ -185,13 +215,13 @@ class SecondDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
-            "the Triton kernels of fused_elbo have first derivatives only: "
+            "the kernels of fused_elbo have first derivatives only: "
             "for a double backward pass impl='reference'"
         )
 
 
 def once_differentiable(backward):
-    """Mark a backward whose result must not be differentiated again.
+    """Mark a backward whose result must not be differentiated again, but by a twin.
 
     torch's decorator of this name looks at the upstream gradients only: with a constant one,
     as of a plain sum, it lets the second derivative be dropped in silence.
@@ -199,9 +229,15 @@ def once_differentiable(backward):
 
     @functools.wraps(backward)
     def wrapper(ctx, *upstream):
+        again = torch.is_grad_enabled()
+        if not torch.compiler.is_compiling() and ctx._forward_cls.twin is not None:
+            given = [u for u in upstream if u is not None]
+            on_cpu = given and backend(given[0].device) == "numba"
+            if on_cpu and (again or any(map(batched, given))):
+                return through_twin(ctx, upstream, create_graph=again)
         with torch.no_grad():
             gradients = backward(ctx, *upstream)
-        if not torch.is_grad_enabled():
+        if not again:
             return gradients
         tensors = (t for t in (*ctx.saved_tensors, *upstream) if t is not None)
         sources = [t for t in tensors if t.requires_grad]
@@ -215,8 +251,29 @@ def once_differentiable(backward):
     return wrapper
 
 
+def through_twin(ctx, upstream, create_graph):
+    """The gradients by autograd, which can differentiate them again and take batches of them."""
+    arguments = ctx._forward_cls.arguments(ctx)
+    with torch.enable_grad():
+        outputs = ctx._forward_cls.twin(*arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, u) for o, u in zip(outputs, upstream, strict=False) if u is not None]
+    outputs, upstream = zip(*pairs, strict=True)
+    wanted = [a for a, need in zip(arguments, ctx.needs_input_grad, strict=True) if need]
+    found = torch.autograd.grad(
+        outputs, wanted, upstream, create_graph=create_graph, allow_unused=True
+    )
+    return spread(found, ctx.needs_input_grad)
+
+
 class KernelFunction(torch.autograd.Function):
-    """An autograd function over the ops above: first derivatives, no vmap."""
+    """An autograd function over the ops above: first derivatives, no vmap.
+
+    On CPUs, where code that was written for the reference must go on working, second derivatives
+    and batched gradients are those of ``twin``, the same in PyTorch, at ``arguments(ctx)``.
+    """
+
+    twin: Callable[..., Any] | None = None
 
     def __init_subclass__(cls):
         # apply() asks for this signature at every call: a fifth of the host's time otherwise.
@@ -224,8 +281,13 @@ class KernelFunction(torch.autograd.Function):
         forward.__signature__ = inspect.signature(forward)
 
     @staticmethod
+    def arguments(ctx):
+        """Those of forward, from what was saved."""
+        raise NotImplementedError
+
+    @staticmethod
     def vmap(info, in_dims, *args):
         raise RuntimeError(
-            "the Triton kernels of fused_elbo do not run under torch.func.vmap: they take "
+            "the kernels of fused_elbo do not run under torch.func.vmap: they take "
             "batches [..., D] as they are; for per-example gradients pass impl='reference'"
         )

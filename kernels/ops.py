@@ -49,7 +49,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     "gaussian_rsample",
     "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples) -> (Tensor z)",
     gradients=("mu", "logvar"),
-    saved=("logvar", "seed"),
+    saved=("logvar", "seed", "samples"),
     like={"mu": "logvar"},
 )
 def rsample(mu, logvar, seed, samples):
@@ -109,11 +109,15 @@ class ImportanceWeights(KernelFunction):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        log_ratio, nll, _ = inputs
+        log_ratio, nll, ctx.alpha = inputs
         # The inputs too: what depends on them must not be differentiated twice in silence.
         ctx.save_for_backward(output[1], log_ratio, nll)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors[1:], ctx.alpha
 
     @staticmethod
     @once_differentiable
@@ -174,6 +178,11 @@ class ELBOLoss(KernelFunction):
         ctx.gradients = output[3:]
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        recon, x, logvar, kl = ctx.saved_tensors
+        return recon, x, logvar, ctx.logvar_value, kl, ctx.likelihood, ctx.beta, ctx.scale, None
 
     @staticmethod
     @once_differentiable

@@ -1,9 +1,10 @@
-"""One suite, two machines: Triton's interpreter on a CPU, or the kernels on a CUDA device.
+"""One suite, three machines: Triton's interpreter, numba's kernels on a CPU, or a CUDA device.
 
-    pytest tests -n auto                       # interpreted kernels, no GPU needed
-    TRITON_INTERPRET=0 pytest tests -m gpu     # the same tests on a GPU, and the GPU-only ones
+    pytest tests -n auto                           # all tests, with interpreted kernels
+    TRITON_INTERPRET=0 pytest tests -m kernels     # those of kernels, on numba, without a GPU
+    TRITON_INTERPRET=0 pytest tests -m gpu         # and on a GPU, with the GPU-only ones
 
-It cannot do both in one process.
+One process cannot have two of them.
 """
 
 import os
@@ -11,9 +12,10 @@ import os
 import pytest
 import torch
 
-from helpers.machine import INTERPRET, ON_GPU
+from helpers.machine import KERNELS, ON_GPU
 
-DEVICE = pytest.param("cpu") if INTERPRET else pytest.param("cuda", marks=pytest.mark.gpu)
+MARKS = [pytest.mark.kernels, pytest.mark.gpu] if ON_GPU else [pytest.mark.kernels]
+DEVICE = pytest.param("cuda" if ON_GPU else "cpu", marks=MARKS)
 
 # Of pytest-xdist. Subprocesses are no workers: as one, pytest-benchmark writes no results.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
@@ -43,10 +45,9 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what needs a GPU where kernels are interpreted or there is none."""
-    if ON_GPU:
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    """Leave out what needs a GPU where there is none, and what is Triton's where numba runs."""
+    absent = ([] if ON_GPU else ["gpu"]) + (["triton"] if KERNELS == "numba" else [])
+    left_out = [i for i in items if any(i.get_closest_marker(name) for name in absent)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -58,7 +58,7 @@ def mse_loss(
     """
     legacy = size_average is not None or reduce is not None
     fits = not legacy and weight is None and fits_kernel(reduction, input, target)
-    if not dispatch.use_kernels(impl, input, fits=fits):
+    if not dispatch.use_kernels(impl, input, target, fits=fits):
         arguments = (input, target, size_average, reduce, reduction, weight)
         return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
     total = _likelihood_sum(input, target, UNIT_NORMALISER, likelihood="gaussian", impl=impl)
@@ -103,7 +103,7 @@ def binary_cross_entropy_with_logits(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
     fits = plain and fits_kernel(reduction, input, target)
-    if not dispatch.use_kernels(impl, input, fits=fits):
+    if not dispatch.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
         )
@@ -153,9 +153,11 @@ def binary_cross_entropy(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce))
     fits = plain and fits_kernel(reduction, input, target, probabilities=True)
-    if not dispatch.use_kernels(impl, input, fits=fits):
+    if not dispatch.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
+    if total.device.type == "cpu" and total.isnan():  # torch says what is wrong with them
+        return F.binary_cross_entropy(input, target, reduction=reduction)
     return _reduced(total, input, reduction)
 
 
@@ -211,7 +213,7 @@ def gaussian_nll_loss(
     v = _clamped(_variance(var, input), eps)
     (wide,) = accumulate(v)  # a logarithm in half precision is off by more than its variance
     fits = _alike(input, wide) and fits_kernel(reduction, input, target)
-    if dispatch.use_kernels(impl, input, fits=fits):
+    if dispatch.use_kernels(impl, input, target, fits=fits):
         total = _likelihood_sum(input, target, wide.log(), likelihood="gaussian", impl=impl)
         if not full:
             total = total - input.numel() * (0.5 * LOG_2PI)

@@ -270,7 +270,7 @@ def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, 
     return z
 
 
-def rsample_backward(dz, logvar, seed, needs):
+def rsample_backward(dz, logvar, seed, samples, needs):
     """The wanted gradients, from dz [samples, rows, cols]; they do not depend on mu."""
     samples, rows, cols = dz.shape
     gradients = [empty_like(logvar, needed) for needed in needs]

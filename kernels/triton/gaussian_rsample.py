@@ -359,9 +359,9 @@ def rsample(mu, logvar, seed, samples):
     return launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]
 
 
-def rsample_backward(dz, logvar, seed, needs):
+def rsample_backward(dz, logvar, seed, samples, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
-    return launch_rsample_backward(dz, None, inputs, seed, needs, samples=dz.shape[0])
+    return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)
 
 
 def rsample_log_ratio(

@@ -10,12 +10,13 @@ from torch.distributions import Normal
 
 from fused_elbo import compat
 from fused_elbo.estimators.compat import nn_functional
+from helpers.machine import KERNELS
 from helpers.originals import ELEMENTWISE, F64, Case, compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 @pytest.mark.parametrize("bad", [-1.0, -1e-30])
 def test_negative_variances(bad, impl):
     var = torch.ones(2, 3)

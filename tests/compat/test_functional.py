@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_elbo import compat
+from helpers.machine import KERNELS
 from helpers.originals import BATCH, ELEMENTWISE, F64, IMAGE, Case, compare, extra
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +39,7 @@ def test_options_without_a_kernel(name, options):
     actual = getattr(compat, name)(a, b, **TORCH_ONLY[options])
     assert torch.equal(actual, getattr(F, name)(a, b, **TORCH_ONLY[options]))
     with pytest.raises(RuntimeError, match="no kernel serves"):
-        getattr(compat, name)(a, b, **TORCH_ONLY[options], impl="triton")
+        getattr(compat, name)(a, b, **TORCH_ONLY[options], impl=KERNELS)
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -48,7 +49,7 @@ def test_scalars_and_empty_tensors(name, shapes):
     actual, expected = getattr(compat, name)(a, b), getattr(F, name)(a, b)
     torch.testing.assert_close(actual, expected, equal_nan=True)
     with pytest.raises(RuntimeError, match="no kernel serves"):
-        getattr(compat, name)(a, b, impl="triton")
+        getattr(compat, name)(a, b, impl=KERNELS)
 
 
 def test_what_has_no_kernel_is_refused_by_name():
@@ -56,11 +57,11 @@ def test_what_has_no_kernel_is_refused_by_name():
     a, b, one = torch.randn(4, 3), torch.randn(1, 3), torch.ones(4, 3)
     for arguments in ((a, b), (a, a.double())):
         with pytest.raises(RuntimeError, match="no kernel serves"):
-            compat.mse_loss(*arguments, impl="triton")
+            compat.mse_loss(*arguments, impl=KERNELS)
         with pytest.raises(RuntimeError, match="no kernel serves"):
-            compat.gaussian_nll_loss(*arguments, one, impl="triton")
+            compat.gaussian_nll_loss(*arguments, one, impl=KERNELS)
     with pytest.raises(RuntimeError, match="no kernel serves"):
-        compat.gaussian_nll_loss(a, a, one.double(), impl="triton")
+        compat.gaussian_nll_loss(a, a, one.double(), impl=KERNELS)
     integers = compat.gaussian_nll_loss(a.long(), b.long().expand(4, 3), 0.5)
     assert torch.equal(integers, F.gaussian_nll_loss(a.long(), b.long().expand(4, 3), 0.5))
     mixed = compat.gaussian_nll_loss(a, a.double(), one)
@@ -89,7 +90,7 @@ def test_gaussian_nll_of_elements(var):
         compare(ours, original, leaves, leaves, F64)
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_variance_gradient_ignores_the_clamp(impl, device):
     """By hand: at v = eps, (1 - r^2 / eps) / (2 eps), and not 0."""
     var = torch.tensor([[0.0, 1e-3, 2.0]], dtype=F64, device=device, requires_grad=True)
@@ -109,10 +110,10 @@ def test_small_errors_keep_their_digits(name, device):
     zero = torch.zeros(3, 1, device=device)
     exact = ((recon.double() - x.double()) ** 2).mean().item()
     if name == "mse_loss":
-        actual = compat.mse_loss(recon, x, impl="triton")
+        actual = compat.mse_loss(recon, x, impl=KERNELS)
     elif name == "pythae":
-        actual = compat.pythae_vae_loss(recon, x, zero, zero, None, impl="triton")[1] * 2 / 784
+        actual = compat.pythae_vae_loss(recon, x, zero, zero, None, impl=KERNELS)[1] * 2 / 784
     else:
-        result = compat.antixk_vanilla_vae_loss(recon, x, zero, zero, M_N=1.0, impl="triton")
+        result = compat.antixk_vanilla_vae_loss(recon, x, zero, zero, M_N=1.0, impl=KERNELS)
         actual = result["Reconstruction_Loss"]
     assert actual.item() == pytest.approx(exact, rel=1e-5)

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributions import Normal
 
 from fused_elbo import compat
+from helpers.machine import KERNELS
 from helpers.originals import (
     F16,
     F32,
@@ -27,7 +28,7 @@ from helpers.originals import (
     parameters,
 )
 
-IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
+IMPLS = pytest.mark.parametrize("impl", ["reference", KERNELS])
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -68,7 +69,7 @@ def original_capacity_loss(recons, input, mu, log_var, calls, options, M_N):
     return recon + options["gamma"] * M_N * (kl - capacity).abs()
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
 def test_antixk_capacity(impl, dtype, device):
     """Below, above and at the end of its rise; the loss is [1] and float32, as the original's."""

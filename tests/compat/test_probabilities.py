@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_elbo import compat
+from helpers.machine import KERNELS
 from helpers.originals import (
     BF16,
     F16,
@@ -21,7 +22,7 @@ from helpers.originals import (
     kl_to_standard,
 )
 
-IMPLS = pytest.mark.parametrize("impl", ["reference", "triton"])
+IMPLS = pytest.mark.parametrize("impl", ["reference", KERNELS])
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EDGES = [0.0, 1e-60, 1e-44, 1e-20, 1e-13, 1e-7, 0.3, 1 - 1e-7, 1 - 1e-13, 1 - 2**-53, 1.0]
@@ -65,7 +66,7 @@ def test_every_probability_of_float32(x, device):
     for i in range(0, len(p), 7):
         leaf = p[i : i + 1].to(device).requires_grad_()
         target = data[i : i + 1].to(device)
-        loss = compat.binary_cross_entropy(leaf, target, reduction="sum", impl="triton")
+        loss = compat.binary_cross_entropy(leaf, target, reduction="sum", impl=KERNELS)
         torch.testing.assert_close(loss.double().cpu(), value[i].detach(), rtol=4e-7, atol=1e-44)
         loss.backward()
         torch.testing.assert_close(leaf.grad.double().cpu(), slope[i : i + 1], rtol=5e-7, atol=0)
@@ -95,7 +96,7 @@ def test_probabilities_in_the_kernel(wrong, which, device):
     images = [torch.full((2, 3), 0.25), torch.ones(2, 3)]
     images[which][1, 2] = wrong
     input, target = (t.to(device) for t in images)
-    loss = compat.binary_cross_entropy(input.requires_grad_(), target, impl="triton")
+    loss = compat.binary_cross_entropy(input.requires_grad_(), target, impl=KERNELS)
     loss.backward()
     assert loss.isnan()
     bad = torch.zeros(2, 3, dtype=torch.bool)
@@ -106,7 +107,7 @@ def test_probabilities_in_the_kernel(wrong, which, device):
 def test_a_second_backward_computes_the_cross_entropy_again(device):
     """The first hands over what forward wrote, scaled in place."""
     p, x = Case("", ("probabilities",) * 2, None, None).tensors(F64, device)
-    loss = compat.binary_cross_entropy(p, x, impl="triton")
+    loss = compat.binary_cross_entropy(p, x, impl=KERNELS)
     first = torch.autograd.grad(3.0 * loss, (p, x), retain_graph=True)
     second = torch.autograd.grad(2.0 * loss, (p, x))
     for a, b in zip(first, second, strict=True):
@@ -121,15 +122,15 @@ def test_probabilities_that_are_left_to_torch(device):
         p, x, mu, logvar = (t.to(dtype) for t in (p, x, mu, logvar))
         with torch.autocast(device, BF16, enabled=dtype == F32):
             with pytest.raises(RuntimeError, match="no kernel serves"):
-                compat.binary_cross_entropy(p, x, impl="triton")
+                compat.binary_cross_entropy(p, x, impl=KERNELS)
             if device != "cpu" and dtype == F32:
                 continue  # on CUDA torch refuses under autocast
             mean, total = (F.binary_cross_entropy(p, x, reduction=r) for r in ("mean", "sum"))
             assert torch.equal(compat.binary_cross_entropy(p, x), mean)
             kl = kl_to_standard(mu, logvar)
-            loss = compat.pytorch_examples_vae_loss(p.flatten(1), x, mu, logvar, impl="triton")
+            loss = compat.pytorch_examples_vae_loss(p.flatten(1), x, mu, logvar, impl=KERNELS)
             torch.testing.assert_close(loss, total + kl.sum(), rtol=2e-3, atol=0)
-            loss, *_ = CROSS_ENTROPIES["pythae"](p, x, mu, logvar, impl="triton")
+            loss, *_ = CROSS_ENTROPIES["pythae"](p, x, mu, logvar, impl=KERNELS)
             torch.testing.assert_close(loss, PIXELS * mean + kl.mean(), rtol=2e-3, atol=0)
 
 
@@ -137,4 +138,4 @@ def test_probabilities_in_a_compiled_loss(device):
     """The compiler has torch's cross-entropy, and the kernel of the KL."""
     leaves, same = (LIBRARIES[0].tensors(F64, device) for _ in range(2))
     loss = torch.compile(compat.pytorch_examples_vae_loss, backend="aot_eager", fullgraph=True)
-    compare(loss(*leaves, impl="triton"), LIBRARIES[0].original(*same), leaves, same, F64)
+    compare(loss(*leaves, impl=KERNELS), LIBRARIES[0].original(*same), leaves, same, F64)

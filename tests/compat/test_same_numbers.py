@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from fused_elbo.kernels.triton import elbo_loss, gaussian_kl
+from helpers.machine import KERNELS
 from helpers.originals import BF16, CASES, F32, F64, FUSED, compare, named
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", [F64, F32], ids=str)
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_number_and_gradients(case, impl, dtype, device):
     leaves = case.tensors(dtype)
@@ -30,7 +31,7 @@ def test_reference_is_the_choice_for_cpu_tensors(case):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_are_used(case, monkeypatch, device):
-    """With impl="triton" a kernel runs, and with "reference" none does."""
+    """With impl=KERNELS a kernel runs, and with "reference" none does."""
     ran = []
     for module in (elbo_loss, gaussian_kl):
         for name in [n for n in vars(module) if n.startswith("launch")]:
@@ -41,7 +42,7 @@ def test_kernels_are_used(case, monkeypatch, device):
     with torch.no_grad():
         case.ours(*case.tensors(F32, device), impl="reference")
         assert not ran
-        case.ours(*case.tensors(F32, device), impl="triton")
+        case.ours(*case.tensors(F32, device), impl=KERNELS)
     assert ran
 
 
@@ -55,7 +56,7 @@ def test_half_precision_returns_what_torch_returns(case, device):
     half = case.tensors(BF16)
     wide = [t.detach().double() for t in half]
     expected = named(case.original(*wide))
-    actual = named(case.ours(*(t.to(device) for t in half), impl="triton"))
+    actual = named(case.ours(*(t.to(device) for t in half), impl=KERNELS))
     for name, value in expected.items():
         assert actual[name].dtype == BF16
         torch.testing.assert_close(
@@ -72,7 +73,7 @@ def test_autocast(case, device):
         expected = case.original(half, target, *var)
     ours = [t.detach().to(device).requires_grad_() for t in (half, target, *var)]
     with torch.autocast(device, BF16):
-        actual = case.ours(*ours, impl="triton")
+        actual = case.ours(*ours, impl=KERNELS)
     assert actual.dtype == expected.dtype == F32
     # Torch takes the logarithm of a float variance in bfloat16.
     rtol = 1e-5 if var or "gaussian" not in case.name else 1e-3

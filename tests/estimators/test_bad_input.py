@@ -11,8 +11,9 @@ import torch
 
 import fused_elbo
 from fused_elbo import ELBOLoss, elbo_loss
+from helpers.machine import KERNELS
 
-IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
 
 
 def t(*shape, dtype=torch.float32):
@@ -613,7 +614,7 @@ class TestImpl:
         else:
             monkeypatch.setenv("TRITON_INTERPRET", value)
         with pytest.raises(RuntimeError, match="impl='triton' needs CUDA") as raised:
-            getattr(fused_elbo, name)(*FUNCTIONS[name], impl="triton")
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl=KERNELS)
         for word in ("cpu", "GPU", "TRITON_INTERPRET=1"):
             assert word in str(raised.value)
 

@@ -7,6 +7,7 @@ from fused_elbo.estimators import bounds, noise, reference, sampling
 from fused_elbo.estimators.bounds import ESTIMATORS, estimate
 from fused_elbo.estimators.models import LinearGaussianModel
 from helpers.exact_bounds import F64, PLANE, check, exact, exact_elbo, replicate
+from helpers.machine import KERNELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +40,7 @@ def test_kernels_and_reference_agree(name, sampled, device, monkeypatch):
         problem.weight.to(device), problem.bias.to(device), problem.noise_variance
     )
     prior = torch.tensor([0.3, -0.2], dtype=F64, device=device), torch.zeros(2).to(device, F64)
-    for impl in ("triton", "reference"):
+    for impl in (KERNELS, "reference"):
         leaves = [t.to(device).clone().requires_grad_() for t in (*problem.q(), *prior)]
         mu, logvar, prior_mu, prior_logvar = leaves
         result = estimate(
@@ -72,7 +73,7 @@ def test_kernels_meet_the_exact_answers(name, options, truth):
     On a CPU, where the exact model of this file is: interpreted.
     """
     estimated = replicate(
-        name, PLANE, 3, replicates=64, each=256, quasi=False, impl="triton", **options
+        name, PLANE, 3, replicates=64, each=256, quasi=False, impl=KERNELS, **options
     )
     check(estimated, truth(PLANE), power=0.045)
 
@@ -89,7 +90,7 @@ def test_kernels_and_reference_agree_on_a_joint(name, device, monkeypatch):
     monkeypatch.setattr(bounds.samplers, "draw", draw)
     options = {"miwae": {"groups": 2}, "piwae": {"groups": 2}}.get(name, {})
     found = []
-    for impl in ("triton", "reference"):
+    for impl in (KERNELS, "reference"):
         leaves = [
             t.to(device, F64).requires_grad_()
             for t in (torch.tensor([[0.3, -1.0], [0.0, 2.0]]), torch.tensor([[-1.0, 0.5], [0, 1]]))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from fused_elbo import bernoulli_nll, elbo_loss, gaussian_nll, iwae_loss, rsample_log_ratio
 from fused_elbo.kernels.triton import launch
+from helpers.machine import KERNELS
 from helpers.samples import IMPLS, at_seed, normal
 
 F32, F64 = torch.float32, torch.float64
@@ -149,7 +150,7 @@ class TestLoss:
         upstream = normal(9, batch, seed=3, device=device)
         for function in (bernoulli_nll, gaussian_nll):
             found = []
-            for impl in ("triton", "reference"):
+            for impl in (KERNELS, "reference"):
                 nll = function(recon, x, impl=impl)
                 found.append([nll, *torch.autograd.grad(nll, (recon, x), upstream)])
             for a, b in zip(*found, strict=True):
@@ -159,8 +160,8 @@ class TestLoss:
         monkeypatch.setattr(launch, "MOST_SAMPLES", 4)
         x = torch.rand(2, 3, device=device)
         with pytest.raises(ValueError, match=r"at most 4 samples a call, got 5.*chunks"):
-            bernoulli_nll(torch.zeros(5, 2, 3, device=device), x, impl="triton")
-        one = bernoulli_nll(torch.zeros(5, 1, 3, device=device), x[:1], impl="triton")
+            bernoulli_nll(torch.zeros(5, 2, 3, device=device), x, impl=KERNELS)
+        one = bernoulli_nll(torch.zeros(5, 1, 3, device=device), x[:1], impl=KERNELS)
         assert one.shape == (5, 1)  # of one example there may be any number
 
     def test_x_is_not_copied(self, device, monkeypatch):
@@ -175,7 +176,7 @@ class TestLoss:
             return real(kernel, grid, arguments, constexprs)
 
         monkeypatch.setattr(launch, "launch", keep)
-        bernoulli_nll(recon, x, impl="triton").sum().backward()
+        bernoulli_nll(recon, x, impl=KERNELS).sum().backward()
         for arguments in seen:
             assert arguments[1].data_ptr() == x.data_ptr()
             assert arguments[1].numel() == x.numel()
@@ -197,7 +198,7 @@ def step(impl, gradient):
 def test_compiles(backend, gradient, impl, device, monkeypatch):
     """One graph, dynamic batch, eager's values and gradients."""
     torch._dynamo.reset()
-    if impl == "triton":
+    if impl == KERNELS:
         monkeypatch.setattr(
             "fused_elbo.estimators.noise.draw_seed",
             lambda device, generator=None: torch.full((), 5, device=device),

@@ -12,6 +12,7 @@ import torch
 import fused_elbo
 from fused_elbo import ELBOLoss, elbo_loss
 from helpers.accuracy import ATOL, LAYOUTS, lay, rounding
+from helpers.machine import KERNELS
 from helpers.oracle import (
     bernoulli_nll_parts,
     eager_bernoulli_nll,
@@ -144,11 +145,11 @@ def test_values_parts_and_gradients(reduction, likelihood, source, dtype, device
     size = (5,) if reduction == "none" else ()
     weights = [2 * torch.rand(size, generator=generator).to(device) - 3 for _ in range(3)]
     for wanted in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)):
-        parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
+        parts = elbo_loss(**leaves, **options, return_parts=True, impl=KERNELS)
         assert type(parts) is fused_elbo.ELBOParts
         chosen = [w if on else None for w, on in zip(weights, wanted, strict=True)]
         compare(leaves, parts, chosen, **options)
-    loss = elbo_loss(**leaves, **options, impl="triton")
+    loss = elbo_loss(**leaves, **options, impl=KERNELS)
     assert isinstance(loss, torch.Tensor)
     assert torch.equal(loss, parts.loss)
     assert loss.dtype == (F64 if dtype == F64 else F32)
@@ -166,7 +167,7 @@ def test_many_tiles(likelihood, batch, event, device):
     options = {"likelihood": likelihood, "beta": BETA, "reduction": "mean"}
     values = make(LIKELIHOODS[likelihood] + ("mu", "logvar"), batch, event)
     leaves = leaves_of(values, F32, device)
-    parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
+    parts = elbo_loss(**leaves, **options, return_parts=True, impl=KERNELS)
     compare(leaves, parts, [torch.tensor(-1.5), None, None], **options)
 
 
@@ -175,7 +176,7 @@ def test_kl_of_more_rows_than_one_block(device):
     values = make(("recon", "x", "kl"), 9000, (1,))
     leaves = leaves_of(values, F32, device)
     options = {"likelihood": "bernoulli", "beta": 2.0, "reduction": "mean"}
-    parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
+    parts = elbo_loss(**leaves, **options, return_parts=True, impl=KERNELS)
     compare(leaves, parts, [torch.tensor(1.0), None, torch.tensor(0.5)], **options)
 
 
@@ -189,9 +190,9 @@ def test_layouts(layout, likelihood, dtype, device):
         leaf, views[name] = lay(value.to(device, dtype), layout)
         leaves[name] = leaf.requires_grad_()
     viewed = {n: views[n](leaf) for n, leaf in leaves.items()}
-    loss = elbo_loss(**viewed, likelihood=likelihood, beta=BETA, impl="triton")
+    loss = elbo_loss(**viewed, likelihood=likelihood, beta=BETA, impl=KERNELS)
     dense = {n: v.detach().contiguous().requires_grad_() for n, v in viewed.items()}
-    expected = elbo_loss(**dense, likelihood=likelihood, beta=BETA, impl="triton")
+    expected = elbo_loss(**dense, likelihood=likelihood, beta=BETA, impl=KERNELS)
     assert torch.equal(loss, expected)
     gradients = torch.autograd.grad(loss, leaves.values(), torch.tensor(1.75, device=device))
     plain = torch.autograd.grad(expected, dense.values(), torch.tensor(1.75, device=device))
@@ -221,15 +222,13 @@ def test_forms_of_recon_logvar(form, reduction, dtype, device):
     leaves = leaves_of(make(("recon", "x", "kl")), dtype, device)
     logvar = RECON_LOGVARS[form]()
     if isinstance(logvar, float):
-        parts = elbo_loss(
-            **leaves, recon_logvar=logvar, **options, return_parts=True, impl="triton"
-        )
+        parts = elbo_loss(**leaves, recon_logvar=logvar, **options, return_parts=True, impl=KERNELS)
         learned = leaves | {"recon_logvar": torch.tensor(logvar, dtype=dtype, device=device)}
-        tensor = elbo_loss(**learned, **options, impl="triton")
+        tensor = elbo_loss(**learned, **options, impl=KERNELS)
         torch.testing.assert_close(parts.loss, tensor, rtol=1e-6, atol=0)
     else:
         leaves["recon_logvar"] = logvar.to(device, dtype).requires_grad_()
-        parts = elbo_loss(**leaves, **options, return_parts=True, impl="triton")
+        parts = elbo_loss(**leaves, **options, return_parts=True, impl=KERNELS)
         weight = torch.full((5,) if reduction == "none" else (), 0.75)
         compare(leaves, parts, [weight, None, None], **options)
 
@@ -252,7 +251,7 @@ def test_every_subset_of_gradients(reduction, device):
         leaves = leaves_of(make(names), F32, device)
         for name in set(names) - set(wanted):
             leaves[name].requires_grad_(False)
-        loss = elbo_loss(**leaves, likelihood=likelihood, reduction=reduction, impl="triton")
+        loss = elbo_loss(**leaves, likelihood=likelihood, reduction=reduction, impl=KERNELS)
         assert loss.requires_grad == bool(wanted)
         if wanted:
             loss.backward(upstream.to(device))
@@ -272,7 +271,7 @@ class TestBackwardTwice:
 
     def graph(self, likelihood, dtype, device):
         leaves = leaves_of(make(LIKELIHOODS[likelihood] + ("kl",)), dtype, device)
-        parts = elbo_loss(**leaves, likelihood=likelihood, return_parts=True, impl="triton")
+        parts = elbo_loss(**leaves, likelihood=likelihood, return_parts=True, impl=KERNELS)
         return leaves, parts
 
     @pytest.mark.parametrize("factor", [1.0, 3.0])
@@ -332,7 +331,7 @@ def test_reduction_is_over_examples_only(likelihood, device):
     """The mean is that of the per-example values, each a sum over its events and latents."""
     values = make(LIKELIHOODS[likelihood] + ("mu", "logvar"), 7, (3, 4))
     tensors = {n: v.to(device, F32) for n, v in values.items()}
-    options = {"likelihood": likelihood, "return_parts": True, "impl": "triton"}
+    options = {"likelihood": likelihood, "return_parts": True, "impl": KERNELS}
     each = elbo_loss(**tensors, reduction="none", **options)
     mean = elbo_loss(**tensors, reduction="mean", **options)
     total = elbo_loss(**tensors, reduction="sum", **options)
@@ -341,12 +340,12 @@ def test_reduction_is_over_examples_only(likelihood, device):
         torch.testing.assert_close(m, a.mean(), rtol=1e-6, atol=0)
         torch.testing.assert_close(t, a.sum(), rtol=1e-6, atol=0)
     if likelihood == "bernoulli":
-        nll = fused_elbo.bernoulli_nll(tensors["recon"], tensors["x"], impl="triton")
+        nll = fused_elbo.bernoulli_nll(tensors["recon"], tensors["x"], impl=KERNELS)
     else:
         args = (tensors[n] for n in ("recon", "x", "recon_logvar"))
-        nll = fused_elbo.gaussian_nll(*args, impl="triton")
+        nll = fused_elbo.gaussian_nll(*args, impl=KERNELS)
     assert torch.equal(each.nll, nll)
-    kl = fused_elbo.gaussian_kl(tensors["mu"], tensors["logvar"], impl="triton")
+    kl = fused_elbo.gaussian_kl(tensors["mu"], tensors["logvar"], impl=KERNELS)
     assert torch.equal(each.kl, kl)
     torch.testing.assert_close(each.loss, nll + kl, rtol=1e-6, atol=0)
 
@@ -355,9 +354,9 @@ def test_no_unstated_beta(device):
     """Repeating every pixel doubles the likelihood and leaves the KL as it is."""
     values = make(("recon", "x", "mu", "logvar"), 4, (6,))
     tensors = {n: v.to(device, F32) for n, v in values.items()}
-    once = elbo_loss(**tensors, return_parts=True, impl="triton")
+    once = elbo_loss(**tensors, return_parts=True, impl=KERNELS)
     doubled = tensors | {n: torch.cat((tensors[n],) * 2, 1) for n in ("recon", "x")}
-    twice = elbo_loss(**doubled, return_parts=True, impl="triton")
+    twice = elbo_loss(**doubled, return_parts=True, impl=KERNELS)
     torch.testing.assert_close(twice.nll, 2 * once.nll)
     torch.testing.assert_close(twice.kl, once.kl)
     torch.testing.assert_close(twice.loss, 2 * once.nll + once.kl)
@@ -367,9 +366,9 @@ def test_rsample_kl_hands_its_kl_over(device):
     values = make(("recon", "x", "mu", "logvar"))
     leaves = leaves_of(values, F32, device)
     recon, x, mu, logvar = leaves.values()
-    _, kl = fused_elbo.rsample_kl(mu, logvar, impl="triton")
-    given = elbo_loss(recon, x, kl=kl, impl="triton")
-    computed = elbo_loss(recon, x, mu, logvar, impl="triton")
+    _, kl = fused_elbo.rsample_kl(mu, logvar, impl=KERNELS)
+    given = elbo_loss(recon, x, kl=kl, impl=KERNELS)
+    computed = elbo_loss(recon, x, mu, logvar, impl=KERNELS)
     torch.testing.assert_close(given, computed, rtol=1e-6, atol=0)
     for a, b in zip(
         torch.autograd.grad(given, (recon, mu, logvar)),
@@ -388,7 +387,7 @@ def test_float16_survives_a_small_share_and_a_large_loss_scale(likelihood, devic
     if likelihood == "gaussian":
         values["recon_logvar"].zero_()
     leaves = leaves_of(values, F16, device)
-    loss = elbo_loss(**leaves, likelihood=likelihood, impl="triton")
+    loss = elbo_loss(**leaves, likelihood=likelihood, impl=KERNELS)
     weight = torch.tensor(scale, device=device)
     actual = torch.autograd.grad(loss, leaves["recon"], weight)[0]
     wide = {n: t.detach().double().requires_grad_() for n, t in leaves.items()}
@@ -397,7 +396,7 @@ def test_float16_survives_a_small_share_and_a_large_loss_scale(likelihood, devic
     torch.testing.assert_close(actual.double(), expected, rtol=rounding(F16), atol=2.0**-24)
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("impl", [KERNELS, "reference"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_empty_batch(likelihood, impl, device):
     """Empty per-example values, a sum of zero, a mean that is NaN, gradients of the right shape."""
@@ -421,8 +420,8 @@ def test_parts_without_gradients(device):
     tensors = {n: v.to(device, F32) for n, v in make(("recon", "x", "kl")).items()}
     tensors["recon"].requires_grad_()
     with torch.no_grad():
-        assert not elbo_loss(**tensors, impl="triton").requires_grad
-    parts = elbo_loss(**tensors, return_parts=True, impl="triton")
+        assert not elbo_loss(**tensors, impl=KERNELS).requires_grad
+    parts = elbo_loss(**tensors, return_parts=True, impl=KERNELS)
     (gradient,) = torch.autograd.grad(parts.nll, tensors["recon"])
     torch.testing.assert_close(
         gradient, (torch.sigmoid(tensors["recon"]) - tensors["x"]).detach() / 5
@@ -432,7 +431,7 @@ def test_parts_without_gradients(device):
 class TestModule:
     """ELBOLoss: the function with its options fixed."""
 
-    @pytest.mark.parametrize("impl", ["triton", "reference"])
+    @pytest.mark.parametrize("impl", [KERNELS, "reference"])
     def test_is_the_function(self, impl, device):
         tensors = {n: v.to(device, F32) for n, v in make(("recon", "x", *SOURCES["prior"])).items()}
         options = {
@@ -454,7 +453,7 @@ class TestModule:
 
     def learned(self, device, **options):
         parameter = torch.nn.Parameter(torch.tensor(-0.5))
-        options = {"likelihood": "gaussian", "impl": "triton"} | options
+        options = {"likelihood": "gaussian", "impl": KERNELS} | options
         return ELBOLoss(recon_logvar=parameter, **options).to(device)
 
     def test_copies(self, device):
@@ -514,7 +513,7 @@ class TestModule:
 
     def test_beta_follows_a_schedule(self, device):
         tensors = {n: v.to(device, F32) for n, v in make(("recon", "x", "kl")).items()}
-        module = ELBOLoss(return_parts=True, impl="triton")
+        module = ELBOLoss(return_parts=True, impl=KERNELS)
         for beta in (0.0, 0.5, 1.0):
             module.beta = beta
             loss, nll, kl = module(**tensors)

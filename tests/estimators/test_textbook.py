@@ -14,6 +14,7 @@ import torch
 
 import fused_elbo
 from fused_elbo.estimators import textbook
+from helpers.machine import KERNELS
 
 SIGMA2 = 0.6
 SAMPLES = 200_000
@@ -151,10 +152,10 @@ def test_every_sample_has_the_evidence_where_q_is_the_posterior():
     torch.testing.assert_close(terms, bound.expand(7, 2), rtol=1e-12, atol=1e-11)
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_elbo_loss_is_minus_the_elbo(model, impl, device):
     """elbo_loss at beta = 1, averaged over samples, is the exact -ELBO: constants and all."""
-    repeats = 20 if impl == "triton" else 4000
+    repeats = 20 if impl == KERNELS else 4000
     generator = torch.Generator().manual_seed(4)
     eps = torch.randn(repeats, *model.mu.shape, generator=generator, dtype=torch.float64)
     z = textbook.gaussian_sample(model.mu, model.logvar, eps)
@@ -219,7 +220,7 @@ def test_normalising_constants_are_kept():
     torch.testing.assert_close(value, torch.tensor([expected], dtype=torch.float32))
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_likelihoods_are_normalised(impl, device):
     """They sum to 1 over the data: not without a constant, nor with a logit for a probability."""
     step = 0.01
@@ -242,7 +243,7 @@ def test_logits_are_not_probabilities():
     assert value.item() == 200.0
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_kl_near_the_prior_is_not_negative(impl, device):
     """The usual float32 form returns -0.0 or less at logvar = 1e-4, where the truth is 2.5e-9."""
     logvar = torch.tensor([[1e-4], [-1e-4], [1e-6], [3e-8], [-3e-8], [1e-20]], device=device)
@@ -252,7 +253,7 @@ def test_kl_near_the_prior_is_not_negative(impl, device):
     torch.testing.assert_close(kl[:2], exact[:2], rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_half_precision_does_not_overflow_inside(impl, device):
     """exp(12) > 65504, the greatest float16: the KL of logvar = 12 is finite all the same."""
     logvar = torch.full((1, 2), 12.0, dtype=torch.float16, device=device)
@@ -264,7 +265,7 @@ def test_half_precision_does_not_overflow_inside(impl, device):
 def test_a_fixed_sigma_whose_precision_overflows(device):
     """exp(90) is past float32's greatest; the density of a point at the mean is not."""
     x = torch.ones(1, 2, device=device)
-    for impl in ("triton", "reference"):
+    for impl in (KERNELS, "reference"):
         near = fused_elbo.gaussian_nll(x, x, -90.0, impl=impl)
         far = fused_elbo.gaussian_nll(0 * x, 1e-20 * x, -90.0, impl=impl)
         constant = math.log(2 * math.pi) - 90

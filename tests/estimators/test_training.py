@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fused_elbo import elbo_loss, rsample_kl
 from helpers.cuda_graphs import captured
+from helpers.machine import KERNELS
 
 F16, BF16 = torch.float16, torch.bfloat16
-IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
 PIXELS, LATENTS = 12, 4
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -261,7 +262,7 @@ class TestFunc:
             torch.testing.assert_close(torch.cat([g[i].flatten() for g in found.values()]), alone)
 
     def test_an_ensemble_on_the_kernels_names_the_reference(self, device):
-        _, parameters, gradient = self.ensemble("triton", device)
+        _, parameters, gradient = self.ensemble(KERNELS, device)
         for randomness in ("same", "different"):
             with pytest.raises(RuntimeError, match="impl='reference'"):
                 torch.func.vmap(gradient, (0, None), randomness=randomness)(
@@ -273,7 +274,7 @@ class TestFunc:
 class TestOnAGpu:
     def test_make_graphed_callables_draws_fresh_noise_at_each_call(self):
         """With gradients of the noise that the call drew: z = mu + sigma eps tells it."""
-        model = Sampler("triton").cuda()
+        model = Sampler(KERNELS).cuda()
         x = images(16, "cuda")
         graphed = torch.cuda.make_graphed_callables(model, (x,))
         samples = []
@@ -290,7 +291,7 @@ class TestOnAGpu:
 
     def test_a_whole_captured_step_trains_on_fresh_noise(self):
         """The loss, backward and the update in one graph; learning rate 0 leaves noise alone."""
-        model, x = VAE("triton").cuda(), images(16, "cuda")
+        model, x = VAE(KERNELS).cuda(), images(16, "cuda")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
         def step():
@@ -310,7 +311,7 @@ class TestOnAGpu:
 
     def test_streams_do_not_disturb_each_other(self):
         """Steps on two streams at once give what they give one after another."""
-        models = [VAE("triton").cuda() for _ in range(2)]
+        models = [VAE(KERNELS).cuda() for _ in range(2)]
         x = images(512, "cuda")
         expected = [step_gradients(model, x) for model in models]
         torch.cuda.synchronize()
@@ -328,7 +329,7 @@ class TestOnAGpu:
     @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device or none")
     def test_the_second_device_gives_what_the_first_does(self):
         """Not the current device: kernels start where their tensors are."""
-        model, x = VAE("triton").to("cuda:0"), images(16, "cuda:0")
+        model, x = VAE(KERNELS).to("cuda:0"), images(16, "cuda:0")
         expected = step_gradients(model, x)
         actual = step_gradients(model.to("cuda:1"), x.to("cuda:1"))
         assert actual.device == torch.device("cuda:1")

@@ -9,6 +9,7 @@ from torch.nn.utils import parameters_to_vector
 
 from fused_elbo import iwae_loss, rsample_log_ratio
 from fused_elbo.estimators import noise, reference
+from helpers.machine import KERNELS
 from helpers.scripts import EXAMPLES, is_picture, run
 
 TINY = ["--epochs", "1", "--batch", "500", "--hidden", "16", "--latents", "3"]
@@ -168,7 +169,7 @@ def test_kernels_and_reference_train_alike(
             iwae_digits.train_step(model, optimizer, batch, impl, loss)
         return parameters_to_vector(model.parameters()).detach(), before
 
-    kernels, before = trained("triton")
+    kernels, before = trained(KERNELS)
     stream_noise()
     same, _ = trained("reference")
     assert (kernels - same).abs().max() <= 1e-6
@@ -246,7 +247,7 @@ def test_script_trains_in_chunks_with_the_kernels(
     monkeypatch.setattr(iwae_digits, "load_digits_binary", lambda: (images[:20], images[20:30]))
     monkeypatch.setattr(iwae_digits, "TEST_SAMPLES", 4)
     options = [*TINY, "--samples", "3", "--seeds", "1", "--chunk-size", "2"]
-    options += ["--device", device, "--impl", "triton", "--out", str(tmp_path)]
+    options += ["--device", device, "--impl", KERNELS, "--out", str(tmp_path)]
     iwae_digits.main(options)
     out = capsys.readouterr().out
     assert list(rows_of(out)) == [(method, 3) for method in METHODS]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import fused_elbo
-from helpers.machine import ON_GPU
+from helpers.machine import KERNELS, ON_GPU
 from helpers.ranks import BATCH, gradients, options, seeded
 from helpers.scripts import EXAMPLES, load
 
-IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fused_elbo.estimators import noise, reference
+from helpers.machine import KERNELS
 from helpers.scripts import is_picture, load, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +53,7 @@ def test_kernels_and_reference_train_to_the_same_parameters(vae_digits, kernel_n
     Training moves a parameter by 0.26 or more, other noise by 0.08 or more.
     """
     tolerance = 1e-6
-    before, kernels = trained(vae_digits, "triton", device)
+    before, kernels = trained(vae_digits, KERNELS, device)
     kernel_noise()
     _, same = trained(vae_digits, "reference", device)
     kernel_noise(shift=1)
@@ -71,7 +72,7 @@ def test_training_beats_independent_pixels(vae_digits):
     assert elbo > vae_digits.pixel_baseline(train, test) + 1.2
 
 
-@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("impl", [KERNELS, "reference"])
 def test_measuring_draws_noise_of_its_own(vae_digits, impl, device):
     """The same each time, and not from training's, which goes on as if nothing had happened."""
     images = vae_digits.load_digits_binary()[1][:8].to(device)
@@ -100,7 +101,7 @@ def run_vae(*arguments, **environment):
 
 
 def test_script_trains_and_draws_with_the_kernels(tmp_path):
-    options = ["--impl", "triton", "--epochs", "1", "--batch", "256", "--out", str(tmp_path)]
+    options = ["--impl", KERNELS, "--epochs", "1", "--batch", "256", "--out", str(tmp_path)]
     result = run_vae(*options, "--bounds", "1", "3", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stderr
     assert "test ELBO" in result.stdout
@@ -251,7 +252,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(vae_digits, tmp_path, monkeypat
 
 
 def test_script_says_in_a_line_that_kernels_need_a_gpu(tmp_path):
-    result = run_vae("--impl", "triton", "--out", str(tmp_path / "out"), TRITON_INTERPRET="0")
+    result = run_vae("--impl", KERNELS, "--out", str(tmp_path / "out"), TRITON_INTERPRET="0")
     assert result.returncode == 2
     assert "error: impl='triton' needs CUDA tensors" in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,6 +1,9 @@
-"""Where the kernels of this run live: in Triton's interpreter, or on a CUDA device.
+"""Where the kernels of this run live: Triton's interpreter, numba, or a CUDA device.
 
-Triton decides when a kernel is defined: import this before any module of kernels.
+    TRITON_INTERPRET=1 (the default)    Triton's kernels, interpreted on a CPU
+    TRITON_INTERPRET=0                  Triton's on a CUDA device, numba's where there is none
+
+Both decide when they are first used: import this before any module of kernels.
 """
 
 import os
@@ -9,3 +12,4 @@ import torch
 
 INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "1") == "1"
 ON_GPU = not INTERPRET and torch.cuda.is_available()
+KERNELS = "triton" if INTERPRET or ON_GPU else "numba"  # what impl= calls them

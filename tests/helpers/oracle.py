@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import fused_elbo
+from helpers.machine import KERNELS
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -286,5 +287,5 @@ def noise_of(op, shape, seed, device):
     zero = torch.zeros(shape, dtype=torch.float64, device=device)
     torch.manual_seed(seed)
     draws = op.samples // 2 if op.antithetic else op.samples or None
-    eps = fused_elbo.gaussian_rsample(zero, zero, draws, impl="triton")
+    eps = fused_elbo.gaussian_rsample(zero, zero, draws, impl=KERNELS)
     return torch.stack((eps, -eps), 1).flatten(0, 1) if op.antithetic else eps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from helpers.machine import KERNELS
 from helpers.scripts import load
 
 BATCH = 12
@@ -46,7 +47,7 @@ def main(folder):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     train = vae_digits.load_digits_binary()[0]
-    for impl in ("triton", "reference"):
+    for impl in (KERNELS, "reference"):
         model = seeded(vae_digits)
         loss = vae_digits.distributed(model, vae_digits.negative_elbo)
         start = torch.get_rng_state()

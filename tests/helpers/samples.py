@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from helpers.machine import KERNELS
+
 SAMPLES = [1, 2, 3, 64, 1000]
-IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
 
 
 def normal(*shape, seed=0, dtype=torch.float64, device="cpu"):

@@ -13,10 +13,10 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
-from fused_elbo.estimators import reference
-from fused_elbo.estimators.noise import stream
 
 import fused_elbo.kernels.numba as kernels
+from fused_elbo.estimators import reference
+from fused_elbo.estimators.noise import stream
 from fused_elbo.kernels.numba import launch
 
 SHAPES = [(3, 1), (7, 3), (2, 4), (5, 5), (64, 16), (3, 1000), (2, 4097), (0, 4), (300, 2)]

@@ -7,6 +7,7 @@ import torch
 
 import fused_elbo
 from fused_elbo.kernels.triton import launch
+from helpers.machine import KERNELS
 from helpers.oracle import OP, OPS, random_values, upstream
 
 F32, F64 = torch.float32, torch.float64
@@ -37,7 +38,7 @@ def kernel(op):
 
     def call(*args):
         torch.manual_seed(SEED)
-        return op.call(args, "triton")
+        return op.call(args, KERNELS)
 
     return call
 
@@ -73,7 +74,7 @@ def test_gradcheck_of_the_loss(likelihood, reduction, fast, device):
             reduction=reduction,
             beta=0.7,
             return_parts=True,
-            impl="triton",
+            impl=KERNELS,
         )
 
     # The first backward scales what forward wrote, v * s * g; later ones compute v * (s g).
@@ -158,7 +159,7 @@ def test_second_derivatives_are_refused(op, penalty, device):
 def test_second_derivatives_of_the_loss_are_refused(reduction, penalty, likelihood, device):
     recon = torch.randn(3, 4, device=device, requires_grad=True)
     x, kl = torch.rand(3, 4, device=device), torch.ones(3, device=device)
-    options = {"likelihood": likelihood, "reduction": reduction, "impl": "triton"}
+    options = {"likelihood": likelihood, "reduction": reduction, "impl": KERNELS}
     loss = fused_elbo.elbo_loss(recon, x, kl=kl, **options)
     assert_no_second_derivative(PENALTIES[penalty]([loss]), [recon])
 
@@ -173,7 +174,7 @@ def test_the_reference_has_second_derivatives(op):
 def test_sample_gradients_by_hand(device):
     """dz/dmu = 1, dz/dlogvar = (z - mu) / 2: the noise of backward is that of forward."""
     mu, logvar = leaves_of(OP["gaussian_rsample"], (4, 6), F64, device)
-    z = fused_elbo.gaussian_rsample(mu, logvar, 3, impl="triton")
+    z = fused_elbo.gaussian_rsample(mu, logvar, 3, impl=KERNELS)
     weight = upstream(z.shape).to(device)
     dmu, dlogvar = torch.autograd.grad(z, (mu, logvar), weight)
     torch.testing.assert_close(dmu, weight.sum(0), rtol=0, atol=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fused_elbo import importance_weights
+from helpers.machine import KERNELS
 from helpers.samples import IMPLS, SAMPLES, normal
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -88,20 +89,20 @@ class TestWeights:
             log_weights = normal(70, 1, 1, device=device).expand(70, 3, 4)
         else:
             log_weights = normal(140, 3, 8, device=device)[::2, :, ::2]
-        actual = importance_weights(log_weights, impl="triton")
+        actual = importance_weights(log_weights, impl=KERNELS)
         expected = importance_weights(log_weights.contiguous(), impl="reference")
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
     def test_empty_batch(self, device):
         log_weights = torch.zeros(4, 0, device=device, requires_grad=True)
-        bound, weights, ess = importance_weights(log_weights, impl="triton")
+        bound, weights, ess = importance_weights(log_weights, impl=KERNELS)
         assert (bound.shape, weights.shape, ess.shape) == ((0,), (4, 0), (0,))
         assert torch.autograd.grad(bound.sum(), log_weights)[0].shape == (4, 0)
 
     def test_no_second_derivative(self, device):
         log_weights = normal(4, 3, device=device).requires_grad_()
-        bound = importance_weights(log_weights, impl="triton").bound
+        bound = importance_weights(log_weights, impl=KERNELS).bound
         (gradient,) = torch.autograd.grad(bound.sum(), log_weights, create_graph=True)
         with pytest.raises(RuntimeError, match="impl='reference'"):
             gradient.square().sum().backward()
@@ -109,7 +110,7 @@ class TestWeights:
     def test_float16_and_bfloat16_are_summed_in_float32(self, device):
         for dtype in (F16, BF16):
             log_weights = normal(300, 3, device=device).to(dtype)
-            bound, weights, _ = importance_weights(log_weights, impl="triton")
+            bound, weights, _ = importance_weights(log_weights, impl=KERNELS)
             assert bound.dtype == weights.dtype == F32
             exact = torch.logsumexp(log_weights.double(), 0) - math.log(300)
             torch.testing.assert_close(bound.double(), exact, rtol=0, atol=2e-6)

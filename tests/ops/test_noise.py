@@ -16,7 +16,7 @@ from fused_elbo.estimators.noise import draw_seed, philox, stream
 from fused_elbo.kernels.triton import launch
 from fused_elbo.kernels.triton import noise as kernel_noise
 from helpers.accuracy import LAYOUTS, lay
-from helpers.machine import INTERPRET
+from helpers.machine import INTERPRET, KERNELS
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -66,7 +66,7 @@ def set_seed(monkeypatch, seed):
 def kernel_stream(samples, rows, cols, device, dtype=F32):
     """The noise itself: z of a standard normal."""
     zero = torch.zeros(rows, cols, dtype=dtype, device=device)
-    return fused_elbo.gaussian_rsample(zero, zero, samples, impl="triton")
+    return fused_elbo.gaussian_rsample(zero, zero, samples, impl=KERNELS)
 
 
 def assert_same_noise(actual, expected):
@@ -141,9 +141,9 @@ class TestNothingElseMatters:
         set_seed(monkeypatch, 5)
         mu = torch.arange(48.0, device=device).view(6, 8)
         logvar = torch.linspace(-1, 1, 48, device=device).view(6, 8)
-        expected = fused_elbo.gaussian_rsample(mu, logvar, impl="triton")
+        expected = fused_elbo.gaussian_rsample(mu, logvar, impl=KERNELS)
         args = [view(leaf) for leaf, view in (lay(t, layout) for t in (mu, logvar))]
-        assert torch.equal(fused_elbo.gaussian_rsample(*args, impl="triton"), expected)
+        assert torch.equal(fused_elbo.gaussian_rsample(*args, impl=KERNELS), expected)
 
     @pytest.mark.parametrize("dtype", [F16, BF16, F64], ids=str)
     def test_dtypes(self, dtype, device, monkeypatch):
@@ -159,7 +159,7 @@ class TestNothingElseMatters:
     def test_leading_dimensions_are_rows(self, device, monkeypatch):
         set_seed(monkeypatch, 5)
         zero = torch.zeros(2, 3, 5, device=device)
-        actual = fused_elbo.gaussian_rsample(zero, zero, impl="triton")
+        actual = fused_elbo.gaussian_rsample(zero, zero, impl=KERNELS)
         assert torch.equal(actual.view(6, 5), kernel_stream(1, 6, 5, device)[0])
 
     @pytest.mark.parametrize("prior", [False, True], ids=["standard", "given"])
@@ -167,8 +167,8 @@ class TestNothingElseMatters:
         set_seed(monkeypatch, 5)
         mu, logvar = torch.randn(2, 6, 7, device=device)
         priors = torch.randn(2, 6, 7, device=device) if prior else ()
-        z, _ = fused_elbo.rsample_kl(mu, logvar, *priors, impl="triton")
-        assert torch.equal(z, fused_elbo.gaussian_rsample(mu, logvar, impl="triton"))
+        z, _ = fused_elbo.rsample_kl(mu, logvar, *priors, impl=KERNELS)
+        assert torch.equal(z, fused_elbo.gaussian_rsample(mu, logvar, impl=KERNELS))
 
     def test_number_of_samples(self, device, monkeypatch):
         set_seed(monkeypatch, 5)
@@ -203,21 +203,21 @@ class TestBackwardAndSeeds:
         mu = torch.zeros(shape, device=device)
         logvar = torch.zeros(shape, device=device, requires_grad=True)
         if op == "rsample_kl":
-            z, _ = fused_elbo.rsample_kl(mu, logvar, impl="triton")
+            z, _ = fused_elbo.rsample_kl(mu, logvar, impl=KERNELS)
         else:
-            z = fused_elbo.gaussian_rsample(mu, logvar, impl="triton")
+            z = fused_elbo.gaussian_rsample(mu, logvar, impl=KERNELS)
         torch.rand(7)  # whatever is drawn in between
         (gradient,) = torch.autograd.grad(z.sum(), logvar)
         assert torch.equal(gradient, z / 2)
 
     def test_backward_of_several_samples(self, device):
         logvar = torch.zeros(5, 6, device=device, requires_grad=True)
-        z = fused_elbo.gaussian_rsample(torch.zeros_like(logvar), logvar, 3, impl="triton")
+        z = fused_elbo.gaussian_rsample(torch.zeros_like(logvar), logvar, 3, impl=KERNELS)
         for k in range(3):
             (gradient,) = torch.autograd.grad(z[k].sum(), logvar, retain_graph=True)
             assert torch.equal(gradient, z[k] / 2)
 
-    @pytest.mark.parametrize("impl", ["triton", "reference"])
+    @pytest.mark.parametrize("impl", [KERNELS, "reference"])
     @pytest.mark.parametrize("op", ["gaussian_rsample", "rsample_kl"])
     def test_manual_seed_and_generator_govern(self, op, impl, device):
         zero = torch.zeros(4, 6, device=device)
@@ -247,7 +247,7 @@ class TestBackwardAndSeeds:
         mu = torch.zeros(3, 4, device=device, requires_grad=True)
 
         def draw(mu):
-            return fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), impl="triton")
+            return fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), impl=KERNELS)
 
         z = torch.utils.checkpoint.checkpoint(lambda m: draw(m).square(), mu, use_reentrant=False)
         (gradient,) = torch.autograd.grad(z.sum(), mu)

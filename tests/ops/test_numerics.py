@@ -8,6 +8,7 @@ from scipy import integrate, special, stats
 
 import fused_elbo
 from helpers.accuracy import ATOL, LAYOUTS, LOW, check, rounding, run_public
+from helpers.machine import KERNELS
 from helpers.oracle import OP, OPS, kl_parts, random_values
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -149,7 +150,7 @@ def test_padding_lanes_do_not_leak_at_an_overflowing_precision(cols, device):
     recon = torch.zeros(2, cols, device=device)
     x = torch.ones(2, cols, device=device)
     for logvar in (-200.0, torch.tensor(-200.0, device=device, requires_grad=True)):
-        nll = fused_elbo.gaussian_nll(recon, x, logvar, impl="triton")
+        nll = fused_elbo.gaussian_nll(recon, x, logvar, impl=KERNELS)
         assert torch.equal(nll.detach(), torch.full_like(nll, math.inf))
     (gradient,) = torch.autograd.grad(nll.sum(), logvar)
     assert gradient.item() == -math.inf
@@ -164,8 +165,8 @@ def test_kl_keeps_its_digits_near_the_prior(logvar, dtype, device):
     mu = torch.zeros_like(lv)
     truth = sum(kl_parts(mu.double(), lv.double())).sum(-1)
     variants = {
-        "standard prior": fused_elbo.gaussian_kl(mu, lv, impl="triton"),
-        "in one pass": fused_elbo.rsample_kl(mu, lv, impl="triton")[1],
+        "standard prior": fused_elbo.gaussian_kl(mu, lv, impl=KERNELS),
+        "in one pass": fused_elbo.rsample_kl(mu, lv, impl=KERNELS)[1],
     }
     for name, kl in variants.items():
         error = (kl.double() - truth).abs()
@@ -174,7 +175,7 @@ def test_kl_keeps_its_digits_near_the_prior(logvar, dtype, device):
     prior = torch.full_like(lv, shift)
     lv = lv + shift
     truth = sum(kl_parts(mu.double(), lv.double(), mu.double(), prior.double())).sum(-1)
-    kl = fused_elbo.gaussian_kl(mu, lv, mu, prior, impl="triton")
+    kl = fused_elbo.gaussian_kl(mu, lv, mu, prior, impl=KERNELS)
     assert ((kl.double() - truth).abs() <= ATOL * rounding(dtype) * truth).all()
 
 
@@ -186,13 +187,13 @@ def test_kl_is_never_negative(dtype, device):
     mu = torch.zeros_like(logvar)
     prior = (torch.zeros_like(mu), logvar.roll(1, 0))
     for kl in (
-        fused_elbo.gaussian_kl(mu, logvar, impl="triton"),
-        fused_elbo.gaussian_kl(mu, logvar, *prior, impl="triton"),
-        fused_elbo.rsample_kl(mu, logvar, impl="triton")[1],
-        fused_elbo.rsample_kl(mu, logvar, *prior, impl="triton")[1],
+        fused_elbo.gaussian_kl(mu, logvar, impl=KERNELS),
+        fused_elbo.gaussian_kl(mu, logvar, *prior, impl=KERNELS),
+        fused_elbo.rsample_kl(mu, logvar, impl=KERNELS)[1],
+        fused_elbo.rsample_kl(mu, logvar, *prior, impl=KERNELS)[1],
     ):
         assert (kl >= 0).all()
-    exactly = fused_elbo.gaussian_kl(mu, logvar, mu, logvar, impl="triton")
+    exactly = fused_elbo.gaussian_kl(mu, logvar, mu, logvar, impl=KERNELS)
     assert torch.equal(exactly, torch.zeros_like(exactly))
 
 
@@ -211,15 +212,15 @@ class TestAgainstScipy:
         x, mu, logvar = self.values("x", "mu", "logvar")
         expected = stats.norm.logpdf(x, mu, (0.5 * logvar).exp()).sum(-1)
         args = [t.to(device) for t in (x, mu, logvar)]
-        self.close(fused_elbo.gaussian_log_prob(*args, impl="triton"), expected)
-        self.close(-fused_elbo.gaussian_nll(args[1], args[0], args[2], impl="triton"), expected)
+        self.close(fused_elbo.gaussian_log_prob(*args, impl=KERNELS), expected)
+        self.close(-fused_elbo.gaussian_nll(args[1], args[0], args[2], impl=KERNELS), expected)
 
     def test_bernoulli(self, device):
         (logits,) = self.values("logits")
         x = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(8)) < 0.5).double()
         expected = -stats.bernoulli.logpmf(x.long().numpy(), special.expit(logits.numpy())).sum(-1)
         self.close(
-            fused_elbo.bernoulli_nll(logits.to(device), x.to(device), impl="triton"), expected
+            fused_elbo.bernoulli_nll(logits.to(device), x.to(device), impl=KERNELS), expected
         )
 
     @pytest.mark.parametrize("prior", [False, True], ids=["standard", "given"])
@@ -244,9 +245,9 @@ class TestAgainstScipy:
         first = [t[:1] for t in (mu, logvar, m, s)]
         expected = sum(one(*(t[0, d].item() for t in first)) for d in range(5))
         args = [t.to(device) for t in (first if prior else first[:2])]
-        actual = fused_elbo.gaussian_kl(*args, impl="triton").item()
+        actual = fused_elbo.gaussian_kl(*args, impl=KERNELS).item()
         assert actual == pytest.approx(expected, abs=1e-11)
-        assert fused_elbo.rsample_kl(*args, impl="triton")[1].item() == pytest.approx(
+        assert fused_elbo.rsample_kl(*args, impl=KERNELS)[1].item() == pytest.approx(
             actual, abs=1e-13
         )
 
@@ -256,7 +257,7 @@ class TestAgainstScipy:
         entropy = stats.norm(mu, (0.5 * logvar).exp()).entropy().sum(-1)
         cross = -stats.norm.logpdf(mu, m, (0.5 * s).exp()) + 0.5 * (logvar - s).exp().numpy()
         args = [t.to(device) for t in (mu, logvar, m, s)]
-        self.close(fused_elbo.gaussian_kl(*args, impl="triton"), cross.sum(-1) - entropy)
+        self.close(fused_elbo.gaussian_kl(*args, impl=KERNELS), cross.sum(-1) - entropy)
 
 
 # The twins differ in the order of sums and in elementary functions: a few roundings each.
@@ -274,7 +275,7 @@ def test_twins_agree(op, dtype, shape, device):
     upstreams = [torch.linspace(-1, 1, math.prod(size), device=device).view(size)]
     results = [
         run_public(op, leaves, views, upstreams, "contiguous", 0, impl)
-        for impl in ("triton", "reference")
+        for impl in (KERNELS, "reference")
     ]
     for kernel, twin in zip(*(r.outputs + r.gradients for r in results), strict=True):
         assert kernel.dtype == twin.dtype
@@ -299,7 +300,7 @@ class TestBroadcasting:
             for n in ("prior_mu", "prior_logvar")
             if half in ("both", n)
         }
-        out = function(mu, logvar, **prior, impl="triton")
+        out = function(mu, logvar, **prior, impl=KERNELS)
         kl = out[1] if isinstance(out, tuple) else out
         weight = torch.tensor([1.0, -0.5, 2.0, 0.25], device=device)
         actual = torch.autograd.grad(kl, prior.values(), weight)
@@ -318,7 +319,7 @@ class TestBroadcasting:
         x = torch.randn(6, 1, 5, device=device, requires_grad=True)
         mu = torch.randn(3, 5, device=device, requires_grad=True)
         logvar = torch.randn(1, device=device, requires_grad=True)
-        value = fused_elbo.gaussian_log_prob(x, mu, logvar, impl="triton")
+        value = fused_elbo.gaussian_log_prob(x, mu, logvar, impl=KERNELS)
         twin = fused_elbo.gaussian_log_prob(x, mu, logvar, impl="reference")
         assert value.shape == (6, 3)
         torch.testing.assert_close(value, twin)
@@ -331,8 +332,8 @@ class TestBroadcasting:
     @pytest.mark.parametrize("dims", [(5,), (2, 3, 5)], ids=str)
     def test_any_number_of_leading_dimensions(self, dims, device):
         mu, logvar = torch.randn(dims, device=device), torch.randn(dims, device=device)
-        assert fused_elbo.gaussian_kl(mu, logvar, impl="triton").shape == dims[:-1]
-        z, kl = fused_elbo.rsample_kl(mu, logvar, impl="triton")
+        assert fused_elbo.gaussian_kl(mu, logvar, impl=KERNELS).shape == dims[:-1]
+        z, kl = fused_elbo.rsample_kl(mu, logvar, impl=KERNELS)
         assert z.shape == dims
         assert kl.shape == dims[:-1]
-        assert fused_elbo.gaussian_rsample(mu, logvar, 2, impl="triton").shape == (2, *dims)
+        assert fused_elbo.gaussian_rsample(mu, logvar, 2, impl=KERNELS).shape == (2, *dims)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fused_elbo
 from helpers.accuracy import LAYOUTS, check
+from helpers.machine import KERNELS
 from helpers.oracle import OP, OPS, random_values, upstream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -166,7 +167,7 @@ def test_every_element_is_written_and_nothing_beside(op, dtype, device, monkeypa
         leaves = [leaf.requires_grad_() for leaf in leaves]
         with monkeypatch.context() as patch:
             guard = Guarded(patch)
-            outputs = op.call(leaves, "triton")
+            outputs = op.call(leaves, KERNELS)
             torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
         guard.assert_complete()
         assert not any(t.isnan().any() for t in [*outputs, *(leaf.grad for leaf in leaves)])
@@ -181,7 +182,7 @@ def test_the_loss_writes_every_element(likelihood, device, monkeypatch):
         with monkeypatch.context() as patch:
             guard = Guarded(patch)
             loss = fused_elbo.elbo_loss(
-                *leaves[:2], kl=kl, likelihood=likelihood, **options, impl="triton"
+                *leaves[:2], kl=kl, likelihood=likelihood, **options, impl=KERNELS
             )
             loss.backward(torch.tensor(2.0, device=device), retain_graph=True)
             loss.backward()
@@ -198,7 +199,7 @@ def test_two_runs_are_bitwise_equal(op, device):
         generator = torch.Generator().manual_seed(0)
         leaves = [random_values(a, (130, 20), generator).to(device, F32) for a in op.arguments]
         leaves = [leaf.requires_grad_() for leaf in leaves]
-        outputs = op.call(leaves, "triton")
+        outputs = op.call(leaves, KERNELS)
         weights = [upstream(o.shape, generator).to(o) for o in outputs]
         return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
 
@@ -211,7 +212,7 @@ def test_two_losses_are_bitwise_equal(device):
     x, kl = torch.rand(300, 9, device=device), torch.rand(300, device=device)
 
     def run():
-        loss = fused_elbo.elbo_loss(recon, x, kl=kl, impl="triton")
+        loss = fused_elbo.elbo_loss(recon, x, kl=kl, impl=KERNELS)
         return loss, *torch.autograd.grad(loss, recon)
 
     for a, b in zip(run(), run(), strict=True):
@@ -224,7 +225,7 @@ def test_inputs_and_upstream_gradients_are_left_alone(op, device):
     leaves = [random_values(a, (5, 8), generator).to(device, F32) for a in op.arguments]
     kept = [leaf.clone() for leaf in leaves]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    outputs = op.call(leaves, "triton")
+    outputs = op.call(leaves, KERNELS)
     results = [o.detach().clone() for o in outputs]
     weights = [torch.ones_like(o) for o in outputs]
     torch.autograd.grad(outputs, leaves, weights)
@@ -283,7 +284,7 @@ def test_any_shape_layout_and_value(
 @example(logvar=[0.0], mu=4.052429041965582e-40)
 def test_kl_of_any_value_is_finite_and_not_negative(device, logvar, mu):
     logvar = torch.tensor(logvar, device=device)[None]
-    kl = fused_elbo.gaussian_kl(torch.full_like(logvar, mu), logvar, impl="triton")
+    kl = fused_elbo.gaussian_kl(torch.full_like(logvar, mu), logvar, impl=KERNELS)
     assert torch.isfinite(kl).all()
     assert kl.item() >= 0
     # A mu of 4e-40, which has been drawn, squares to 0 in float32.
@@ -294,6 +295,6 @@ def test_kl_of_any_value_is_finite_and_not_negative(device, logvar, mu):
 def test_samples_of_k_are_separate_rows(device):
     """One element a row and several samples: offsets of z count samples, rows and columns."""
     mu = torch.arange(6.0, device=device).view(3, 2) * 1000
-    z = fused_elbo.gaussian_rsample(mu, torch.full_like(mu, -40.0), 4, impl="triton")
+    z = fused_elbo.gaussian_rsample(mu, torch.full_like(mu, -40.0), 4, impl=KERNELS)
     torch.testing.assert_close(z, mu.expand(4, 3, 2), rtol=0, atol=1e-4)
     assert OP["gaussian_rsample_k"].samples == 3

@@ -8,6 +8,7 @@ import fused_elbo
 from fused_elbo import rsample_log_ratio
 from fused_elbo.estimators import dispatch, noise, reference
 from fused_elbo.kernels.triton import gaussian_rsample
+from helpers.machine import KERNELS
 from helpers.samples import IMPLS, SAMPLES, at_seed, normal, q_and_prior
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -19,7 +20,7 @@ class TestNoise:
     @pytest.mark.parametrize("antithetic", [False, True])
     def test_a_sample_does_not_depend_on_how_many_there_are(self, antithetic, device):
         mu, logvar = normal(5, 6, device=device), normal(5, 6, seed=1, device=device)
-        options = {"antithetic": antithetic, "impl": "triton"}
+        options = {"antithetic": antithetic, "impl": KERNELS}
         few = at_seed(4, rsample_log_ratio, mu, logvar, 8, **options)
         many = at_seed(4, rsample_log_ratio, mu, logvar, 64, **options)
         for a, b in zip(few, many, strict=True):
@@ -33,7 +34,7 @@ class TestNoise:
 
         def run():
             torch.manual_seed(4)
-            outputs = rsample_log_ratio(*leaves[:2], 33, *leaves[2:], impl="triton")
+            outputs = rsample_log_ratio(*leaves[:2], 33, *leaves[2:], impl=KERNELS)
             return outputs, torch.autograd.grad(outputs, leaves, (dz, dlog_ratio))
 
         expected, expected_gradients = run()
@@ -46,8 +47,8 @@ class TestNoise:
 
     def test_it_is_the_stream_of_gaussian_rsample(self, device):
         mu, logvar = normal(5, 6, device=device), normal(5, 6, seed=1, device=device)
-        z, _ = at_seed(4, rsample_log_ratio, mu, logvar, 3, impl="triton")
-        assert torch.equal(z, at_seed(4, fused_elbo.gaussian_rsample, mu, logvar, 3, impl="triton"))
+        z, _ = at_seed(4, rsample_log_ratio, mu, logvar, 3, impl=KERNELS)
+        assert torch.equal(z, at_seed(4, fused_elbo.gaussian_rsample, mu, logvar, 3, impl=KERNELS))
 
     @IMPLS
     def test_antithetic_pairs_are_mirrored(self, impl, device):
@@ -63,8 +64,8 @@ class TestNoise:
     def test_antithetic_takes_half_the_draws(self, device, monkeypatch):
         """Sample 2k is draw k of the stream."""
         zero = torch.zeros(3, 4, device=device)
-        pairs, _ = at_seed(4, rsample_log_ratio, zero, zero, 6, antithetic=True, impl="triton")
-        single, _ = at_seed(4, rsample_log_ratio, zero, zero, 3, impl="triton")
+        pairs, _ = at_seed(4, rsample_log_ratio, zero, zero, 6, antithetic=True, impl=KERNELS)
+        single, _ = at_seed(4, rsample_log_ratio, zero, zero, 3, impl=KERNELS)
         assert torch.equal(pairs[::2], single)
 
     @pytest.mark.parametrize("antithetic", [False, True])
@@ -198,7 +199,7 @@ def test_only_one_of_the_outputs_is_used(device):
 
         def run(upstream):
             torch.manual_seed(5)
-            options = {"gradient": gradient, "impl": "triton"}  # noqa: B023
+            options = {"gradient": gradient, "impl": KERNELS}  # noqa: B023
             outputs = rsample_log_ratio(*leaves[:2], 4, *leaves[2:], **options)
             used = [o for o, u in zip(outputs, upstream, strict=True) if u is not None]
             given = [u for u in upstream if u is not None]
@@ -216,7 +217,7 @@ def test_upstream_gradients_of_any_stride(device):
     leaves = q_and_prior(3, 5, device)
 
     def run(dz, dlog_ratio):
-        outputs = at_seed(1, rsample_log_ratio, *leaves[:2], 4, *leaves[2:], impl="triton")
+        outputs = at_seed(1, rsample_log_ratio, *leaves[:2], 4, *leaves[2:], impl=KERNELS)
         return torch.autograd.grad(outputs, leaves, (dz, dlog_ratio))
 
     dz, dlog_ratio = normal(5, 3, 4, device=device).permute(2, 1, 0), normal(3, 4, device=device).T
@@ -233,7 +234,7 @@ def test_half_precision(dtype, device):
     mu, logvar = mu.requires_grad_(), logvar.requires_grad_()
     found = []
     for q in ((mu, logvar), (mu.double(), logvar.double())):
-        z, log_ratio = at_seed(2, rsample_log_ratio, *q, 4, gradient="dreg", impl="triton")
+        z, log_ratio = at_seed(2, rsample_log_ratio, *q, 4, gradient="dreg", impl=KERNELS)
         assert (z.dtype, log_ratio.dtype) == ((dtype, F32) if q[0] is mu else (F64, F64))
         upstream = torch.softmax(normal(4, 3, device=device), 0)
         found.append([z, log_ratio])

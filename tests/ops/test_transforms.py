@@ -8,6 +8,7 @@ import fused_elbo
 from fused_elbo import elbo_loss
 from helpers.accuracy import rounding
 from helpers.cuda_graphs import captured
+from helpers.machine import KERNELS
 from helpers.oracle import OP, OPS, argument_shape, random_values
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -79,7 +80,7 @@ def assert_compiles(function, argument_sets, backend, dynamic):
 # on a GPU, and on a CPU falls back to eager's.
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [None, True], ids=["default", "dynamic"])
-@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("impl", [KERNELS, "reference"])
 class TestCompile:
     def test_every_op(self, backend, dynamic, impl, device):
         sizes = [(4, 5)] if dynamic is None else [(4, 6), (7, 10)]
@@ -87,7 +88,7 @@ class TestCompile:
         assert_compiles(every_op(impl), sets, backend, dynamic)
 
     def test_training_step(self, backend, dynamic, impl, device, monkeypatch):
-        if impl == "triton":
+        if impl == KERNELS:
             # What is drawn under compile need not be eager's draw: the seed is pinned.
             pinned = "fused_elbo.estimators.noise.draw_seed"
             monkeypatch.setattr(
@@ -109,7 +110,7 @@ def test_compiled_samples_are_fresh_and_seeded(device):
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def sample(mu):
-        return fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), 2, impl="triton")
+        return fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), 2, impl=KERNELS)
 
     mu = torch.zeros(3, 4, device=device)
     torch.manual_seed(1)
@@ -118,7 +119,7 @@ def test_compiled_samples_are_fresh_and_seeded(device):
     torch.manual_seed(1)
     assert torch.equal(sample(mu), first)
     torch.manual_seed(1)
-    eager = fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), 2, impl="triton")
+    eager = fused_elbo.gaussian_rsample(mu, torch.zeros_like(mu), 2, impl=KERNELS)
     assert torch.equal(eager, first)
 
 
@@ -128,7 +129,7 @@ def test_a_compiled_sample_is_differentiated_with_its_own_noise(device):
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def sample(logvar):
-        return fused_elbo.gaussian_rsample(torch.zeros_like(logvar), logvar, impl="triton")
+        return fused_elbo.gaussian_rsample(torch.zeros_like(logvar), logvar, impl=KERNELS)
 
     z = sample(logvar)
     (gradient,) = torch.autograd.grad(z.sum(), logvar)
@@ -138,7 +139,7 @@ def test_a_compiled_sample_is_differentiated_with_its_own_noise(device):
 def test_a_module_compiles(device):
     torch._dynamo.reset()
     module = fused_elbo.ELBOLoss(
-        likelihood="gaussian", recon_logvar=torch.nn.Parameter(torch.tensor(-1.0)), impl="triton"
+        likelihood="gaussian", recon_logvar=torch.nn.Parameter(torch.tensor(-1.0)), impl=KERNELS
     ).to(device)
     recon, x = torch.rand(2, 3, 5, device=device)
     kl = torch.ones(3, device=device)
@@ -151,7 +152,7 @@ def test_a_module_compiles(device):
     torch.testing.assert_close(gradient, other)
 
 
-IMPLS = pytest.mark.parametrize("impl", ["triton", "reference"])
+IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
 
 
 class TestFunc:
@@ -170,7 +171,7 @@ class TestFunc:
         gradients = torch.func.grad(function, argnums=tuple(range(len(args))))(*args)
         leaves = [a.clone().requires_grad_() for a in args]
         for a, b in zip(gradients, torch.autograd.grad(function(*leaves), leaves), strict=True):
-            if impl == "triton":
+            if impl == KERNELS:
                 assert torch.equal(a, b)
             else:  # torch.func takes torch's own losses apart
                 torch.testing.assert_close(a, b)
@@ -201,7 +202,7 @@ class TestFunc:
     def test_vmap_of_a_kernel_names_the_reference(self, op, device):
         args = [random_values(a, (3, 5)).to(device, F32).expand(2, *s) for a, s in _shapes(op)]
         with pytest.raises(RuntimeError, match="impl='reference'"):
-            torch.func.vmap(lambda *a: op.call(a, "triton"), randomness="different")(*args)
+            torch.func.vmap(lambda *a: op.call(a, KERNELS), randomness="different")(*args)
 
     @pytest.mark.parametrize("reduction", ["mean", "none"])
     def test_vmap_of_the_loss_names_the_reference(self, reduction, device):
@@ -209,7 +210,7 @@ class TestFunc:
         kl = torch.rand(4, 3, device=device)
 
         def loss(recon, x, kl):
-            return elbo_loss(recon, x, kl=kl, reduction=reduction, impl="triton")
+            return elbo_loss(recon, x, kl=kl, reduction=reduction, impl=KERNELS)
 
         with pytest.raises(RuntimeError, match="impl='reference'"):
             torch.func.vmap(loss)(recon, x, kl)

@@ -1,0 +1,64 @@
+"""The ops in PyTorch, on rows: what differentiates a kernel's results a second time on a CPU.
+
+Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin in ``reference``, at
+the noise that the op drew.
+"""
+
+import torch.nn.functional as F
+
+from . import noise, reference
+
+
+def by_samples(tensor, x):
+    """[samples, rows, cols] of [samples * rows, cols]; None stays."""
+    return None if tensor is None else tensor.view(-1, x.shape[0], tensor.shape[1])
+
+
+def gaussian_nll(recon, x, logvar, logvar_value, sign):
+    logvar = logvar_value if logvar is None else by_samples(logvar, x)
+    return sign * reference.gaussian_nll(by_samples(recon, x), x, logvar).flatten()
+
+
+def bernoulli_nll(recon, x, probabilities):
+    recon = by_samples(recon, x)
+    if not probabilities:
+        return reference.bernoulli_nll(recon, x).flatten()
+    recon, x = reference.accumulate(recon, x)
+    nll = F.binary_cross_entropy(recon, x.expand_as(recon), reduction="none")
+    return nll.sum(-1).flatten()
+
+
+def rsample(mu, logvar, seed, samples):
+    return rsample_log_ratio(mu, logvar, None, None, seed, 0, samples, "total", True, False)[0]
+
+
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
+    kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+    return rsample(mu, logvar, seed, 1).squeeze(0), kl
+
+
+def rsample_log_ratio(
+    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+):
+    sides = 1 + antithetic
+    eps = noise.stream(seed, samples // sides, *mu.shape, first_draw=first_draw)
+    eps = reference.with_antithetic(eps) if antithetic else eps
+    q = mu, logvar, prior_mu, prior_logvar
+    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+
+
+def importance_weights(log_ratio, nll, alpha):
+    log_ratio, nll = reference.accumulate(log_ratio, nll)
+    return reference.importance_bound(log_ratio if nll is None else log_ratio - nll, alpha)
+
+
+def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
+    if likelihood == "gaussian":
+        nll = gaussian_nll(recon, x, logvar, logvar_value, 1)
+    else:
+        nll = bernoulli_nll(recon, x, likelihood == "probabilities")
+    nll = nll.view(-1, len(x)).mean(0).sum() * scale
+    if kl is None:
+        return nll, nll
+    kl = kl.sum().to(nll.dtype) * scale
+    return nll + beta * kl, nll, kl
