@@ -110,7 +110,8 @@ def bernoulli_nll_kernel(
         x = load(x_ptr, tile, scratch[1])
         grad = scratch[0][: x.size]
         dx = target(dx_ptr, tile, scratch[2])
-        fill(dx, 0.0)
+        if present(dx_ptr):
+            fill(dx, 0.0)
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[3])

@@ -89,7 +89,8 @@ def gaussian_nll_kernel(
         x = load(x_ptr, tile, scratch[3])
         grad, logvar, inverse_std = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
         dx = target(dx_ptr, tile, scratch[4])
-        fill(dx, 0.0)
+        if present(dx_ptr):
+            fill(dx, 0.0)
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[5])
@@ -105,7 +106,8 @@ def gaussian_nll_kernel(
                 drecon = target(drecon_ptr, here, scratch[8])
                 mean_gradient(grad, sign, recon, x, inverse_std, drecon)
                 store(drecon_ptr, here, drecon)
-                subtract(drecon, dx)
+                if present(dx_ptr):
+                    subtract(drecon, dx)
             if present(dlogvar_ptr) or present(row_dlogvar_ptr):
                 dlogvar = target(dlogvar_ptr, here, scratch[9])
                 logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar)

@@ -16,7 +16,7 @@ import torch
 from numba import njit
 
 from .compiler import OPTIONS, elementwise, kernel
-from .device import exp_scaled, expm1, fill, in_units_of_prior
+from .device import exp_scaled, expm1, fill, in_units_of_prior, scale
 from .launch import accumulator, empty_like, launch
 from .memory import (
     BLOCK,
@@ -135,13 +135,6 @@ def normalise(dlog_ratio, total, weight):
     real = weight.dtype.type
     for i in range(weight.size):
         weight[i] = dlog_ratio[i] / (real(1.0) if total[i] == real(0.0) else total[i])
-
-
-@elementwise
-def scale(values, factor):
-    real = values.dtype.type
-    for i in range(values.size):
-        values[i] *= real(factor)
 
 
 @kernel

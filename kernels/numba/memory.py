@@ -43,8 +43,10 @@ def operand(tensor):
     """
     if tensor is None:
         return ABSENT
-    row_stride, col_stride, *_ = *tensor.stride(), 0, 0
-    return tensor.data_ptr(), row_stride, col_stride, CODES[tensor.dtype]
+    stride = tensor.stride()
+    if len(stride) < 2:
+        stride = (*stride, 0, 0)
+    return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
 
 
 @inline
