@@ -24,6 +24,7 @@ from .memory import (
     store,
     target,
     tiles,
+    workspace,
 )
 
 LOG_2PI = math.log(2 * math.pi)
@@ -81,6 +82,7 @@ def gaussian_nll_kernel(
     lo, hi, cols, scratch, rows, samples, logvar_value, sign, scale, recon_ptr, x_ptr, logvar_ptr,
     dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
     fill(scratch[0], scale)
     fill(scratch[1], logvar_value)

@@ -28,6 +28,7 @@ from .memory import (
     store,
     target,
     tiles,
+    workspace,
 )
 from .noise import draw, noise_buffers
 
@@ -142,7 +143,8 @@ def rsample_kernel(
     lo, hi, cols, scratch, rows, seed, first, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
-    noise, partial = noise_buffers(), np.empty(BLOCK + draws * sides)
+    scratch = workspace(scratch)
+    noise, partial = noise_buffers(scratch), np.empty(BLOCK + draws * sides)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
@@ -166,7 +168,8 @@ def rsample_kernel(
 def rsample_backward_kernel(
     lo, hi, cols, scratch, rows, seed, samples, logvar_ptr, dz_ptr, dmu_ptr, dlogvar_ptr
 ):
-    noise = noise_buffers()
+    scratch = workspace(scratch)
+    noise = noise_buffers(scratch)
     for tile in tiles(lo, hi, cols):
         logvar = load(logvar_ptr, tile, scratch[0])
         std, one = scratch[1][: logvar.size], scratch[2][: logvar.size]
@@ -189,7 +192,8 @@ def rsample_log_ratio_backward_kernel(
     prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr, dlogvar_ptr,
     dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    noise = noise_buffers()
+    scratch = workspace(scratch)
+    noise = noise_buffers(scratch)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, _, growth, ratio, root = relative_to_prior(

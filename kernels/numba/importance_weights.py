@@ -14,7 +14,7 @@ from numba import njit
 from .compiler import OPTIONS, elementwise, inline, kernel
 from .device import exp, expm1, fill, log, log1p_unit, scale
 from .launch import accumulator, launch
-from .memory import BLOCK, load, operand, present, sample_of, target, tiles
+from .memory import BLOCK, load, operand, present, sample_of, target, tiles, workspace
 
 
 @inline
@@ -75,10 +75,10 @@ def are_close(greatest, least, mean):
 
 @njit(**OPTIONS)
 def any_close(greatest, least, mean):
+    found = False
     for i in range(mean.size):
-        if are_close(greatest[i], least[i], mean[i]):
-            return True
-    return False
+        found = found or are_close(greatest[i], least[i], mean[i])
+    return found
 
 
 @elementwise
@@ -108,6 +108,7 @@ def importance_weights_kernel(
     lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
     log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     sums = np.empty((4, BLOCK))
     for tile in tiles(lo, hi, cols):
         _, count, _, _ = tile

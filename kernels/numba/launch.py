@@ -6,10 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from .compiler import LANES
-from .memory import BLOCK, rows_of_tile
+from .memory import SCRATCH, rows_of_tile
 
-BUFFERS = 18  # of BLOCK elements, for a kernel to work in
 # Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
 # and uses some 20,000 normals.
 PARALLEL = 65_536
@@ -70,14 +68,14 @@ def launch(kernel, acc, rows, cols, *arguments, samples=1):
     small = rows * cols * samples < PARALLEL
     threads = 1 if small or Pool.forked else torch.get_num_threads()
     if threads == 1:
-        kernel(0, rows, cols, np.empty((BUFFERS, BLOCK + LANES), dtype), *arguments)
+        kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)
         return
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
     ranges = iter(range(0, rows, step))
 
     def work():
-        scratch = np.empty((BUFFERS, BLOCK + LANES), dtype)
+        scratch = np.empty(SCRATCH, dtype)
         for lo in ranges:
             kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
 
