@@ -21,6 +21,7 @@ from .memory import (
     store,
     target,
     tiles,
+    workspace,
 )
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
@@ -104,13 +105,15 @@ def bernoulli_nll_kernel(
     lo, hi, cols, scratch, rows, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     partial = np.empty(BLOCK + samples)
     fill(scratch[0], scale)
     for tile in tiles(lo, hi, cols):
         x = load(x_ptr, tile, scratch[1])
         grad = scratch[0][: x.size]
         dx = target(dx_ptr, tile, scratch[2])
-        fill(dx, 0.0)
+        if present(dx_ptr):
+            fill(dx, 0.0)
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[3])

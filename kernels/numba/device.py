@@ -157,6 +157,13 @@ def fill(values, value):
 
 
 @elementwise
+def scale(values, factor):
+    real = values.dtype.type
+    for i in range(values.size):
+        values[i] *= real(factor)
+
+
+@elementwise
 def exp_scaled(x, scale, result):
     """exp(scale x)."""
     real = result.dtype.type

@@ -12,7 +12,7 @@ from .bernoulli_nll import launch_bernoulli_nll
 from .compiler import OPTIONS, kernel
 from .gaussian_nll import launch_gaussian_nll
 from .launch import launch
-from .memory import lane_sum, load, operand, present, target, tiles
+from .memory import lane_sum, load, operand, present, target, tiles, workspace
 
 
 @njit(**OPTIONS)
@@ -29,6 +29,7 @@ def total_kernel(
     lo, hi, cols, scratch, nll_rows, kl_rows, beta, nll_scale, kl_scale, nll_ptr, kl_ptr,
     loss_out, nll_out, kl_out,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     nll = nll_scale * total(nll_ptr, nll_rows, scratch[0])
     kl = kl_scale * total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0
     number = (0, 1, 0, 1)

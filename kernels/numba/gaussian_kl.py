@@ -10,7 +10,7 @@ import torch
 from .compiler import elementwise, kernel
 from .device import expm1, expm1_minus_x, in_units_of_prior
 from .launch import accumulator, empty_like, launch
-from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles
+from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
 
 
 @elementwise
@@ -39,6 +39,7 @@ def kl_prior_gradients(dkl, distance, dmu, dlogvar, dprior_mu, dprior_logvar):
 def gaussian_kl_kernel(
     lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
+    scratch = workspace(scratch)
     partial = np.empty(BLOCK)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -55,6 +56,7 @@ def gaussian_kl_backward_kernel(
     lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
     dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         _, distance, logvar_ratio, ratio, root = in_units_of_prior(

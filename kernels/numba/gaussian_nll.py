@@ -24,6 +24,7 @@ from .memory import (
     store,
     target,
     tiles,
+    workspace,
 )
 
 LOG_2PI = math.log(2 * math.pi)
@@ -81,6 +82,7 @@ def gaussian_nll_kernel(
     lo, hi, cols, scratch, rows, samples, logvar_value, sign, scale, recon_ptr, x_ptr, logvar_ptr,
     dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
     fill(scratch[0], scale)
     fill(scratch[1], logvar_value)
@@ -89,7 +91,8 @@ def gaussian_nll_kernel(
         x = load(x_ptr, tile, scratch[3])
         grad, logvar, inverse_std = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
         dx = target(dx_ptr, tile, scratch[4])
-        fill(dx, 0.0)
+        if present(dx_ptr):
+            fill(dx, 0.0)
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[5])
@@ -105,7 +108,8 @@ def gaussian_nll_kernel(
                 drecon = target(drecon_ptr, here, scratch[8])
                 mean_gradient(grad, sign, recon, x, inverse_std, drecon)
                 store(drecon_ptr, here, drecon)
-                subtract(drecon, dx)
+                if present(dx_ptr):
+                    subtract(drecon, dx)
             if present(dlogvar_ptr) or present(row_dlogvar_ptr):
                 dlogvar = target(dlogvar_ptr, here, scratch[9])
                 logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar)

@@ -16,7 +16,7 @@ import torch
 from numba import njit
 
 from .compiler import OPTIONS, elementwise, kernel
-from .device import exp_scaled, expm1, fill, in_units_of_prior
+from .device import exp_scaled, expm1, fill, in_units_of_prior, scale
 from .launch import accumulator, empty_like, launch
 from .memory import (
     BLOCK,
@@ -28,6 +28,7 @@ from .memory import (
     store,
     target,
     tiles,
+    workspace,
 )
 from .noise import draw, noise_buffers
 
@@ -137,19 +138,13 @@ def normalise(dlog_ratio, total, weight):
         weight[i] = dlog_ratio[i] / (real(1.0) if total[i] == real(0.0) else total[i])
 
 
-@elementwise
-def scale(values, factor):
-    real = values.dtype.type
-    for i in range(values.size):
-        values[i] *= real(factor)
-
-
 @kernel
 def rsample_kernel(
     lo, hi, cols, scratch, rows, seed, first, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
-    noise, partial = noise_buffers(), np.empty(BLOCK + draws * sides)
+    scratch = workspace(scratch)
+    noise, partial = noise_buffers(scratch), np.empty(BLOCK + draws * sides)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
@@ -173,7 +168,8 @@ def rsample_kernel(
 def rsample_backward_kernel(
     lo, hi, cols, scratch, rows, seed, samples, logvar_ptr, dz_ptr, dmu_ptr, dlogvar_ptr
 ):
-    noise = noise_buffers()
+    scratch = workspace(scratch)
+    noise = noise_buffers(scratch)
     for tile in tiles(lo, hi, cols):
         logvar = load(logvar_ptr, tile, scratch[0])
         std, one = scratch[1][: logvar.size], scratch[2][: logvar.size]
@@ -196,7 +192,8 @@ def rsample_log_ratio_backward_kernel(
     prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr, dlogvar_ptr,
     dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    noise = noise_buffers()
+    scratch = workspace(scratch)
+    noise = noise_buffers(scratch)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, _, growth, ratio, root = relative_to_prior(

@@ -9,11 +9,12 @@ A tile is a stretch of rows, and its sums over the samples are in float64.
 
 import numpy as np
 import torch
+from numba import njit
 
-from .compiler import elementwise, inline, kernel
-from .device import exp, expm1, fill, log, log1p_unit
+from .compiler import OPTIONS, elementwise, inline, kernel
+from .device import exp, expm1, fill, log, log1p_unit, scale
 from .launch import accumulator, launch
-from .memory import BLOCK, load, operand, present, sample_of, target, tiles
+from .memory import BLOCK, load, operand, present, sample_of, target, tiles, workspace
 
 
 @inline
@@ -27,32 +28,57 @@ def exp_below(x, greatest):
 
 
 @elementwise
-def log_weights_of(log_ratio, nll, log_weights):
-    for i in range(log_weights.size):
-        log_weights[i] = log_ratio[i] - nll[i]
+def subtract(a, b, result):
+    for i in range(result.size):
+        result[i] = a[i] - b[i]
 
 
 @elementwise
-def observe(log_weights, order, greatest, least, mean, samples):
+def copy_to(values, result):
+    real = result.dtype.type
+    for i in range(result.size):
+        result[i] = real(values[i])
+
+
+@elementwise
+def observe(log_weights, order, greatest, least, total):
     real = log_weights.dtype.type
     for i in range(log_weights.size):
         x = real(order) * log_weights[i]
         greatest[i] = x if x > greatest[i] else greatest[i]
         least[i] = x if x < least[i] else least[i]
-        mean[i] += x / samples
+        total[i] += x
 
 
 @elementwise
-def weigh(log_weights, order, greatest, mean, weights, total, squares, excess):
+def weigh(log_weights, order, greatest, weights, total, squares):
     real = log_weights.dtype.type
     for i in range(log_weights.size):
-        x = real(order) * log_weights[i]
-        weight = exp_below(x, greatest[i])
-        above = real(x - mean[i])
+        weight = exp_below(real(order) * log_weights[i], greatest[i])
         weights[i] = weight
         total[i] += weight
         squares[i] += weight * weight
+
+
+@elementwise
+def add_excess(log_weights, order, mean, excess):
+    real = log_weights.dtype.type
+    for i in range(log_weights.size):
+        above = real(real(order) * log_weights[i] - mean[i])
         excess[i] += expm1(above, exp(above))
+
+
+@inline
+def are_close(greatest, least, mean):
+    return greatest - mean < 0.5 and mean - least < 0.5
+
+
+@njit(**OPTIONS)
+def any_close(greatest, least, mean):
+    found = False
+    for i in range(mean.size):
+        found = found or are_close(greatest[i], least[i], mean[i])
+    return found
 
 
 @elementwise
@@ -62,7 +88,7 @@ def conclude(order, samples, greatest, least, mean, total, squares, excess, boun
     """
     real = bound.dtype.type
     for i in range(bound.size):
-        close = greatest[i] - mean[i] < 0.5 and mean[i] - least[i] < 0.5
+        close = are_close(greatest[i], least[i], mean[i])
         near = log1p_unit(real(excess[i] / samples if close else 0.0)) + mean[i]
         far = log(real(total[i] / samples)) + greatest[i]
         bound[i] = real((near if close else far) / order)
@@ -82,42 +108,45 @@ def importance_weights_kernel(
     lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
     log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
+    scratch = workspace(scratch)
     sums = np.empty((4, BLOCK))
     for tile in tiles(lo, hi, cols):
         _, count, _, _ = tile
         mean, total, squares = sums[0][:count], sums[1][:count], sums[2][:count]
         excess, greatest, least = sums[3][:count], scratch[0][:count], scratch[1][:count]
-        for sum_ in (mean, total, squares, excess):
-            fill(sum_, 0.0)
+        bound, ess = target(bound_ptr, tile, scratch[2]), target(ess_ptr, tile, scratch[3])
+        for empty in (mean, total, squares, excess):
+            fill(empty, 0.0)
         fill(greatest, -np.inf)
         fill(least, np.inf)
-        bound, ess = target(bound_ptr, tile, scratch[2]), target(ess_ptr, tile, scratch[3])
         for k in range(samples):
             here = sample_of(tile, k, rows)
             log_weights = load(log_ratio_ptr, here, scratch[4])
             if present(nll_ptr):
-                nll, log_ratio = load(nll_ptr, here, scratch[5]), log_weights
+                log_ratio, nll = log_weights, load(nll_ptr, here, scratch[5])
                 log_weights = target(log_weights_ptr, here, scratch[6])
-                log_weights_of(log_ratio, nll, log_weights)
-            observe(log_weights, order if order != 0.0 else 1.0, greatest, least, mean, samples)
+                subtract(log_ratio, nll, log_weights)
+            observe(log_weights, order if order != 0.0 else 1.0, greatest, least, mean)
+        scale(mean, 1.0 / samples)
         if order == 0.0:
-            for i in range(count):
-                bound[i] = mean[i]
+            copy_to(mean, bound)
             fill(ess, samples)
-            for k in range(samples):
-                fill(target(weights_ptr, sample_of(tile, k, rows), scratch[6]), 1.0 / samples)
-            continue
+        near = any_close(greatest, least, mean)
         for k in range(samples):
             here = sample_of(tile, k, rows)
+            weights = target(weights_ptr, here, scratch[5])
+            if order == 0.0:
+                fill(weights, 1.0 / samples)
+                continue
             where = log_weights_ptr if present(nll_ptr) else log_ratio_ptr
-            log_weights, weights = (
-                load(where, here, scratch[4]),
-                target(weights_ptr, here, scratch[5]),
-            )
-            weigh(log_weights, order, greatest, mean, weights, total, squares, excess)
-        conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess)
-        for k in range(samples):
-            divide(target(weights_ptr, sample_of(tile, k, rows), scratch[5]), total)
+            log_weights = load(where, here, scratch[4])
+            weigh(log_weights, order, greatest, weights, total, squares)
+            if near:
+                add_excess(log_weights, order, mean, excess)
+        if order != 0.0:
+            conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess)
+            for k in range(samples):
+                divide(target(weights_ptr, sample_of(tile, k, rows), scratch[5]), total)
 
 
 def importance_weights(log_ratio, nll, alpha):

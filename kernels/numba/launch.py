@@ -6,10 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from .compiler import LANES
-from .memory import BLOCK, rows_of_tile
+from .memory import SCRATCH, rows_of_tile
 
-BUFFERS = 18  # of BLOCK elements, for a kernel to work in
 # Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
 # and uses some 20,000 normals.
 PARALLEL = 65_536
@@ -17,13 +15,15 @@ PARALLEL = 65_536
 
 def accumulator(*tensors):
     """The dtype of sums: float64 if any operand is, else float32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def empty_like(tensor, wanted=True):
     """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype) if wanted else None
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
 
 
 def samples_of(recon, x, needs_dx):
@@ -65,22 +65,22 @@ def launch(kernel, acc, rows, cols, *arguments, samples=1):
     there are, and nobody waits for a thread that is busy elsewhere.
     """
     dtype = np.float64 if acc == torch.float64 else np.float32
-
-    def work(ranges):
-        scratch = np.empty((BUFFERS, BLOCK + LANES), dtype)
-        for lo in ranges:
-            kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
-
     small = rows * cols * samples < PARALLEL
     threads = 1 if small or Pool.forked else torch.get_num_threads()
     if threads == 1:
-        step = rows
-        return work((0,))
+        kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)
+        return
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
     ranges = iter(range(0, rows, step))
-    helpers = [Pool.submit(lambda: work(ranges)) for _ in range(threads - 1)]
-    work(ranges)
+
+    def work():
+        scratch = np.empty(SCRATCH, dtype)
+        for lo in ranges:
+            kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
+
+    helpers = [Pool.submit(work) for _ in range(threads - 1)]
+    work()
     for helper in helpers:
         if not helper.cancel():
             helper.result()

@@ -23,6 +23,8 @@ from .compiler import (
 )
 
 BLOCK = 1024  # elements of a tile: ten float32 buffers of them fit into 48 KiB of L1
+BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
+SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, BFLOAT16 = range(3)
 ABSENT = (0, 0, 0, FLOAT32)
 
@@ -43,8 +45,16 @@ def operand(tensor):
     """
     if tensor is None:
         return ABSENT
-    row_stride, col_stride, *_ = *tensor.stride(), 0, 0
-    return tensor.data_ptr(), row_stride, col_stride, CODES[tensor.dtype]
+    stride = tensor.stride()
+    if len(stride) < 2:
+        stride = (*stride, 0, 0)
+    return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
+
+
+@inline
+def workspace(scratch):
+    """The buffers without an owner: to count references to it takes a third of a cheap kernel."""
+    return carray(pointer(scratch.ctypes.data), scratch.shape, scratch.dtype)
 
 
 @inline

@@ -11,11 +11,19 @@ Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 import math
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
-from .compiler import OPTIONS, bits_of_float, elementwise, float_of_bits, inline, polynomial
+from .compiler import (
+    OPTIONS,
+    bits_of_float,
+    elementwise,
+    float_of_bits,
+    inline,
+    pointer,
+    polynomial,
+)
 from .device import log_of_normal
-from .memory import BLOCK
+from .memory import BLOCK, BUFFERS
 
 CALLS = BLOCK // 4  # of Philox, for a tile
 HALF_TURN = np.float32(math.pi * 2.0**-31)
@@ -87,19 +95,23 @@ def box_muller(calls, a, b, c, d, normals):
         normals[4 * i + 3] = radius1 * sine1
 
 
-@njit(**OPTIONS)
-def noise_buffers():
-    """What ``draw`` works in: words, and normals with and without the padding of their rows."""
-    return np.empty((4, CALLS), np.uint32), np.empty((2, BLOCK), np.float32)
+@inline
+def noise_buffers(scratch):
+    """What ``draw`` works in, of the last rows of the scratch: the four words of each call, and
+    normals with and without the padding of their rows.
+    """
+    words = carray(pointer(scratch[BUFFERS].ctypes.data), (4, CALLS), np.uint32)
+    padded = carray(pointer(scratch[BUFFERS + 1].ctypes.data), BLOCK, np.float32)
+    normals = carray(pointer(scratch[BUFFERS + 2].ctypes.data), BLOCK, np.float32)
+    return words, padded, normals
 
 
 @njit(**OPTIONS)
 def draw(seed, sample, tile, buffers):
     """The float32 normals of a tile, flat; a row of them is drawn four columns at a time."""
     row, count, col, width = tile
-    words, normals = buffers
+    words, padded, normals = buffers
     a, b, c, d = words[0], words[1], words[2], words[3]
-    padded, normals = normals[0], normals[1]
     groups = (width + 3) // 4
     draw_words(seed, sample, row, count, col // 4, groups, a, b, c, d)
     box_muller(count * groups, a, b, c, d, padded)

@@ -10,7 +10,7 @@ from .compiler import elementwise, kernel
 from .device import fill, in_units_of_prior
 from .gaussian_kl import kl_gradients, kl_prior_gradients, kl_terms
 from .launch import accumulator, empty_like, launch
-from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles
+from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
 from .noise import draw, noise_buffers
 
 
@@ -33,7 +33,8 @@ def add_sample_gradients(dz, std, eps, dmu, dlogvar):
 def rsample_kl_kernel(
     lo, hi, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, z_ptr, kl_ptr
 ):
-    noise, partial = noise_buffers(), np.empty(BLOCK)
+    scratch = workspace(scratch)
+    noise, partial = noise_buffers(scratch), np.empty(BLOCK)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, ratio, _ = in_units_of_prior(
@@ -51,7 +52,8 @@ def rsample_kl_backward_kernel(
     lo, hi, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr,
     dkl_ptr, dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    noise = noise_buffers()
+    scratch = workspace(scratch)
+    noise = noise_buffers(scratch)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, ratio, root = in_units_of_prior(
