@@ -46,7 +46,7 @@ def one_thread():
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what needs a GPU where there is none, and what is Triton's where numba runs."""
-    absent = ([] if ON_GPU else ["gpu"]) + (["triton"] if KERNELS == "numba" else [])
+    absent = ([] if ON_GPU else ["gpu"]) + [n for n in ("triton", "numba") if n != KERNELS]
     left_out = [i for i in items if any(i.get_closest_marker(name) for name in absent)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

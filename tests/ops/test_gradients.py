@@ -146,6 +146,7 @@ def assert_no_second_derivative(first, leaves):
         torch.autograd.grad(penalty + sum(leaf.square().sum() for leaf in leaves), leaves)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("op", OPS, ids=repr)
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_second_derivatives_are_refused(op, penalty, device):
@@ -153,6 +154,7 @@ def test_second_derivatives_are_refused(op, penalty, device):
     assert_no_second_derivative(PENALTIES[penalty](kernel(op)(*leaves)), leaves)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
