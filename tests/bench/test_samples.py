@@ -22,6 +22,7 @@ from bench.operations.entries import eager_bernoulli_nll
 from bench.reporting.results import Device
 from bench.samples import cases, entries, largest, results, tables
 from bench.samples.entries import ENTRIES
+from fused_elbo.estimators import dispatch
 from helpers import fake_runs
 
 OURS = "fused_elbo"
@@ -124,13 +125,12 @@ def test_oracle_finds(op, function, message):
 
 def test_oracle_sees_the_chunks(monkeypatch):
     """Chunks that all draw the first one's noise are found out."""
-    module = sys.modules["fused_elbo.estimators.iwae"]
-    right = module.samples_from
+    right = dispatch.samples_of_stream
 
-    def first_again(seed, first, *rest, **options):
-        return right(seed, 0, *rest, **options)
+    def first_again(*arguments, first_sample, **options):
+        return right(*arguments, first_sample=0, **options)
 
-    monkeypatch.setattr(module, "samples_from", first_again)
+    monkeypatch.setattr(dispatch, "samples_of_stream", first_again)
     with pytest.raises(oracle.WrongResultError, match="correlation of samples"):
         measure.Prepared(ENTRIES["iwae_step"], case_of("iwae_step", "fused_elbo-chunked"), "cpu")
 
