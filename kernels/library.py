@@ -230,7 +230,7 @@ def once_differentiable(backward):
     @functools.wraps(backward)
     def wrapper(ctx, *upstream):
         again = torch.is_grad_enabled()
-        if not torch.compiler.is_compiling() and ctx._forward_cls.twin is not None:
+        if not torch.compiler.is_compiling() and twin_of(ctx) is not None:
             given = [u for u in upstream if u is not None]
             on_cpu = given and backend(given[0].device) == "numba"
             if on_cpu and (again or any(map(batched, given))):
@@ -249,6 +249,11 @@ def once_differentiable(backward):
         )
 
     return wrapper
+
+
+def twin_of(ctx):
+    """None under torch.func, whose contexts are not of our class."""
+    return getattr(getattr(ctx, "_forward_cls", None), "twin", None)
 
 
 def through_twin(ctx, upstream, create_graph):

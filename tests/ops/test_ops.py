@@ -60,8 +60,8 @@ def samples(device):
         ],
         "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
         "rsample_backward": [
-            (t(2, 3, 5), b, seed, [True, True]),
-            (t(1, 3, 5), b, seed, [False, True]),
+            (t(2, 3, 5), b, seed, 2, [True, True]),
+            (t(1, 3, 5), b, seed, 1, [False, True]),
         ],
         "rsample_log_ratio": [
             (a, b, None, None, seed, 0, 2, "total", False, False),
