@@ -6,7 +6,7 @@ broadcast to, [..., D], or that of a likelihood's values, [B] or [K, B].
 
 import importlib.util
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
-TWINS = {
+TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
     ops.bernoulli_nll.function: twins.bernoulli_nll,
     ops.gaussian_kl.function: reference.gaussian_kl,
@@ -53,7 +53,7 @@ def use_kernels(impl, *tensors, fits=True):
     if impl == "auto":
         served = HAS_TRITON if device.type == "cuda" else served_on_cpu(device, tensors)
         return fits and served
-    insist(impl, device, tensors)
+    insist(impl, device)
     if not fits:
         raise RuntimeError(
             f"impl={impl!r}: no kernel serves these arguments, but those of one floating dtype and "
@@ -66,8 +66,8 @@ def use_kernels(impl, *tensors, fits=True):
 def served_on_cpu(device, tensors):
     """Whether numba's kernels can do all that the reference can with these tensors.
 
-    Not float16, forward mode, torch.func, tensors without numbers or of a subclass; what compiles
-    or traces has the reference, which it can look into.
+    Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
+    has the reference, which it can look into.
     """
     return (
         device.type == "cpu"
@@ -76,11 +76,10 @@ def served_on_cpu(device, tensors):
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
         and not library.watched(tensors)
-        and not any(t is not None and t.dtype == torch.float16 for t in tensors)
     )
 
 
-def insist(impl, device, tensors):
+def insist(impl, device):
     """Raise where the kernels of ``impl`` cannot run."""
     if impl == "triton":
         if not HAS_TRITON:
@@ -99,8 +98,6 @@ def insist(impl, device, tensors):
         raise RuntimeError(
             f"impl='numba' needs CPU tensors, and TRITON_INTERPRET=1 not set: got one on {device}"
         )
-    if any(t is not None and t.dtype == torch.float16 for t in tensors):
-        raise RuntimeError("impl='numba' takes no float16: impl='auto' has it on the reference")
 
 
 def where_it_fits(impl, fits):
@@ -141,11 +138,11 @@ def sampler(mu, samples, shape, *, impl):
     if use_kernels(impl, mu) and (impl != "auto" or mu.device.type != "cpu"):
         seed = noise.draw_seed(mu.device)
 
-        def draw(mu, logvar):
+        def draw_again(mu, logvar):
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
             return ops.rsample(*q, seed, samples).view(shape)
 
-        return draw
+        return draw_again
     # Backward needs this noise in any case.
     (wide,) = reference.accumulate(mu)
     eps = reference.standard_normal(shape, wide)

@@ -121,8 +121,8 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
 
         def backward_fake(*arguments):
             *given, needs = arguments
-            given = dict(zip(kept, given[len(outputs) :], strict=True))
-            return gradients_like([given[source] for source in sources], needs)
+            named = dict(zip(kept, given[len(outputs) :], strict=True))
+            return gradients_like([named[source] for source in sources], needs)
 
         backward = register(family, backward_schema, backward_fake)
         function = autograd_function(
@@ -162,7 +162,7 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
         ctx.set_materialize_grads(False)
 
     def arguments_of(ctx):
-        values = [None] * arguments
+        values: list[Any] = [None] * arguments
         for position, value in zip(saved, (*ctx.saved_tensors, *ctx.options), strict=True):
             values[position] = value
         for position, source in enumerate(sources):
@@ -184,8 +184,9 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
         "backward": differentiate,
         "arguments": arguments_of,
     }
-    methods = {name: staticmethod(method) for name, method in methods.items()}
-    return type(KernelFunction)(name, (KernelFunction,), methods)
+    static: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
+    metaclass: Any = type(KernelFunction)
+    return metaclass(name, (KernelFunction,), static)
 
 
 def gradients_like(tensors, needs):

@@ -2,15 +2,17 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.extending import intrinsic
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
-OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
+# numba's annotations would have callers pass the typing context
+intrinsic: Any = extending.intrinsic
 LANES = 16  # float32 numbers in the widest register; buffers have as many to spare
 
 # A function of numbers. Without its body LLVM cannot vectorise the loop around it.
@@ -86,6 +88,26 @@ def bits_of_float(typing_context, value):
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return types.int32(types.float32), generate
+
+
+@intrinsic
+def float_of_half(typing_context, bits):
+    """The float32 of a float16's 16 bits, for which numba has no type."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+def half_of_float(typing_context, value):
+    """The 16 bits of a float32 rounded to float16."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), generate
 
 
 @intrinsic

@@ -16,6 +16,8 @@ from .compiler import (
     OPTIONS,
     bits_of_float,
     float_of_bits,
+    float_of_half,
+    half_of_float,
     inline,
     pointer,
     prefetch,
@@ -25,16 +27,16 @@ from .compiler import (
 BLOCK = 1024  # elements of a tile: ten float32 buffers of them fit into 48 KiB of L1
 BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
-FLOAT32, FLOAT64, BFLOAT16 = range(3)
+FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
 
 
-class Codes(dict):
-    def __missing__(self, dtype):
-        raise TypeError(f"the CPU kernels take float32, float64 and bfloat16, not {dtype}")
-
-
-CODES = Codes({torch.float32: FLOAT32, torch.float64: FLOAT64, torch.bfloat16: BFLOAT16})
+CODES = {
+    torch.float32: FLOAT32,
+    torch.float64: FLOAT64,
+    torch.float16: FLOAT16,
+    torch.bfloat16: BFLOAT16,
+}
 
 
 def operand(tensor):
@@ -104,10 +106,12 @@ def widen(value):
 
 @overload(widen)
 def _(value):
-    """A number from what lies in memory, where 16 bits are a bfloat16."""
-    if value.bitwidth == 16:
-        return lambda value: float_of_bits(value << 16)
-    return lambda value: value
+    """A number from what lies in memory: a float16 from int16, a bfloat16 from uint16."""
+    if value.bitwidth != 16:
+        return lambda value: value
+    if value.signed:
+        return lambda value: float_of_half(value)
+    return lambda value: float_of_bits(value << 16)
 
 
 @inline
@@ -182,9 +186,12 @@ def load(operand, tile, buffer):
     elif code == FLOAT64:
         double = carray(pointer(address + 8 * start), extent, np.float64)
         copy(double, tile, row_stride, col_stride, buffer)
-    else:
-        half = carray(pointer(address + 2 * start), extent, np.uint16)
+    elif code == FLOAT16:
+        half = carray(pointer(address + 2 * start), extent, np.int16)
         copy(half, tile, row_stride, col_stride, buffer)
+    else:
+        brain = carray(pointer(address + 2 * start), extent, np.uint16)
+        copy(brain, tile, row_stride, col_stride, buffer)
     return buffer[: count * width]
 
 
@@ -206,9 +213,13 @@ def store(operand, tile, values):
         return
     start = start_of(operand, tile)
     if code == BFLOAT16:
-        half = carray(pointer(address + 2 * start), values.size, np.uint16)
+        brain = carray(pointer(address + 2 * start), values.size, np.uint16)
         for i in range(values.size):
-            half[i] = narrow(np.float32(values[i]))
+            brain[i] = narrow(np.float32(values[i]))
+    elif code == FLOAT16:
+        half = carray(pointer(address + 2 * start), values.size, np.int16)
+        for i in range(values.size):
+            half[i] = half_of_float(np.float32(values[i]))
     else:
         single = carray(pointer(address + 4 * start), values.size, np.float32)
         for i in range(values.size):

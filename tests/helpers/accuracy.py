@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from helpers.machine import INTERPRET, kernels_for
+from helpers.machine import INTERPRET, KERNELS
 from helpers.oracle import argument_shape, noise_of, random_values, upstream
 
 ATOL = 4
@@ -207,7 +207,7 @@ def check(
         leaf, view = lay(upstream(s, generator).to(device), upstream_layout)
         upstreams.append(view(leaf))
 
-    actual = run_public(op, leaves, views, upstreams, upstream_layout, seed, kernels_for(dtype))
+    actual = run_public(op, leaves, views, upstreams, upstream_layout, seed, KERNELS)
     exact, size = run_oracle(op, leaves, views, shape, noise, upstreams)
     eager = run_eager(op, leaves, views, noise, upstreams, dtype)
     wide = run_eager(op, leaves, views, noise, upstreams, accumulation(dtype))

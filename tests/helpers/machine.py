@@ -13,8 +13,3 @@ import torch
 INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "1") == "1"
 ON_GPU = not INTERPRET and torch.cuda.is_available()
 KERNELS = "triton" if INTERPRET or ON_GPU else "numba"  # what impl= calls them
-
-
-def kernels_for(dtype):
-    """The same for a dtype: float16 on numba is for "auto" to find a place."""
-    return "auto" if KERNELS == "numba" and dtype == torch.float16 else KERNELS
