@@ -8,9 +8,8 @@ import torch
 
 from .memory import SCRATCH, rows_of_tile
 
-# Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
-# and uses some 20,000 normals.
-PARALLEL = 65_536
+# Nanoseconds of one thread's work from which a second is asked: to wake it takes some 20,000.
+PARALLEL = 80_000
 
 
 def accumulator(*tensors):
@@ -58,14 +57,16 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=Pool.forget)
 
 
-def launch(kernel, acc, rows, cols, *arguments, samples=1):
+def launch(kernel, acc, rows, cols, *arguments, cost):
     """Run ``kernel(lo, hi, cols, scratch, *arguments)`` over ranges [lo, hi) of the rows.
+
+    ``cost`` is about what one thread takes for an element, in nanoseconds on a core with AVX-512.
 
     The threads take ranges of whole tiles from one queue: results do not depend on how many
     there are, and nobody waits for a thread that is busy elsewhere.
     """
     dtype = np.float64 if acc == torch.float64 else np.float32
-    small = rows * cols * samples < PARALLEL
+    small = rows * cols * cost < PARALLEL
     threads = 1 if small or Pool.forked else torch.get_num_threads()
     if threads == 1:
         kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)

@@ -586,7 +586,9 @@ def every_result(a, b, c, d, e, row, both, rows):
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
+    """Sets torch's number of threads, with no operation too small for all of them."""
+    monkeypatch.setattr(launch, "PARALLEL", 0)
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
