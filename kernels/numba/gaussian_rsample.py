@@ -146,9 +146,14 @@ def rsample_kernel(
     noise, partial = noise_buffers(scratch), np.empty(BLOCK + draws * sides)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
-        )
+        if present(log_ratio_ptr):
+            std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
+                mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
+            )
+        else:
+            std = scratch[4][: mu.size]
+            distance = logvar_ratio = growth = std  # not used
+            exp_scaled(logvar, 0.5, std)
         for number in range(draws):
             eps = draw(seed, first + number, tile, noise)
             for side in range(sides):

@@ -47,10 +47,14 @@ class Pool:
         cls.forked = True
 
     @classmethod
-    def submit(cls, function):
+    def ask(cls, count, function):
+        """Have ``function`` called in so many threads, as soon as they are free."""
         if cls.executor is None:
             cls.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fused_elbo")
-        return cls.executor.submit(function)
+        try:
+            return [cls.executor.submit(function) for _ in range(count)]
+        except RuntimeError:  # the interpreter is about to exit
+            return []
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -66,21 +70,21 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     there are, and nobody waits for a thread that is busy elsewhere.
     """
     dtype = np.float64 if acc == torch.float64 else np.float32
-    small = rows * cols * cost < PARALLEL
-    threads = 1 if small or Pool.forked else torch.get_num_threads()
+    alone = rows * cols * cost < PARALLEL or Pool.forked
+    threads = 1 if alone else torch.get_num_threads()
     if threads == 1:
         kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)
         return
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
-    ranges = iter(range(0, rows, step))
+    starts = iter(range(0, rows, step))
 
     def work():
         scratch = np.empty(SCRATCH, dtype)
-        for lo in ranges:
+        for lo in starts:
             kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
 
-    helpers = [Pool.submit(work) for _ in range(threads - 1)]
+    helpers = Pool.ask(threads - 1, work)
     work()
     for helper in helpers:
         if not helper.cancel():
