@@ -165,7 +165,7 @@ def launch_bernoulli_nll(
         operand(dnll),
         operand(nll),
         *map(operand, gradients),
-        samples=samples,
+        cost=0.5 * samples,
     )
     return nll, [g for g in gradients if g is not None]
 

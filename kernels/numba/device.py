@@ -7,10 +7,10 @@ float64 of float32 times 0.5: constants are cast to the type of what they meet.
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-from .compiler import OPTIONS, bits_of_float, elementwise, float_of_bits, inline, polynomial
+from .compiler import bits_of_float, elementwise, float_of_bits, helper, inline, polynomial
 from .memory import load, present
 
 # exp r = 1 + r + r^2 EXP(r) for |r| <= log(2) / 2, with relative error 3e-9
@@ -183,7 +183,7 @@ def to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ra
         root[i] = inverse
 
 
-@njit(**OPTIONS)
+@helper
 def in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
     """(std, mean distance, log variance ratio, std ratio, 1 / prior std) of q.
 

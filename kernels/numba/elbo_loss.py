@@ -6,16 +6,15 @@ then only multiplies by that factor, in place, and not even that where it is 1.
 """
 
 import torch
-from numba import njit
 
 from .bernoulli_nll import launch_bernoulli_nll
-from .compiler import OPTIONS, kernel
+from .compiler import helper, kernel
 from .gaussian_nll import launch_gaussian_nll
 from .launch import launch
 from .memory import lane_sum, load, operand, present, target, tiles, workspace
 
 
-@njit(**OPTIONS)
+@helper
 def total(operand, count, buffer):
     """The sum of an operand [1, count], in float64 from tile to tile."""
     result = 0.0
@@ -68,6 +67,7 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
         operand(rows[None]),
         operand(None if kl is None else kl[None]),
         *map(operand, totals),
+        cost=0.1,
     )
     return [*totals, *gradients]
 

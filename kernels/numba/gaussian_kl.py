@@ -80,7 +80,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     kl = torch.empty(mu.shape[0], dtype=acc)
-    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, inputs), operand(kl))
+    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.4)
     return kl
 
 
@@ -92,8 +92,7 @@ def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
         gaussian_kl_backward_kernel,
         accumulator(*inputs),
         *mu.shape,
-        *map(operand, inputs),
-        operand(dkl),
-        *map(operand, gradients),
+        *map(operand, (*inputs, dkl, *gradients)),
+        cost=0.6,
     )
     return [g for g in gradients if g is not None]

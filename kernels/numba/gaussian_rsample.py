@@ -13,9 +13,8 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 
-from .compiler import OPTIONS, elementwise, kernel
+from .compiler import elementwise, helper, kernel
 from .device import exp_scaled, expm1, fill, in_units_of_prior, scale
 from .launch import accumulator, empty_like, launch
 from .memory import (
@@ -59,7 +58,7 @@ def plus(values, constant, result):
         result[i] = values[i] + real(constant)
 
 
-@njit(**OPTIONS)
+@helper
 def relative_to_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch):
     """(std, distance, log variance ratio, growth, std ratio, 1 / prior std); flat has u = 0."""
     size = mu.size
@@ -147,9 +146,14 @@ def rsample_kernel(
     noise, partial = noise_buffers(scratch), np.empty(BLOCK + draws * sides)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
-        )
+        if present(log_ratio_ptr):
+            std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
+                mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
+            )
+        else:
+            std = scratch[4][: mu.size]
+            distance = logvar_ratio = growth = std  # not used
+            exp_scaled(logvar, 0.5, std)
         for number in range(draws):
             eps = draw(seed, first + number, tile, noise)
             for side in range(sides):
@@ -262,7 +266,7 @@ def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, 
         *map(operand, inputs),
         operand(z.view(samples * rows, cols)),
         operand(log_ratio),
-        samples=samples,
+        cost=samples,
     )
     return z
 
@@ -283,7 +287,7 @@ def rsample_backward(dz, logvar, seed, samples, needs):
         operand(logvar),
         operand(dz),
         *map(operand, gradients),
-        samples=samples,
+        cost=samples,
     )
     return [g for g in gradients if g is not None]
 
@@ -340,6 +344,6 @@ def rsample_log_ratio_backward(
         operand(dlog_ratio),
         operand(total),
         *map(operand, gradients),
-        samples=samples,
+        cost=samples,
     )
     return [g for g in gradients if g is not None]

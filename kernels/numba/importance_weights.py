@@ -9,9 +9,8 @@ A tile is a stretch of rows, and its sums over the samples are in float64.
 
 import numpy as np
 import torch
-from numba import njit
 
-from .compiler import OPTIONS, elementwise, inline, kernel
+from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, fill, log, log1p_unit, scale
 from .launch import accumulator, launch
 from .memory import BLOCK, load, operand, present, sample_of, target, tiles, workspace
@@ -73,7 +72,7 @@ def are_close(greatest, least, mean):
     return greatest - mean < 0.5 and mean - least < 0.5
 
 
-@njit(**OPTIONS)
+@helper
 def any_close(greatest, least, mean):
     found = False
     for i in range(mean.size):
@@ -168,6 +167,6 @@ def importance_weights(log_ratio, nll, alpha):
         samples,
         1.0 - alpha,
         *map(operand, (*matrices, bound, ess)),
-        samples=samples,
+        cost=samples,
     )
     return [bound, weights, ess] + ([] if nll is None else [log_weights])

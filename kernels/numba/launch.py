@@ -8,9 +8,8 @@ import torch
 
 from .memory import SCRATCH, rows_of_tile
 
-# Elements from which a second thread is asked: waking it takes 20 us, in which one thread draws
-# and uses some 20,000 normals.
-PARALLEL = 65_536
+# Nanoseconds of one thread's work from which a second is asked: to wake it takes some 20,000.
+PARALLEL = 80_000
 
 
 def accumulator(*tensors):
@@ -48,38 +47,44 @@ class Pool:
         cls.forked = True
 
     @classmethod
-    def submit(cls, function):
+    def ask(cls, count, function):
+        """Have ``function`` called in so many threads, as soon as they are free."""
         if cls.executor is None:
             cls.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fused_elbo")
-        return cls.executor.submit(function)
+        try:
+            return [cls.executor.submit(function) for _ in range(count)]
+        except RuntimeError:  # the interpreter is about to exit
+            return []
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=Pool.forget)
 
 
-def launch(kernel, acc, rows, cols, *arguments, samples=1):
+def launch(kernel, acc, rows, cols, *arguments, cost):
     """Run ``kernel(lo, hi, cols, scratch, *arguments)`` over ranges [lo, hi) of the rows.
+
+    ``cost`` is about what one thread takes for an element, in nanoseconds on a core with AVX-512.
 
     The threads take ranges of whole tiles from one queue: results do not depend on how many
     there are, and nobody waits for a thread that is busy elsewhere.
     """
     dtype = np.float64 if acc == torch.float64 else np.float32
-    small = rows * cols * samples < PARALLEL
-    threads = 1 if small or Pool.forked else torch.get_num_threads()
+    alone = rows * cols * cost < PARALLEL or Pool.forked
+    threads = 1 if alone else torch.get_num_threads()
     if threads == 1:
         kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)
         return
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
-    ranges = iter(range(0, rows, step))
+    starts = iter(range(0, rows, step))
 
     def work():
         scratch = np.empty(SCRATCH, dtype)
-        for lo in ranges:
+        for lo in starts:
             kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
 
-    helpers = [Pool.submit(work) for _ in range(threads - 1)]
+    helpers = Pool.ask(threads - 1, work)
     work()
     for helper in helpers:
         if not helper.cancel():

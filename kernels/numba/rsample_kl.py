@@ -89,9 +89,8 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
         acc,
         *mu.shape,
         seed.item(),
-        *map(operand, inputs),
-        operand(z),
-        operand(kl),
+        *map(operand, (*inputs, z, kl)),
+        cost=1.0,
     )
     return z, kl
 
@@ -107,9 +106,7 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs
         accumulator(*inputs),
         *mu.shape,
         seed.item(),
-        *map(operand, inputs),
-        operand(dz),
-        operand(dkl),
-        *map(operand, gradients),
+        *map(operand, (*inputs, dz, dkl, *gradients)),
+        cost=1.2,
     )
     return [g for g in gradients if g is not None]

@@ -4,6 +4,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -586,7 +587,9 @@ def every_result(a, b, c, d, e, row, both, rows):
 
 
 @pytest.fixture
-def threads():
+def threads(monkeypatch):
+    """Sets torch's number of threads, with no operation too small for all of them."""
+    monkeypatch.setattr(launch, "PARALLEL", 0)
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -681,6 +684,47 @@ def test_machine_code_on_disk_follows_all_sources(tmp_path):
     memory = tmp_path / "copied" / "memory.py"
     memory.write_text(memory.read_text().replace("total += values[i]", "total += 3.0 * values[i]"))
     assert run() == pytest.approx(3.0)
+
+
+MACHINE_CODE = """
+import re, sys
+sys.path.insert(0, {here!r})
+import numba, torch
+from test_numba import every_result, many_inputs
+from fused_elbo.kernels.numba import compiler
+list(every_result(*many_inputs()))
+called = re.compile(r"movabsq\\s+\\$(\\w+)|callq?\\s+(\\w+)")
+libm = {{f + end for f in ("exp", "expm1", "log", "log1p", "sin", "cos", "sqrt", "fma") for end in ("", "f")}}
+seen = 0
+for name, module in list(sys.modules.items()):
+    if name.startswith("fused_elbo.kernels.numba."):
+        for function in vars(module).values():
+            if not isinstance(function, numba.core.dispatcher.Dispatcher):
+                continue
+            for signature, code in function.inspect_asm().items():
+                names = {{a or b for a, b in called.findall(code)}}
+                assert not names & libm, (function, names & libm)
+                loop = function._compiler.pipeline_class is compiler.Restrict
+                if loop and "array(float64" not in str(signature):
+                    packed = re.search(r"v\\w+(ps|[dq])\\s.*%[yz]mm", code)
+                    assert packed, (function, signature)
+                    seen += 1
+print(seen)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
+def test_loops_are_packed_and_call_nothing(tmp_path):
+    """Of every float32 loop; a fresh cache, for what comes from one cannot be read."""
+    program = MACHINE_CODE.format(here=str(Path(__file__).parent))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 25
 
 
 def test_an_import_of_the_package_imports_no_numba():
