@@ -9,13 +9,13 @@ from numba import extending, njit, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
-<<<<<<< HEAD
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
-=======
-OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "fastmath": {"contract"},
+    "no_cfunc_wrapper": True,
+}
 # Python calls kernels alone: others do without a way in, which saves a seventh of compiling.
-INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}
->>>>>>> numba
+INTERNAL: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}
 
 # numba's annotations would have callers pass the typing context
 intrinsic: Any = extending.intrinsic

@@ -16,12 +16,9 @@ from .compiler import (
     LANES,
     bits_of_float,
     float_of_bits,
-<<<<<<< HEAD
     float_of_half,
     half_of_float,
-=======
     helper,
->>>>>>> numba
     inline,
     pointer,
     prefetch,
