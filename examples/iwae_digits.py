@@ -248,7 +248,7 @@ def plot(axes, scores, args, method, field):
 def parse(argv=None):
     parser = argparse.ArgumentParser(description="Train a VAE by ELBO, IWAE and DReG.")
     cuda = torch.cuda.is_available()
-    parser.add_argument("--impl", choices=("auto", "triton", "reference"), default="auto")
+    parser.add_argument("--impl", choices=("auto", "triton", "numba", "reference"), default="auto")
     about = "of z for each image, in training (default: 1 8 64)"
     numbers = {"nargs": "+", "type": int, "metavar": "K", "default": [1, 8, 64]}
     parser.add_argument("--samples", **numbers, help=about)

@@ -441,7 +441,7 @@ def parse(argv=None):
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: 5")
     parser.add_argument("--rounds", type=int, default=500, help="of the timings (default: 500)")
     parser.add_argument("--device", type=torch.device, default=torch.device(device))
-    parser.add_argument("--impl", choices=("auto", "triton", "reference"), default="auto")
+    parser.add_argument("--impl", choices=("auto", "triton", "numba", "reference"), default="auto")
     parser.add_argument("--out", type=Path, default=Path("migration"), help="folder to write to")
     about = "default: migration.json in that folder"
     parser.add_argument("--json", type=Path, metavar="FILE", help=about)

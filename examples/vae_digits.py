@@ -304,7 +304,7 @@ def positive_int(text):
 def parse(argv=None):
     parser = argparse.ArgumentParser(description="Train a VAE on handwritten digits.")
     cuda = torch.cuda.is_available()
-    parser.add_argument("--impl", choices=("auto", "triton", "reference"), default="auto")
+    parser.add_argument("--impl", choices=("auto", "triton", "numba", "reference"), default="auto")
     names = {"choices": TRAINING, "metavar": "NAME"}
     about = f"train by one of {', '.join(TRAINING)} (default: rsample_kl and elbo_loss)"
     parser.add_argument("--estimator", **names, help=about)

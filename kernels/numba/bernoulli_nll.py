@@ -30,11 +30,10 @@ LEAST_VARIANCE = torch.tensor(1e-12).item()
 
 @elementwise
 def logits_terms(logits, x, nll):
-    """A product, not max(logits, 0) - x logits, which would be inf - inf."""
     real = nll.dtype.type
     for i in range(nll.size):
-        share = (real(1.0) if logits[i] > real(0.0) else real(0.0)) - x[i]
-        nll[i] = share * logits[i] + log1p_unit(exp(-abs(logits[i])))
+        positive = logits[i] if logits[i] > real(0.0) else real(0.0)
+        nll[i] = positive - x[i] * logits[i] + log1p_unit(exp(-abs(logits[i])))
 
 
 @elementwise

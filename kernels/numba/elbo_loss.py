@@ -30,7 +30,8 @@ def total_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch)
     nll = nll_scale * total(nll_ptr, nll_rows, scratch[0])
-    kl = kl_scale * total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0
+    # An empty tensor has no address: of no rows the mean is NaN all the same.
+    kl = kl_scale * (total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0)
     number = (0, 1, 0, 1)
     target(loss_out, number, scratch[0])[0] = nll + beta * kl
     target(nll_out, number, scratch[0])[0] = nll

@@ -130,6 +130,13 @@ def add_sample_gradients(dz, weight, sign, eps, std, dmu, dlogvar):
 
 
 @elementwise
+def half_times(factors, values):
+    real = values.dtype.type
+    for i in range(values.size):
+        values[i] *= real(0.5) * factors[i]
+
+
+@elementwise
 def normalise(dlog_ratio, total, weight):
     """dlog_ratio / total; where all weights are 0 no sample says anything, and it is 0 / 1."""
     real = weight.dtype.type
@@ -184,8 +191,9 @@ def rsample_backward_kernel(
         fill(dlogvar, 0.0)
         for k in range(samples):
             dz = load(dz_ptr, sample_of(tile, k, rows), scratch[5])
-            add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), std, dmu, dlogvar)
-        scale(dlogvar, 0.5)
+            # Of an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
+            add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), one, dmu, dlogvar)
+        half_times(std, dlogvar)
         store(dmu_ptr, tile, dmu)
         store(dlogvar_ptr, tile, dlogvar)
 

@@ -156,6 +156,7 @@ class TestLoss:
             for a, b in zip(*found, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
+    @pytest.mark.triton
     def test_more_samples_than_a_grid_has(self, device, monkeypatch):
         monkeypatch.setattr(launch, "MOST_SAMPLES", 4)
         x = torch.rand(2, 3, device=device)

@@ -100,6 +100,7 @@ class TestWeights:
         assert (bound.shape, weights.shape, ess.shape) == ((0,), (4, 0), (0,))
         assert torch.autograd.grad(bound.sum(), log_weights)[0].shape == (4, 0)
 
+    @pytest.mark.triton
     def test_no_second_derivative(self, device):
         log_weights = normal(4, 3, device=device).requires_grad_()
         bound = importance_weights(log_weights, impl=KERNELS).bound

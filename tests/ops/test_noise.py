@@ -85,6 +85,7 @@ class TestStream:
         counter = [torch.tensor([c]) for c in counter]
         assert tuple(int(w) for w in philox(counter, key)) == words
 
+    @pytest.mark.triton
     @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS, ids=["0", "max", "pi"])
     def test_kernel_has_random123s_known_answers(self, counter, key, words, device):
         seed = key[1] << 32 | key[0]
