@@ -20,9 +20,12 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench.plot --results $(RESULTS) --latest
 	$(BIN)/python -m bench.table --results $(RESULTS) --latest
 
-# Interpreted everywhere; where there is a CUDA device the same tests run on it as well.
+# Everything with numba's kernels; what tests kernels with Triton's as well, interpreted, and where
+# there is a CUDA device on that.
+PYTEST := $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal
 test: $(VENV)/installed
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal $(ARGS)
+	TRITON_INTERPRET=0 $(PYTEST) -m "not gpu" $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -m kernels $(ARGS) || test $$? = 5  # none of them is chosen
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu $(ARGS); fi
 

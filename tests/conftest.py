@@ -1,8 +1,8 @@
 """One suite, three machines: Triton's interpreter, numba's kernels on a CPU, or a CUDA device.
 
-    pytest tests -n auto                           # all tests, with interpreted kernels
-    TRITON_INTERPRET=0 pytest tests -m kernels     # those of kernels, on numba, without a GPU
-    TRITON_INTERPRET=0 pytest tests -m gpu         # and on a GPU, with the GPU-only ones
+    pytest tests -n auto                           # all tests, with the kernels of this machine
+    TRITON_INTERPRET=1 pytest tests -m kernels     # those of kernels, with Triton's interpreted
+    TRITON_INTERPRET=0 pytest tests -m gpu         # those that need a GPU
 
 One process cannot have two of them.
 """

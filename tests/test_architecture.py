@@ -25,7 +25,7 @@ TREES = {
     "tests": "tests",
 }
 INSTALLED = ["api", "estimators", "kernels"]
-HOUSE = [*INSTALLED, "estimators/compat", "kernels/triton"]
+HOUSE = [*INSTALLED, "estimators/compat", "kernels/numba", "kernels/triton"]
 COMMON = [*HOUSE, "bench/harness", "bench/reporting"]
 # For each folder those whose modules its own may import; all may import their neighbours.
 ARROWS = {
@@ -33,7 +33,8 @@ ARROWS = {
     "estimators": ["kernels"],
     "estimators/compat": ["estimators"],
     "kernels": [],
-    "kernels/triton": ["kernels"],  # of which rows.py alone
+    "kernels/numba": ["kernels"],  # of which rows.py alone
+    "kernels/triton": ["kernels"],  # the same
     "bench/harness": HOUSE,
     "bench/reporting": ["bench/harness"],
     "bench/operations": COMMON,
@@ -51,6 +52,7 @@ OUTSIDE = {
     "estimators": {"torch"},
     "estimators/compat": {"torch"},
     "kernels": {"torch"},
+    "kernels/numba": {"torch", "numpy", "numba", "llvmlite"},
     "kernels/triton": {"torch", "triton"},
 }
 # Only this module imports anything of kernels/; only that one loads a backend, by its name.
@@ -181,7 +183,8 @@ def test_only_dispatch_imports_kernels():
 
 
 def test_backends_share_rows_alone():
-    importers = [m for m in modules("kernels/triton") if folder_of(m) == "kernels/triton"]
+    backends = "kernels/numba", "kernels/triton"
+    importers = [m for m in modules("kernels") if folder_of(m) in backends]
     shared = {i.name for m in importers for i in own_imports(m) if folder_of(i.name) == "kernels"}
     assert shared == {"fused_elbo.kernels.rows"}
 

@@ -11,6 +11,8 @@ import torch
 
 import fused_elbo
 from fused_elbo import ELBOLoss, elbo_loss
+from fused_elbo.estimators import dispatch
+from fused_elbo.kernels import library
 from helpers.machine import KERNELS
 
 IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
@@ -607,16 +609,24 @@ class TestImpl:
         with pytest.raises(TypeError, match="positional"):
             getattr(fused_elbo, name)(*FUNCTIONS[name], *[None] * 4, "reference")
 
-    @pytest.mark.parametrize("value", ["0", None])
-    def test_triton_on_the_cpu_outside_the_interpreter(self, name, value, monkeypatch):
-        if value is None:
-            monkeypatch.delenv("TRITON_INTERPRET")
-        else:
-            monkeypatch.setenv("TRITON_INTERPRET", value)
+    def test_triton_on_the_cpu_outside_the_interpreter(self, name, monkeypatch):
+        monkeypatch.setattr(library, "INTERPRETED", False)
         with pytest.raises(RuntimeError, match="impl='triton' needs CUDA") as raised:
-            getattr(fused_elbo, name)(*FUNCTIONS[name], impl=KERNELS)
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl="triton")
         for word in ("cpu", "GPU", "TRITON_INTERPRET=1"):
             assert word in str(raised.value)
+
+    def test_numba_beside_the_interpreter(self, name, monkeypatch):
+        """One process cannot have both."""
+        monkeypatch.setattr(library, "INTERPRETED", True)
+        with pytest.raises(RuntimeError, match=r"impl='numba' needs CPU tensors.*TRITON_INTERPRET"):
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl="numba")
+
+    @pytest.mark.parametrize(("impl", "flag"), [("numba", "HAS_NUMBA"), ("triton", "HAS_TRITON")])
+    def test_without_the_package(self, name, impl, flag, monkeypatch):
+        monkeypatch.setattr(dispatch, flag, False)
+        with pytest.raises(RuntimeError, match=f"not installed: pip install {impl}"):
+            getattr(fused_elbo, name)(*FUNCTIONS[name], impl=impl)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def run_vae(*arguments, **environment):
 
 
 def test_script_trains_and_draws_with_the_kernels(tmp_path):
-    options = ["--impl", KERNELS, "--epochs", "1", "--batch", "256", "--out", str(tmp_path)]
+    options = ["--impl", "triton", "--epochs", "1", "--batch", "256", "--out", str(tmp_path)]
     result = run_vae(*options, "--bounds", "1", "3", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stderr
     assert "test ELBO" in result.stdout
@@ -252,7 +252,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(vae_digits, tmp_path, monkeypat
 
 
 def test_script_says_in_a_line_that_kernels_need_a_gpu(tmp_path):
-    result = run_vae("--impl", KERNELS, "--out", str(tmp_path / "out"), TRITON_INTERPRET="0")
+    result = run_vae("--impl", "triton", "--out", str(tmp_path / "out"), TRITON_INTERPRET="0")
     assert result.returncode == 2
     assert "error: impl='triton' needs CUDA tensors" in result.stderr
     assert "Traceback" not in result.stderr

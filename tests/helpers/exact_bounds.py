@@ -246,7 +246,7 @@ def replicate(
                 samples,
                 generator=generator,
                 **{"log_joint" if joint else "log_likelihood": lambda z: target(x, z)},
-                **options,
+                **{"impl": "reference"} | options,
             )
             result.surrogate.sum().backward()
             total = total + result.value.view(size, each, examples).mean(1)

@@ -1,7 +1,7 @@
 """Where the kernels of this run live: Triton's interpreter, numba, or a CUDA device.
 
-    TRITON_INTERPRET=1 (the default)    Triton's kernels, interpreted on a CPU
-    TRITON_INTERPRET=0                  Triton's on a CUDA device, numba's where there is none
+    TRITON_INTERPRET=0 (the default)    Triton's on a CUDA device, numba's where there is none
+    TRITON_INTERPRET=1                  Triton's kernels, interpreted on a CPU
 
 Both decide when they are first used: import this before any module of kernels.
 """
@@ -10,6 +10,6 @@ import os
 
 import torch
 
-INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "1") == "1"
+INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "0") == "1"
 ON_GPU = not INTERPRET and torch.cuda.is_available()
 KERNELS = "triton" if INTERPRET or ON_GPU else "numba"  # what impl= calls them
