@@ -53,8 +53,9 @@ class Restrict(CompilerBase):
 def elementwise(function):
     """A loop over flat arrays, none of which overlaps one that is written.
 
-    LLVM cannot know that, and gives up where more than eight pairs would have to be compared: a
-    loop with two outputs and four inputs stays scalar, at five times the cost.
+    LLVM cannot know that: it would compare the addresses of all pairs before the loop, and where
+    a tile is small take a scalar one instead. rsample_log_ratio's backward of 256 samples at
+    4 x 16 takes 39 us, and 66 so.
     """
     return njit(pipeline_class=Restrict, **INTERNAL)(function)
 

@@ -8,8 +8,8 @@ import torch
 
 from .memory import SCRATCH, rows_of_tile
 
-# Nanoseconds of one thread's work from which a second is asked: to wake it takes some 20,000.
-PARALLEL = 80_000
+# Nanoseconds of one thread's work from which a second is asked: to wake it takes 20,000 to 70,000.
+PARALLEL = 150_000
 
 
 def accumulator(*tensors):

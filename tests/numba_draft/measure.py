@@ -183,42 +183,38 @@ def medians(functions, seconds=0.25):
     return [statistics.median(own) for own in times]
 
 
+def measure(name, rows, cols):
+    """Microseconds of (eager, under autograd, launchers, forward), and the elements."""
+    inputs, upstream, forward, backward, eager = operation(name, rows, cols)
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    fused = function_of(forward, backward, len(upstream))
+    needs = [True] * len(inputs)
+
+    def step(function):
+        outputs = function(*leaves)
+        torch.autograd.grad(outputs, leaves, upstream if len(upstream) > 1 else upstream[0])
+
+    def launchers():
+        forward(*inputs)
+        backward(upstream, inputs, needs)
+
+    contenders = lambda: step(eager), lambda: step(fused), launchers, lambda: forward(*inputs)
+    return medians(contenders), rows * cols * (SAMPLES if "log_ratio" in name else 1)
+
+
 def main():
     threads, *names = sys.argv[1:] or ["1"]
     torch.set_num_threads(int(threads))
-    head = (
-        "op",
-        "shape",
-        "eager us",
-        "autograd",
-        "launchers",
-        "forward",
-        "ns/el",
-        "eager / autograd",
+    print(
+        f"{'op':26}{'shape':>10}{'eager us':>11}{'autograd':>10}{'launchers':>10}{'forward':>9}"
+        f"{'ns/el':>8}{'eager / autograd':>17}"
     )
-    print("{:26}{:>10}{:>11}{:>10}{:>10}{:>9}{:>8}{:>17}".format(*head))
     for name in names or NAMES:
         for rows, cols in SIZES:
-            inputs, upstream, forward, backward, eager = operation(name, rows, cols)
-            leaves = [t.clone().requires_grad_() for t in inputs]
-            fused = function_of(forward, backward, len(upstream))
-            needs = [True] * len(inputs)
-
-            def step(function, leaves=leaves, upstream=upstream):
-                outputs = function(*leaves)
-                torch.autograd.grad(outputs, leaves, upstream if len(upstream) > 1 else upstream[0])
-
-            def launchers(inputs=inputs, upstream=upstream, needs=needs):
-                forward(*inputs)
-                backward(upstream, inputs, needs)
-
-            eager_us, autograd_us, both_us, forward_us = medians([
-                lambda: step(eager), lambda: step(fused), launchers, lambda: forward(*inputs)
-            ])  # fmt: skip
-            elements = rows * cols * (SAMPLES if "log_ratio" in name else 1)
+            (eager, autograd, launchers, forward), elements = measure(name, rows, cols)
             print(
-                f"{name:26}{f'{rows}x{cols}':>10}{eager_us:11.1f}{autograd_us:10.1f}{both_us:10.1f}"
-                f"{forward_us:9.1f}{both_us * 1e3 / elements:8.2f}{eager_us / autograd_us:17.2f}"
+                f"{name:26}{f'{rows}x{cols}':>10}{eager:11.1f}{autograd:10.1f}{launchers:10.1f}"
+                f"{forward:9.1f}{launchers * 1e3 / elements:8.2f}{eager / autograd:17.2f}"
             )
 
 
