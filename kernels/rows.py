@@ -5,8 +5,10 @@ import torch
 
 def accumulator(*tensors):
     """The dtype of sums: float64 if any operand is, else float32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def as_rows(tensor):

@@ -8,9 +8,10 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 import numpy as np
 import torch
 
+from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, inline, kernel
 from .device import exp, fill, log, log1m_half, log1p_unit
-from .launch import accumulator, empty_like, launch, samples_of
+from .launch import launch, samples_of
 from .memory import (
     BLOCK,
     add_rows,
@@ -150,7 +151,7 @@ def launch_bernoulli_nll(
     samples, x = samples_of(recon, x, needs[1])
     acc = accumulator(recon, x)
     nll = torch.empty(recon.shape[0], dtype=acc) if values else None
-    gradients = [empty_like(recon, needs[0]), empty_like(x, needs[1])]
+    gradients = [empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])]
     launch(
         bernoulli_nll_kernel,
         acc,

@@ -7,6 +7,7 @@ then only multiplies by that factor, in place, and not even that where it is 1.
 
 import torch
 
+from ..rows import samples_in
 from .bernoulli_nll import launch_bernoulli_nll
 from .compiler import helper, kernel
 from .gaussian_nll import launch_gaussian_nll
@@ -44,7 +45,7 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
     ``likelihood`` is "gaussian", "bernoulli", or "probabilities" for a Bernoulli one whose recon
     are not logits. ``recon`` [samples * rows, cols] for x [rows, cols], ``kl`` [rows] or None.
     """
-    nll_scale = scale * x.shape[0] / recon.shape[0] if recon.shape[0] else scale
+    nll_scale = scale / samples_in(recon, x)
     options = {"values": True, "scale": nll_scale}
     if likelihood == "gaussian":
         rows, gradients = launch_gaussian_nll(

@@ -7,9 +7,10 @@ d = logvar - prior_logvar; no prior means the standard one.
 import numpy as np
 import torch
 
+from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, kernel
 from .device import expm1, expm1_minus_x, in_units_of_prior
-from .launch import accumulator, empty_like, launch
+from .launch import launch
 from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
 
 
@@ -87,7 +88,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
     """The wanted gradients, from dkl [rows]."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [empty_like(t, n) for t, n in zip(inputs, needs, strict=True)]
+    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     launch(
         gaussian_kl_backward_kernel,
         accumulator(*inputs),

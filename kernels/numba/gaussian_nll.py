@@ -9,9 +9,10 @@ import math
 import numpy as np
 import torch
 
+from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel
 from .device import exp_scaled, fill
-from .launch import accumulator, empty_like, launch, samples_of
+from .launch import launch, samples_of
 from .memory import (
     BLOCK,
     add_rows,
@@ -129,10 +130,10 @@ def launch_gaussian_nll(
     samples, x = samples_of(recon, x, needs[1])
     acc = accumulator(recon, x, logvar)
     nll = torch.empty(recon.shape[0], dtype=acc) if values else None
-    drecon, dx = empty_like(recon, needs[0]), empty_like(x, needs[1])
+    drecon, dx = empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])
     dlogvar = row_dlogvar = None
     if logvar is not None and logvar.shape == recon.shape:
-        dlogvar = empty_like(logvar, needs[2])
+        dlogvar = empty_like_rows(logvar, needs[2])
     elif needs[2]:
         row_dlogvar = torch.empty(recon.shape[0], dtype=acc)
     launch(

@@ -14,9 +14,10 @@ import math
 import numpy as np
 import torch
 
+from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel
 from .device import exp_scaled, expm1, fill, in_units_of_prior, scale
-from .launch import accumulator, empty_like, launch
+from .launch import launch
 from .memory import (
     BLOCK,
     add_rows,
@@ -146,7 +147,7 @@ def normalise(dlog_ratio, total, weight):
 
 @kernel
 def rsample_kernel(
-    lo, hi, cols, scratch, rows, seed, first, draws, sides, flat, mu_ptr, logvar_ptr,
+    lo, hi, cols, scratch, rows, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
@@ -162,7 +163,7 @@ def rsample_kernel(
             distance = logvar_ratio = growth = std  # not used
             exp_scaled(logvar, 0.5, std)
         for number in range(draws):
-            eps = draw(seed, first + number, tile, noise)
+            eps = draw(seed, first_draw + number, tile, noise)
             for side in range(sides):
                 sign, k = 1.0 - 2.0 * side, sides * number + side
                 here = sample_of(tile, k, rows)
@@ -200,7 +201,7 @@ def rsample_backward_kernel(
 
 @kernel
 def rsample_log_ratio_backward_kernel(
-    lo, hi, cols, scratch, rows, seed, first, draws, sides, gradient, flat, mu_ptr, logvar_ptr,
+    lo, hi, cols, scratch, rows, seed, first_draw, draws, sides, gradient, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr, dlogvar_ptr,
     dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
@@ -221,7 +222,7 @@ def rsample_log_ratio_backward_kernel(
         for output in (dmu, dlogvar, dprior_mu, dprior_logvar):
             fill(output, 0.0)
         for number in range(draws):
-            eps = draw(seed, first + number, tile, noise)
+            eps = draw(seed, first_draw + number, tile, noise)
             for side in range(sides):
                 sign, here = 1.0 - 2.0 * side, sample_of(tile, sides * number + side, rows)
                 if present(dlog_ratio_ptr):
@@ -254,7 +255,9 @@ def rsample(mu, logvar, seed, samples):
     return draw_samples(mu, logvar, None, None, seed, 0, samples, 1, True, None)
 
 
-def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, flat, log_ratio):
+def draw_samples(
+    mu, logvar, prior_mu, prior_logvar, seed, first_draw, draws, sides, flat, log_ratio
+):
     """z, and the log ratio into the output that is given for it."""
     rows, cols = mu.shape
     samples = draws * sides
@@ -267,7 +270,7 @@ def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, 
         cols,
         rows,
         seed.item(),
-        first,
+        first_draw,
         draws,
         sides,
         flat,
@@ -282,7 +285,7 @@ def draw_samples(mu, logvar, prior_mu, prior_logvar, seed, first, draws, sides, 
 def rsample_backward(dz, logvar, seed, samples, needs):
     """The wanted gradients, from dz [samples, rows, cols]; they do not depend on mu."""
     samples, rows, cols = dz.shape
-    gradients = [empty_like(logvar, needed) for needed in needs]
+    gradients = [empty_like_rows(logvar, needed) for needed in needs]
     dz = dz.reshape(samples * rows, cols)
     launch(
         rsample_backward_kernel,
@@ -301,22 +304,22 @@ def rsample_backward(dz, logvar, seed, samples, needs):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat, antithetic
+    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
 ):
     """z [samples, rows, cols] and the log ratio [samples, rows].
 
-    ``first`` is where in the noise stream the samples begin, in draws: samples, or pairs.
+    ``first_draw`` is where in the noise stream the samples begin, in draws: samples, or pairs.
     ``gradient`` says what backward does.
     """
     inputs = mu, logvar, prior_mu, prior_logvar
     log_ratio = torch.empty(samples, mu.shape[0], dtype=accumulator(*inputs))
     sides = 2 if antithetic else 1
-    z = draw_samples(*inputs, seed, first, samples // sides, sides, flat, log_ratio.view(-1))
+    z = draw_samples(*inputs, seed, first_draw, samples // sides, sides, flat, log_ratio.view(-1))
     return z, log_ratio
 
 
 def rsample_log_ratio_backward(
-    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first, samples, gradient, flat,
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat,
     antithetic, needs,
 ):  # fmt: skip
     """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows], or None.
@@ -325,7 +328,7 @@ def rsample_log_ratio_backward(
     that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
     """
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [empty_like(t, n) for t, n in zip(inputs, needs, strict=True)]
+    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     rows, cols = mu.shape
     sides = 2 if antithetic else 1
     total = None
@@ -342,7 +345,7 @@ def rsample_log_ratio_backward(
         cols,
         rows,
         seed.item(),
-        first,
+        first_draw,
         samples // sides,
         sides,
         GRADIENTS[gradient],

@@ -10,9 +10,10 @@ A tile is a stretch of rows, and its sums over the samples are in float64.
 import numpy as np
 import torch
 
+from ..rows import accumulator
 from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, fill, log, log1p_unit, scale
-from .launch import accumulator, launch
+from .launch import launch
 from .memory import BLOCK, load, operand, present, sample_of, target, tiles, workspace
 
 

@@ -1,28 +1,18 @@
-"""The host side that every launcher shares: outputs, and threads."""
+"""The host side that every launcher shares: compiling, and threads."""
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from threading import Timer
 
 import numpy as np
 import torch
 
+from ..rows import samples_in
 from .memory import SCRATCH, rows_of_tile
 
 # Nanoseconds of one thread's work from which a second is asked: to wake it takes 20,000 to 70,000.
 PARALLEL = 150_000
-
-
-def accumulator(*tensors):
-    """The dtype of sums: float64 if any operand is, else float32."""
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype == torch.float64:
-            return torch.float64
-    return torch.float32
-
-
-def empty_like(tensor, wanted=True):
-    """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
 
 
 def samples_of(recon, x, needs_dx):
@@ -33,7 +23,7 @@ def samples_of(recon, x, needs_dx):
     """
     if x.shape[0] == 1 and not needs_dx:
         return 1, x.expand(recon.shape)
-    return recon.shape[0] // x.shape[0] if x.shape[0] else 1, x
+    return samples_in(recon, x), x
 
 
 class Pool:
@@ -61,6 +51,24 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=Pool.forget)
 
 
+PATIENCE = 2.0  # seconds of compiling after which a person at a terminal is told, once
+compiled: set = set()
+
+
+def compile_first(kernel, *arguments):
+    """The call that compiles a kernel, or reads it from disk."""
+    message = "fused_elbo: compiling kernels for this CPU, once; the next call is fast"
+    timer = Timer(PATIENCE, print, [message], {"file": sys.stderr})
+    timer.daemon = True
+    if not compiled and sys.stderr.isatty():
+        timer.start()
+    try:
+        kernel(*arguments)
+    finally:
+        timer.cancel()
+    compiled.add(kernel)
+
+
 def launch(kernel, acc, rows, cols, *arguments, cost):
     """Run ``kernel(lo, hi, cols, scratch, *arguments)`` over ranges [lo, hi) of the rows.
 
@@ -72,9 +80,9 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     dtype = np.float64 if acc == torch.float64 else np.float32
     alone = rows * cols * cost < PARALLEL or Pool.forked
     threads = 1 if alone else torch.get_num_threads()
-    if threads == 1:
-        kernel(0, rows, cols, np.empty(SCRATCH, dtype), *arguments)
-        return
+    if threads == 1 or kernel not in compiled:
+        whole = 0, rows, cols, np.empty(SCRATCH, dtype), *arguments
+        return kernel(*whole) if kernel in compiled else compile_first(kernel, *whole)
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
     starts = iter(range(0, rows, step))

@@ -6,10 +6,11 @@ Backward draws the same eps again from the seed, at 0.5 ns each: no noise is sto
 import numpy as np
 import torch
 
+from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, kernel
 from .device import fill, in_units_of_prior
 from .gaussian_kl import kl_gradients, kl_prior_gradients, kl_terms
-from .launch import accumulator, empty_like, launch
+from .launch import launch
 from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
 from .noise import draw, noise_buffers
 
@@ -83,7 +84,7 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
     """z [rows, cols] and the KL [rows] of mu, logvar, prior_mu and prior_logvar, or None."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    z, kl = empty_like(mu), torch.empty(mu.shape[0], dtype=acc)
+    z, kl = empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc)
     launch(
         rsample_kl_kernel,
         acc,
@@ -98,7 +99,7 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
 def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
     """The wanted gradients, from dz [rows, cols] and dkl [rows]; either may be None."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [empty_like(t, n) for t, n in zip(inputs, needs, strict=True)]
+    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
         gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
     launch(
