@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
-PLAIN = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list}
+PLAIN = {type(None), bool, int, float, str, list}
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -64,24 +64,27 @@ def watched(arguments):
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
     Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
-    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device.
+    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. Of a
+    view whose sign is pending the numbers in memory are not those of the tensor.
     """
     if (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
-        or not PLAIN.issuperset(map(type, arguments))
     ):
         return True
-    # Of a view with its sign bit pending the numbers in memory are not those of the tensor.
-    return any(
-        isinstance(a, torch.Tensor) and (a.is_neg() or a.is_meta or batched(a)) for a in arguments
-    )
+    for argument in arguments:
+        kind = type(argument)
+        if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if argument.is_neg() or argument.is_meta or batched(argument):
+                return True
+        elif kind not in PLAIN:
+            return True
+    return False
 
 
-def batched(tensor):
-    """Whether it is one of torch.autograd.grad's ``is_grads_batched``."""
-    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+# Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
+batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Op:
@@ -91,7 +94,14 @@ class Op:
         self.forward, self.backward, self.function = forward, backward, function
 
     def __call__(self, *arguments):
-        return self.function.apply(*arguments)
+        return record(self.function, *arguments)
+
+
+def record(function, *arguments):
+    """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)
 
 
 def declare(family, schema, *, gradients=(), saved=None, like=None):
@@ -154,6 +164,7 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
     The first arguments have gradients, of the shapes of those at the positions ``sources``.
     """
     gradients = len(sources)
+    others = (None,) * (arguments - gradients)
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
@@ -176,7 +187,7 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
         found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
-        return *spread(found, needs), *(None,) * (arguments - gradients)
+        return *spread(found, needs), *others
 
     methods = {
         "forward": forward,
@@ -231,15 +242,12 @@ def once_differentiable(backward):
     @functools.wraps(backward)
     def wrapper(ctx, *upstream):
         again = torch.is_grad_enabled()
-        if not torch.compiler.is_compiling() and twin_of(ctx) is not None:
-            given = [u for u in upstream if u is not None]
-            on_cpu = given and backend(given[0].device) == "numba"
-            if on_cpu and (again or any(map(batched, given))):
-                return through_twin(ctx, upstream, create_graph=again)
+        if not torch.compiler.is_compiling() and twin_wanted(ctx, upstream, again):
+            return through_twin(ctx, upstream, create_graph=again)
+        if not again:
+            return backward(ctx, *upstream)
         with torch.no_grad():
             gradients = backward(ctx, *upstream)
-        if not again:
-            return gradients
         tensors = (t for t in (*ctx.saved_tensors, *upstream) if t is not None)
         sources = [t for t in tensors if t.requires_grad]
         if not sources:
@@ -252,9 +260,14 @@ def once_differentiable(backward):
     return wrapper
 
 
-def twin_of(ctx):
-    """None under torch.func, whose contexts are not of our class."""
-    return getattr(getattr(ctx, "_forward_cls", None), "twin", None)
+def twin_wanted(ctx, upstream, again):
+    """On CPUs, for gradients to be differentiated again, or batches of them."""
+    given = [u for u in upstream if u is not None]
+    if not given or not (again or any(map(batched, given))):
+        return False
+    # Under torch.func contexts are not of our class.
+    twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
+    return twin is not None and backend(given[0].device) == "numba"
 
 
 def through_twin(ctx, upstream, create_graph):

@@ -6,7 +6,14 @@ standard one. Their twins in PyTorch are in ``estimators/reference.py``.
 
 import torch
 
-from .library import KernelFunction, declare, gradients_like, once_differentiable, spread
+from .library import (
+    KernelFunction,
+    declare,
+    gradients_like,
+    once_differentiable,
+    record,
+    spread,
+)
 from .rows import accumulator, samples_in
 
 
@@ -136,7 +143,7 @@ def importance_weights(log_ratio, nll, alpha):
 
     Operands are [samples, rows].
     """
-    bound, weights, ess, *rest = ImportanceWeights.apply(log_ratio, nll, alpha)
+    bound, weights, ess, *rest = record(ImportanceWeights, log_ratio, nll, alpha)
     return bound, weights, ess, rest[0] if rest else log_ratio.detach()
 
 
@@ -228,5 +235,5 @@ def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
     operands = (recon, x, logvar)
     track = torch.is_grad_enabled()
     needs = [track and t is not None and t.requires_grad for t in operands]
-    outputs = ELBOLoss.apply(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs)
-    return outputs[:3]
+    options = likelihood, beta, scale, needs
+    return record(ELBOLoss, recon, x, logvar, logvar_value, kl, *options)[:3]

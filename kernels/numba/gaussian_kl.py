@@ -9,7 +9,7 @@ import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, kernel
-from .device import expm1, expm1_minus_x, in_units_of_prior
+from .device import exp, expm1, expm1_minus_x, in_units_of_prior
 from .launch import launch
 from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
 
@@ -36,6 +36,21 @@ def kl_prior_gradients(dkl, distance, dmu, dlogvar, dprior_mu, dprior_logvar):
         dprior_logvar[i] = -dlogvar[i] - real(0.5) * dkl[i] * (distance[i] * distance[i])
 
 
+# To the standard prior, which most have, in half the passes over a tile.
+@elementwise
+def standard_kl_terms(mu, logvar, kl):
+    for i in range(kl.size):
+        kl[i] = mu[i] * mu[i] + expm1_minus_x(logvar[i], exp(logvar[i]))
+
+
+@elementwise
+def standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar):
+    real = dmu.dtype.type
+    for i in range(dmu.size):
+        dmu[i] = dkl[i] * mu[i]
+        dlogvar[i] = real(0.5) * dkl[i] * expm1(logvar[i], exp(logvar[i]))
+
+
 @kernel
 def gaussian_kl_kernel(
     lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
@@ -44,11 +59,14 @@ def gaussian_kl_kernel(
     partial = np.empty(BLOCK)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        _, distance, logvar_ratio, ratio, _ = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[3:]
-        )
         kl = scratch[2][: mu.size]
-        kl_terms(distance, logvar_ratio, ratio, kl)
+        if present(prior_mu_ptr):
+            _, distance, logvar_ratio, ratio, _ = in_units_of_prior(
+                mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[3:]
+            )
+            kl_terms(distance, logvar_ratio, ratio, kl)
+        else:
+            standard_kl_terms(mu, logvar, kl)
         add_rows(kl, tile, cols, 0.5, partial, kl_ptr)
 
 
@@ -60,11 +78,16 @@ def gaussian_kl_backward_kernel(
     scratch = workspace(scratch)
     for tile in tiles(lo, hi, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
+        dkl = load(dkl_ptr, tile, scratch[2])
+        dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
+        if not present(prior_mu_ptr):
+            standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar)
+            store(dmu_ptr, tile, dmu)
+            store(dlogvar_ptr, tile, dlogvar)
+            continue
         _, distance, logvar_ratio, ratio, root = in_units_of_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[7:]
         )
-        dkl = load(dkl_ptr, tile, scratch[2])
-        dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
         kl_gradients(dkl, distance, logvar_ratio, ratio, root, dmu, dlogvar)
         store(dmu_ptr, tile, dmu)
         store(dlogvar_ptr, tile, dlogvar)
