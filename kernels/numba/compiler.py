@@ -99,26 +99,6 @@ def bits_of_float(typing_context, value):
 
 
 @intrinsic
-def float_of_half(typing_context, bits):
-    """The float32 of a float16's 16 bits, for which numba has no type."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.int16), generate
-
-
-@intrinsic
-def half_of_float(typing_context, value):
-    """The 16 bits of a float32 rounded to float16."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
-
-    return types.int16(types.float32), generate
-
-
-@intrinsic
 def pointer(typing_context, address):
     """What ``carray`` takes, of an address that came as a number."""
 

@@ -16,8 +16,6 @@ from .compiler import (
     LANES,
     bits_of_float,
     float_of_bits,
-    float_of_half,
-    half_of_float,
     helper,
     inline,
     pointer,
@@ -101,6 +99,33 @@ def start_of(operand, tile):
 def is_own(code, buffer):
     """Whether a tensor has the dtype of the buffers, so that it need not be converted."""
     return code == (FLOAT32 if buffer.itemsize == 4 else FLOAT64)
+
+
+@inline
+def float_of_half(half):
+    """A float16's 16 bits, without the instruction that processors before 2012 lack."""
+    bits = np.int32(half)
+    magnitude = np.int32((bits & 0x7FFF) << 13)
+    if (bits & 0x7C00) == 0x7C00:  # infinite or NaN
+        value = float_of_bits(np.int32(magnitude | 0x7F800000))
+    else:  # exact, of subnormal numbers too
+        value = float_of_bits(magnitude) * np.float32(2.0**112)
+    return -value if bits & 0x8000 else value
+
+
+@inline
+def half_of_float(value):
+    """The 16 bits of a float32 rounded to float16, to nearest even."""
+    bits = bits_of_float(value)
+    magnitude = np.int32(bits & 0x7FFFFFFF)
+    if magnitude >= 0x47800000:  # from 2**16 on, infinite or NaN
+        half = np.int32(0x7E00 if magnitude > 0x7F800000 else 0x7C00)
+    elif magnitude < 0x38800000:  # a subnormal float16: adding 1/2 rounds to its last bit
+        half = np.int32(bits_of_float(float_of_bits(magnitude) + np.float32(0.5)) - 0x3F000000)
+    else:
+        odd = np.int32(magnitude >> 13 & 1)
+        half = np.int32(np.int32(magnitude - 0x38000000 + 0xFFF + odd) >> 13)
+    return np.int16(half | (bits >> 16 & 0x8000))
 
 
 def widen(value):
