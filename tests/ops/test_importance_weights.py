@@ -69,6 +69,17 @@ class TestWeights:
         (gradient,) = torch.autograd.grad(bound[:3].sum(), log_weights)
         torch.testing.assert_close(gradient[:, :3].cpu(), expected[:, :3])
 
+    @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.9, 2.0, -1.0])
+    def test_limits_of_every_order(self, alpha, device):
+        """All weights 0, some infinite, one 0, a NaN; equal, far apart and nearly equal ones."""
+        inf = math.inf
+        examples = [[-inf] * 3, [inf, 0.0, inf], [-inf, 0.0, 1.0], [math.nan, 0.0, 1.0]]
+        examples += [[-200.0] * 3, [1e38, -1e38, 0.0], [1e-6, 0.0, -1e-6]]
+        log_weights = torch.tensor(examples, device=device).T
+        found = [importance_weights(log_weights, alpha, impl=i) for i in (KERNELS, "reference")]
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
     @pytest.mark.parametrize("alpha", [1 - 1e-3, 1 - 1e-6, 1 + 1e-6])
     @IMPLS
     def test_continuous_at_one(self, alpha, impl, device):

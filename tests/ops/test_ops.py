@@ -1,5 +1,6 @@
 """The registered ops: torch's own checks, what they write, determinism, arbitrary shapes."""
 
+import itertools
 import math
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fused_elbo
+from fused_elbo.kernels import ops
 from helpers.accuracy import LAYOUTS, check
 from helpers.machine import KERNELS
-from helpers.oracle import OP, OPS, random_values, upstream
+from helpers.op_calls import op_calls
+from helpers.oracle import OP, OPS, kl_parts, random_values, upstream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -20,89 +23,14 @@ def registered():
     return {n.removeprefix("fused_elbo::") for n in schemas if n.startswith("fused_elbo::")}
 
 
-def samples(device):
-    """Arguments for every op: operands that are there and that are None, all needs and some."""
-    t = lambda *shape, dtype=F32: torch.randn(shape, device=device, dtype=dtype)  # noqa: E731
-    seed = torch.tensor(5, device=device)
-    full, rows = (t(3, 5) for _ in range(4)), t(3)
-    a, b, c, d = full
-    half = a.to(BF16)
-    no = [False, False]
-    return {
-        "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
-        "gaussian_kl_backward": [
-            (rows, a, b, None, None, [True, True, False, False]),
-            (rows, a, b, c, d, [False, True, True, True]),
-        ],
-        "gaussian_nll": [
-            (a, b, None, 0.5, 1),
-            (a, b, t(3, 1), 0.0, 1),
-            (a, b, c, 0.0, -1),
-            (t(6, 5), b, None, 0.5, 1),
-        ],
-        "gaussian_nll_backward": [
-            (rows, a, b, None, 0.5, 1, [True, False, False]),
-            (rows, a, b, t(3, 1), 0.0, 1, [True, True, True]),
-            (rows, a, b, c, 0.0, -1, [False, True, True]),
-            (t(6), t(6, 5), b, t(6, 1), 0.0, 1, [True, True, True]),
-        ],
-        "bernoulli_nll": [
-            (a, b, False),
-            (half, half, False),
-            (t(6, 5), b, False),
-            (a.sigmoid(), b.sigmoid(), True),
-        ],
-        "bernoulli_nll_backward": [
-            (rows, a, b, False, [True, True]),
-            (rows, a, b, False, [False, True]),
-            (t(6), t(6, 5), b, False, [True, True]),
-            (rows, a.sigmoid(), b.sigmoid(), True, [True, True]),
-        ],
-        "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
-        "rsample_backward": [
-            (t(2, 3, 5), b, seed, 2, [True, True]),
-            (t(1, 3, 5), b, seed, 1, [False, True]),
-        ],
-        "rsample_log_ratio": [
-            (a, b, None, None, seed, 0, 2, "total", False, False),
-            (a, b, c, d, seed, 3, 4, "total", False, True),
-            (half, half, None, None, seed, 0, 1, "path", True, False),
-        ],
-        "rsample_log_ratio_backward": [
-            (t(2, 3, 5), t(2, 3), a, b, c, d, seed, 0, 2, "dreg", False, False, [True] * 4),
-            (None, t(2, 3), a, b, None, None, seed, 1, 2, "total", True, True, [True] * 2 + no),
-            (t(2, 3, 5), None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
-        ],
-        "importance_weights": [
-            (t(4, 3), None, 0.0),
-            (t(4, 3), t(4, 3), 0.5),
-            (t(1, 3), t(1, 3), 1.0),
-        ],
-        "rsample_kl": [(a, b, None, None, seed), (a, b, c, d, seed), (half, a, None, None, seed)],
-        "rsample_kl_backward": [
-            (c, rows, a, b, None, None, seed, [True, True, False, False]),
-            (None, rows, a, b, c, d, seed, [True, True, True, True]),
-            (c, None, a, b, None, None, seed, [True, False, False, False]),
-        ],
-        "elbo_loss": [
-            (a, b, None, 0.0, rows, "bernoulli", 0.5, 0.1, [True, True, False]),
-            (a, b, None, 0.5, None, "gaussian", 1.0, 1.0, [False, False, False]),
-            (a, b, t(3, 1), 0.0, rows, "gaussian", 1.0, 1.0, [True, False, True]),
-            (a, b, c, 0.0, rows, "gaussian", 1.0, 1.0, [True, True, True]),
-            (t(6, 5), b, None, 0.0, rows, "bernoulli", 1.0, 1.0, [True, True, False]),
-        ],
-        "scale_": [(t(3, 5), torch.tensor(2.0, device=device))],
-    }
-
-
 def test_opcheck_covers_every_op(device):
-    assert set(samples(device)) == registered()
+    assert set(op_calls(device)) == registered()
 
 
-@pytest.mark.parametrize("name", sorted(samples("cpu")))
+@pytest.mark.parametrize("name", sorted(op_calls("cpu")))
 def test_opcheck(name, device):
     """Schema, autograd registration, fake tensors, and tracing with symbolic shapes."""
-    for arguments in samples(device)[name]:
+    for arguments in op_calls(device)[name]:
         torch.library.opcheck(getattr(torch.ops.fused_elbo, name).default, arguments)
 
 
@@ -234,6 +162,40 @@ def test_inputs_and_upstream_gradients_are_left_alone(op, device):
     for now, before, weight in zip(outputs, results, weights, strict=True):
         assert torch.equal(now, before)
         assert (weight == 1).all()
+
+
+def test_expanded_operands(device):
+    """One row, one column or one number for all, in every pair: bit for bit those of copies."""
+    seed = torch.tensor(5, device=device)
+    one_of_each = [torch.randn(shape, device=device) for shape in ((1, 40), (30, 1), (1, 1))]
+    for pair in itertools.product(one_of_each, repeat=2):
+        mu, logvar = (t.expand(30, 40) for t in pair)
+        dz, dkl = (torch.ones((), device=device).expand(shape) for shape in ((30, 40), (30,)))
+        tensors = mu, logvar, logvar, mu
+        found = []
+        for copy in (torch.Tensor.contiguous, lambda t: t):
+            q = [copy(t) for t in tensors]
+            results = ops.rsample_kl.forward(*q, seed)
+            gradients = ops.rsample_kl.backward(copy(dz), copy(dkl), *q, seed, [True] * 4)
+            found.append([*results, *gradients])
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_mixed_dtypes(device):
+    """Sums are of the widest; z and gradients are of what they belong to."""
+    mu, logvar = torch.randn(8, 12, device=device), torch.randn(8, 12, device=device).to(BF16)
+    seed = torch.tensor(5, device=device)
+    kl = ops.gaussian_kl.forward(mu, logvar, None, None)
+    torch.testing.assert_close(kl, ops.gaussian_kl.forward(mu, logvar.float(), None, None))
+    needs = [True, True, False, False]
+    gradients = ops.gaussian_kl.backward(torch.ones_like(kl), mu, logvar, None, None, needs)
+    assert [g.dtype for g in gradients] == [F32, BF16]
+    wide = ops.gaussian_kl.forward(mu.double(), logvar, None, None)
+    assert wide.dtype == F64
+    exact = sum(kl_parts(mu.double(), logvar.double())).sum(-1)
+    torch.testing.assert_close(wide, exact, rtol=1e-13, atol=1e-13)
+    assert ops.rsample_kl.forward(logvar, mu, None, None, seed)[0].dtype == BF16
 
 
 @settings(

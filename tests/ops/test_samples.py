@@ -7,6 +7,7 @@ from torch.distributions import Independent, Normal
 import fused_elbo
 from fused_elbo import rsample_log_ratio
 from fused_elbo.estimators import dispatch, noise, reference
+from fused_elbo.kernels import ops
 from fused_elbo.kernels.triton import gaussian_rsample
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, SAMPLES, at_seed, normal, q_and_prior
@@ -101,12 +102,13 @@ def per_sample_gradients(eps, mu, logvar, prior_mu, prior_logvar, dz, dlog_ratio
 
 
 @pytest.mark.parametrize(
-    ("gradient", "samples"),
+    ("gradient", "samples", "antithetic"),
     # 1000 passes through the loop are a minute of the interpreter's: once.
-    [(g, k) for g in ("total", "path", "dreg") for k in SAMPLES if k < 1000 or g == "dreg"],
+    [(g, k, False) for g in ("total", "path", "dreg") for k in SAMPLES if k < 1000 or g == "dreg"]
+    + [(g, 6, True) for g in ("total", "path", "dreg")],
 )
 @IMPLS
-def test_gradients_by_hand(gradient, samples, impl, device):
+def test_gradients_by_hand(gradient, samples, antithetic, impl, device):
     """Total: path and score; path: the path alone; DReG: the path, times the weight again.
 
     And the prior, the model's, has the single weight in all three.
@@ -116,7 +118,7 @@ def test_gradients_by_hand(gradient, samples, impl, device):
     upstream = weights * torch.tensor([1.0, -2.0, 0.5], device=device)  # one factor an example
     dz = normal(samples, 3, 5, seed=3, device=device)
     seed = noise.draw_seed(device)
-    options = {"gradient": gradient, "antithetic": False, "impl": impl}
+    options = {"gradient": gradient, "antithetic": antithetic, "impl": impl}
     outputs = dispatch.samples_of_stream(
         leaves[0].shape, *leaves, samples, seed=seed, first_sample=0, **options
     )
@@ -132,6 +134,47 @@ def test_gradients_by_hand(gradient, samples, impl, device):
     expected += [p.sum(0) for p in prior]
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("gradient", ["total", "path", "dreg"])
+def test_without_a_prior(gradient, antithetic, device):
+    """With p(z) = 1 the log ratio is -log q(z): values and gradients of the reference, at z."""
+    mu, logvar = q_and_prior(3, 5, device)[:2]
+    options = 2, 6, gradient, True, antithetic
+    seed = noise.draw_seed(device)
+    outputs = ops.rsample_log_ratio(mu, logvar, None, None, seed, *options)
+    eps = ((outputs[0] - mu) * torch.exp(-0.5 * logvar)).detach()
+    expected = reference.log_ratio_at(eps, mu, logvar, gradient=gradient, flat=True)
+    upstream = normal(6, 3, 5, seed=3, device=device), normal(6, 3, device=device).exp()
+    found = *outputs, *torch.autograd.grad(outputs, (mu, logvar), upstream)
+    expected = *expected, *torch.autograd.grad(expected, (mu, logvar), upstream)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("of_x", [False, True], ids=["", "x has a gradient"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "learned by row", "learned"])
+def test_few_examples_with_many_samples(name, rows, of_x, device):
+    """More samples than a tile has rows. Those of one x are rows like others, without its gradient.
+
+    A single x is broadcast, and its gradient a sum over all of them.
+    """
+    samples, cols = 70, 20
+    x = torch.rand(rows, cols, dtype=F64, device=device, requires_grad=of_x)
+    shapes = {"learned by row": (samples, rows, 1), "learned": (samples, rows, cols)}
+    arguments = [normal(samples, rows, cols, device=device).requires_grad_(), x]
+    if name in shapes:
+        arguments.append(normal(*shapes[name], seed=1, device=device).requires_grad_())
+    function = fused_elbo.bernoulli_nll if name == "bernoulli" else fused_elbo.gaussian_nll
+    leaves = [a for a in arguments if a.requires_grad]
+    upstream, found = normal(samples, rows, seed=2, device=device), []
+    for impl in (KERNELS, "reference"):
+        nll = function(*arguments, impl=impl)
+        found.append([nll, *torch.autograd.grad(nll, leaves, upstream)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("gradient", ["total", "path", "dreg"])

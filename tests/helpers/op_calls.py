@@ -1,0 +1,92 @@
+"""Calls of every registered op: operands that are there and that are None, all needs and some."""
+
+import torch
+
+import fused_elbo  # noqa: F401  it declares the ops
+
+BF16, F32 = torch.bfloat16, torch.float32
+
+
+def op_calls(device, rows=3, cols=5):
+    """{name: [arguments, ...]}, of random numbers."""
+    t = lambda *shape, dtype=F32: torch.randn(shape, device=device, dtype=dtype)  # noqa: E731
+    seed = torch.tensor(5, device=device)
+    a, b, c, d = (t(rows, cols) for _ in range(4))
+    e, several, both = t(rows), t(2 * rows, cols), t(2, rows, cols)
+    column = t(rows, 1)
+    half = a.to(BF16)
+    no = [False, False]
+    return {
+        "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
+        "gaussian_kl_backward": [
+            (e, a, b, None, None, [True, True, False, False]),
+            (e, a, b, c, d, [False, True, True, True]),
+        ],
+        "gaussian_nll": [
+            (a, b, None, 0.5, 1),
+            (a, b, column, 0.0, 1),
+            (a, b, c, 0.0, -1),
+            (several, b, None, 0.5, 1),
+        ],
+        "gaussian_nll_backward": [
+            (e, a, b, None, 0.5, 1, [True, False, False]),
+            (e, a, b, column, 0.0, 1, [True, True, True]),
+            (e, a, b, c, 0.0, -1, [False, True, True]),
+            (t(2 * rows), several, b, t(2 * rows, 1), 0.0, 1, [True, True, True]),
+        ],
+        "bernoulli_nll": [
+            (a, b, False),
+            (half, half, False),
+            (several, b, False),
+            (a.sigmoid(), b.sigmoid(), True),
+        ],
+        "bernoulli_nll_backward": [
+            (e, a, b, False, [True, True]),
+            (e, a, b, False, [False, True]),
+            (t(2 * rows), several, b, False, [True, True]),
+            (e, a.sigmoid(), b.sigmoid(), True, [True, True]),
+        ],
+        "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
+        "rsample_backward": [
+            (both, b, seed, 2, [True, True]),
+            (t(1, rows, cols), b, seed, 1, [False, True]),
+        ],
+        "rsample_log_ratio": [
+            (a, b, None, None, seed, 0, 2, "total", False, False),
+            (a, b, c, d, seed, 3, 4, "total", False, True),
+            (half, half, None, None, seed, 0, 1, "path", True, False),
+        ],
+        "rsample_log_ratio_backward": [
+            (both, t(2, rows), a, b, c, d, seed, 0, 2, "dreg", False, False, [True] * 4),
+            (None, t(2, rows), a, b, None, None, seed, 1, 2, "total", True, True, [True] * 2 + no),
+            (both, None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
+        ],
+        "importance_weights": [
+            (t(4, rows), None, 0.0),
+            (t(4, rows), t(4, rows), 0.5),
+            (t(1, rows), t(1, rows), 1.0),
+        ],
+        "rsample_kl": [(a, b, None, None, seed), (a, b, c, d, seed), (half, a, None, None, seed)],
+        "rsample_kl_backward": [
+            (c, e, a, b, None, None, seed, [True, True, False, False]),
+            (None, e, a, b, c, d, seed, [True, True, True, True]),
+            (c, None, a, b, None, None, seed, [True, False, False, False]),
+        ],
+        "elbo_loss": [
+            (a, b, None, 0.0, e, "bernoulli", 0.5, 0.1, [True, True, False]),
+            (a, b, None, 0.5, None, "gaussian", 1.0, 1.0, [False, False, False]),
+            (a, b, column, 0.0, e, "gaussian", 1.0, 1.0, [True, False, True]),
+            (a, b, c, 0.0, e, "gaussian", 1.0, 1.0, [True, True, True]),
+            (several, b, None, 0.0, e, "bernoulli", 1.0, 1.0, [True, True, False]),
+        ],
+        "scale_": [(t(rows, cols), torch.tensor(2.0, device=device))],
+    }
+
+
+def results_of(calls):
+    """Every tensor that the ops return for these arguments, in order."""
+    for name, several in calls.items():
+        op = getattr(torch.ops.fused_elbo, name).default
+        for arguments in several:
+            made = op(*arguments)
+            yield from [made] if isinstance(made, torch.Tensor) else made or []

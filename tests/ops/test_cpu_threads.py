@@ -1,0 +1,194 @@
+"""The kernels for CPUs as guests of a process: its threads, its children, its folders."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_elbo import gaussian_kl
+from fused_elbo.kernels.numba import launch, memory
+from helpers.op_calls import op_calls, results_of
+from helpers.oracle import kl_parts
+
+pytestmark = [pytest.mark.kernels, pytest.mark.numba]
+# Tiles of several rows, several tiles a range, and rows of several tiles.
+SHAPES = [(101, 50), (1001, 20), (9, 1100)]
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Sets torch's number of threads, with no operation too small for all of them."""
+    monkeypatch.setattr(launch, "PARALLEL", 0)
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def assert_equal(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def ranges_of(rows, cols):
+    """The ranges of rows that ``launch`` hands out, and those of its first call, which compiles."""
+    ranges = []
+
+    def kernel(lo, hi, cols, scratch):
+        ranges.append((lo, hi))
+
+    launch.launch(kernel, torch.float32, rows, cols, cost=1.0)
+    first, ranges = ranges, []
+    launch.launch(kernel, torch.float32, rows, cols, cost=1.0)
+    return sorted(ranges), first
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 7])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (1000, 1), (1, 5000), *SHAPES], ids=str)
+def test_each_row_is_in_one_range(shape, number, threads):
+    """And ranges are whole tiles, so that a row has the same neighbours in any of them."""
+    threads(number)
+    rows, cols = shape
+    ranges, first = ranges_of(rows, cols)
+    assert [row for lo, hi in ranges for row in range(lo, hi)] == list(range(rows))
+    assert first == [(0, rows)]
+    tile = memory.rows_of_tile.py_func(cols)
+    assert all(lo % tile == 0 for lo, _ in ranges)
+    assert len(ranges) >= min(number, -(-rows // tile))  # none has nothing to do
+
+
+def test_each_thread_has_a_workspace_of_its_own(threads):
+    threads(2)
+    spaces, barrier = {}, threading.Barrier(2, timeout=60)
+
+    def kernel(lo, hi, cols, scratch):
+        if len(spaces) < 2 and threading.get_ident() not in spaces:
+            spaces[threading.get_ident()] = scratch.ctypes.data
+            barrier.wait()  # which holds this thread until the other one has begun
+
+    launch.compiled.add(kernel)
+    launch.launch(kernel, torch.float32, 1000, 100, cost=1.0)
+    assert len(spaces) == len(set(spaces.values())) == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(shape, threads):
+    calls = op_calls("cpu", *shape)
+    threads(1)
+    expected = list(results_of(calls))
+    for number in (2, 3, 7):
+        threads(number)
+        assert_equal(results_of(calls), expected)
+        assert torch.get_num_threads() == number
+
+
+def test_eight_threads_at_once(threads):
+    threads(2)
+    calls = op_calls("cpu", *SHAPES[0])
+    expected, failures = list(results_of(calls)), []
+
+    def work():
+        try:
+            for _ in range(5):
+                assert_equal(results_of(calls), expected)
+        except BaseException as error:
+            failures.append(error)
+
+    running = [threading.Thread(target=work) for _ in range(8)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert failures == []
+
+
+def work_in_child(queue, calls, expected):
+    """All with fewer elements than torch gives to OpenMP, which hangs in a forked child."""
+    before = threading.active_count()
+    actual = list(results_of(calls))
+    started = threading.active_count() - before
+    torch.set_num_threads(1)
+    assert_equal(actual, expected)
+    queue.put(started)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has none")
+def test_a_forked_child_works_alone(threads):
+    """The threads that helped are the parent's: to wait for them would be to wait forever."""
+    threads(2)
+    calls = op_calls("cpu", *SHAPES[0])
+    expected = list(results_of(calls))
+    assert launch.Pool.executor is not None
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=work_in_child, args=(queue, calls, expected))
+    child.start()
+    child.join(60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert child.exitcode == 0
+    assert queue.get() == 0
+
+
+def test_a_single_huge_row():
+    """One thread, five thousand tiles: no error that grows with the row."""
+    mu, logvar = torch.randn(2, 1, 5_000_000)
+    exact = sum(kl_parts(mu.double(), logvar.double())).sum(-1)
+    error, usual = (
+        (gaussian_kl(mu, logvar, impl=impl) - exact).abs().item() for impl in ("numba", "reference")
+    )
+    assert error <= 2 * usual + 1e-7 * exact.item()
+
+
+def run(program, **environment):
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_no_writable_folder():
+    """As in a container whose packages and whose home are read-only: compiled in every process."""
+    run("""
+import numba.core.caching as caching
+for locator in caching.CacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda cls, function, file: None)
+import torch, fused_elbo
+kl = fused_elbo.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3), impl="numba")
+assert kl.tolist() == [1.5, 1.5]
+""")
+
+
+CACHED = """
+import torch
+from copied.numba.gaussian_kl import gaussian_kl, gaussian_kl_kernel
+kl = gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2), None, None).item()
+print(kl, gaussian_kl_kernel.stats.cache_hits.total())
+"""
+
+
+def test_machine_code_on_disk_follows_all_sources(tmp_path):
+    """It is read again, but not after a change of any file, of which numba sees the kernel's."""
+    kernels = Path(launch.__file__).parents[1]
+    ignored = shutil.ignore_patterns("__pycache__", "triton")
+    shutil.copytree(kernels, tmp_path / "copied", ignore=ignored)
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def kl_and_hits():
+        return [float(number) for number in run(CACHED, **folders).split()]
+
+    assert kl_and_hits() == [1.0, 0]
+    assert kl_and_hits() == [1.0, 1]
+    memory = tmp_path / "copied" / "numba" / "memory.py"
+    memory.write_text(memory.read_text().replace("total += values[i]", "total += 3.0 * values[i]"))
+    assert kl_and_hits() == [3.0, 0]
