@@ -1,7 +1,7 @@
 """Fused, validated and measured estimators of the evidence lower bound (ELBO).
 
-CUDA tensors take the Triton kernels, all others the PyTorch reference; Triton is not
-imported before a kernel is used.
+CUDA tensors take Triton's kernels and CPU tensors numba's; all others, and what no kernel can do,
+take the PyTorch reference. Neither Triton nor numba is imported before a kernel is used.
 """
 
 from importlib.metadata import version

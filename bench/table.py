@@ -14,7 +14,8 @@ def show(device, console):
     run = device.newest_run
     console.rule(f"[bold]{device.info['device_name']}")
     if device.on_cpu:
-        console.print(on_cpu.NOTE.replace("**", "").replace("`", ""), style="italic")
+        notes = " ".join(on_cpu.notes(device.info, device.infos(device.right)))
+        console.print(notes.replace("**", "").replace("`", ""), style="italic")
     copy = run["copy_bytes_per_s"]
     speed = f", copy {copy / 1e9:.4g} GB/s" if copy else ""
     clock = CLOCK_TEXT[device.clock]

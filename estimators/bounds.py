@@ -139,7 +139,7 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     The default: unbiased, and of the lowest variance far from the posterior. ``free_bits``
     nats of KL, for each dimension or in total, cost nothing (Kingma et al., "Improved
     variational inference with inverse autoregressive flow", 2016, here for each example): that
-    keeps latents in use early on; it hurts as a bound, of which it is none.
+    keeps latents in use early on, but the value is then no bound.
     """
     validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
@@ -453,7 +453,8 @@ def estimate(
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
         sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``; the score-function
             estimators and ``"dreg"`` take independent samples only. With the others IWAE and
-            its kin estimate a bound of their own: below log p(x) too, but not L_K.
+            its kin estimate a bound of their own: below log p(x) too, but not L_K. ``"sobol"``
+            samples are drawn by the reference.
         generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
         impl: as in :func:`fused_elbo.gaussian_log_prob`, for samples, densities and weights.
         **options: of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),

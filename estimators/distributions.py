@@ -18,16 +18,17 @@ class DiagonalNormal(Distribution):
     .. math:: N(z; \mu, \mathrm{diag}\, e^{\ell})
 
     It stands in for ``Independent(Normal(mu, sigma), 1)``: same values, gradients and shapes,
-    and on CPU tensors, float32 or float64, the same samples for the same seed. Equivalent
+    and on CPU tensors in float32 or float64 the same samples for the same seed. Equivalent
     PyTorch::
 
         torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
 
-    Samples, densities and KL divergences are the fused operations. But ``log_prob`` of a sample
-    that ``rsample`` or ``sample`` returned, that very tensor, comes from its noise, in several
-    operations of PyTorch: where sigma is far below ``mu`` the difference of the two has few digits
-    left. Whatever of the sample, ``mu`` or ``logvar`` was written to since is noticed, and has the
-    density of what is there now. The noise lives as long as the sample; on CUDA it is a seed.
+    Densities and KL divergences are the fused operations; so are samples, except on CPUs under
+    ``impl="auto"``. But ``log_prob`` of the very tensor that ``rsample`` or ``sample`` returned
+    comes from its noise, in several operations of PyTorch: where sigma is far below ``mu`` the
+    difference of sample and mean has few digits left. If the sample, ``mu`` or ``logvar`` was
+    written to since, the density is that of what is there now. The noise lives as long as the
+    sample; where a kernel drew it, it is a seed.
 
     Pyro asks more of a distribution than torch does, and brings it along::
 
@@ -41,8 +42,9 @@ class DiagonalNormal(Distribution):
             sigma. float16, bfloat16, float32 or float64, of one dtype.
         validate_args: as for all of torch.distributions; by default theirs. On CUDA the check
             waits for the device.
-        impl: ``"auto"`` (kernels on CUDA tensors, else the reference), ``"triton"``,
-            ``"reference"``.
+        impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
+            (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``. On CPUs ``"auto"`` draws
+            samples as torch.distributions does, by ``torch.randn``.
 
     ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
     ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;
@@ -53,7 +55,7 @@ class DiagonalNormal(Distribution):
         TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one.
         ValueError: shapes that do not broadcast, or D = 0; if arguments are validated, NaN in
             them or -inf in ``logvar``, and NaN or a wrong shape in a value.
-        RuntimeError: ``impl="triton"`` where no kernel can run.
+        RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendices B and C.2.
 

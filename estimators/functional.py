@@ -26,17 +26,18 @@ def gaussian_log_prob(
     Args:
         x, mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the log variance.
             float16, bfloat16, float32 or float64, of one dtype.
-        impl: ``"auto"`` (kernels on CUDA tensors, else the reference), ``"triton"``,
-            ``"reference"``.
+        impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
+            (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``.
 
     Returns:
-        ``[...]`` in float32, or float64 for float64 inputs; differentiable once (the
-        reference: any number of times) in every argument.
+        ``[...]`` in float32, or float64 for float64 inputs; differentiable in every argument
+        (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: shapes that do not broadcast, or D = 0; devices differ.
         TypeError: a dtype that is not floating, or mixed dtypes outside autocast.
-        RuntimeError: ``impl="triton"`` where no kernel can run.
+        RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run; on CUDA,
+            without ``impl="reference"``, a second derivative, vmap or forward mode.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
 
@@ -74,8 +75,8 @@ def gaussian_kl(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[...]`` in float32, or float64 for float64 inputs; differentiable once (the
-        reference: any number of times) in every argument.
+        ``[...]`` in float32, or float64 for float64 inputs; differentiable in every argument
+        (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`gaussian_log_prob`.
@@ -108,8 +109,11 @@ def gaussian_rsample(
         mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
     The kernels store no noise: backward draws it again from a seed. It depends on the
-    element's position and the seed alone; ``torch.manual_seed`` or ``generator`` govern it.
-    The same seed gives other samples under the reference, which uses ``torch.randn``.
+    element's position and the seed alone, and is the same on a CPU and on a GPU, to rounding.
+    The seed is 64 bits from torch's generator: ``torch.manual_seed`` or ``generator`` govern the
+    noise, but after the same call of it a CPU and a GPU give other seeds. The reference draws
+    other samples, those of ``torch.randn``; so does ``"auto"`` on a CPU where the reference
+    stands in, as under ``torch.compile`` and ``vmap``.
 
     Args:
         mu, logvar: ``[..., D]``, broadcast together.
@@ -120,8 +124,8 @@ def gaussian_rsample(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        z ``[..., D]``, or ``[K, ..., D]``, in the dtype of ``mu``; differentiable once in
-        ``mu`` and ``logvar``.
+        z ``[..., D]``, or ``[K, ..., D]``, in the dtype of ``mu``; differentiable in ``mu`` and
+        ``logvar`` (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: also for ``num_samples < 1``.
@@ -150,8 +154,8 @@ def rsample_kl(
 ) -> tuple[Tensor, Tensor]:
     r"""One reparameterised sample and the KL to the prior, in one pass over mu and logvar.
 
-    The encoder's half of a VAE's loss: give ``kl`` to :func:`elbo_loss` and ``z`` to the
-    decoder. Equivalent PyTorch::
+    The encoder's half of a VAE's loss: give ``z`` to the decoder and ``kl`` to
+    :func:`elbo_loss`. Equivalent PyTorch::
 
         gaussian_rsample(mu, logvar), gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
@@ -163,7 +167,8 @@ def rsample_kl(
 
     Returns:
         ``(z, kl)``: z ``[..., D]`` in the dtype of ``mu``; kl ``[...]`` in nats, in float32,
-        or float64 for float64 inputs. Differentiable once in every argument.
+        or float64 for float64 inputs. Differentiable in every argument (by the kernels on CUDA
+        once, else any number of times).
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`gaussian_log_prob`.
@@ -216,16 +221,18 @@ def rsample_log_ratio(
             ``"path"``: what flows through z alone, the score of q left out (Roeder et al.
             2017, "sticking the landing"). ``"dreg"``: that of ``"path"`` and of z, multiplied
             by the normalised importance weight once more (Tucker et al. 2019): the right
-            gradient of :func:`iwae_loss` with ``alpha=0``, of less variance. It takes the
-            weights from the gradient of the log ratio, which must be used and a multiple of
-            them. The prior's and the decoder's gradients are the same for all three.
-        antithetic: pairs of samples of (eps, -eps), 2k and 2k + 1; not with ``"dreg"``.
+            gradient of :func:`iwae_loss` with ``alpha=0``, with less variance. It reads the
+            weights off the gradient that reaches the log ratio, so the loss must use the log
+            ratio, and that gradient must be a multiple of the weights. The prior's and the
+            decoder's gradients are the same for all three.
+        antithetic: draw pairs, samples 2k and 2k + 1, from eps and -eps; not with ``"dreg"``.
         generator: as in :func:`gaussian_rsample`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
         ``(z, log_ratio)``: z ``[K, ..., D]`` in the dtype of ``mu``; log_ratio ``[K, ...]`` in
-        nats, in float32, or float64 for float64 inputs. Differentiable once in every tensor.
+        nats, in float32, or float64 for float64 inputs. Differentiable in every tensor (by the
+        kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: also for ``num_samples < 1``, an odd one with ``antithetic``, an unknown
@@ -291,8 +298,8 @@ def gaussian_nll(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable once
-        (the reference: any number of times) in every tensor.
+        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable in every
+        tensor (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: also where ``recon`` is neither of the shape of ``x`` nor samples of it:
@@ -329,8 +336,8 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable once
-        (the reference: any number of times) in both arguments.
+        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable in both
+        arguments (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: also where ``logits`` is neither of the shape of ``x`` nor samples of it:
@@ -369,8 +376,8 @@ def importance_weights(
 
         torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
 
-    but where all weights of an example are 0: the bound is then -inf, and the weights, so the
-    gradients, are 0 instead of NaN.
+    except where all weights of an example are 0: there the bound is -inf, and the weights, and
+    so the gradients, are 0 instead of NaN.
 
     Args:
         log_weights: log w_k = log p(x, z_k) - log q(z_k|x), ``[K, ...]``.
@@ -379,7 +386,8 @@ def importance_weights(
 
     Returns:
         ``(bound, weights, ess)``, in float32, or float64 for float64 inputs. The bound is
-        differentiable once (the reference: any number of times); the others are detached.
+        differentiable (by the kernels on CUDA once, else any number of times); the others are
+        detached.
 
     Raises:
         ValueError: ``log_weights`` without samples, or an ``alpha`` that is not finite.

@@ -67,7 +67,8 @@ def iwae_loss(
 
     Returns:
         A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable once (the reference: any number of times).
+        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        of times).
 
     Raises:
         ValueError: shapes that do not fit; an unknown ``likelihood``, ``reduction`` or
@@ -118,9 +119,8 @@ def chunked_iwae_loss(
     Draws ``num_samples`` samples, runs the decoder over ``chunk_size`` of them at a time, and
     keeps their log weights alone. Backward draws each chunk again and runs the decoder a second
     time, now for its gradients: the same loss and gradients as in one piece, to rounding,
-    in the memory of a chunk (and 4 bytes a sample and example, and the 5 kB of the random
-    generator's state a chunk), for the time of a second forward pass; on a CPU, where the
-    stream of noise is slow, for up to twice a step's time.
+    in the memory of a chunk, for the time of a second forward pass. On top come 4 bytes per
+    sample and example, and 5 kB per chunk for the state of torch's random generator.
     The samples do not depend on ``chunk_size``. Equivalent::
 
         z, log_ratio = rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar)
@@ -129,20 +129,20 @@ def chunked_iwae_loss(
     Args:
         decoder: from z ``[k, B, D]`` to recon ``[k, B, ...]``, for any k up to ``chunk_size``,
             each sample on its own (no batch normalisation over samples). It may draw random
-            numbers of torch's, as dropout does: they are the same the second time. (For that
-            the generator's state is kept for each chunk: not in the capture of a CUDA graph.)
+            numbers from torch, as dropout does: they are the same the second time. (For that
+            the generator's state is kept for each chunk, which a CUDA graph cannot capture.)
         x: the data ``[B, ...]``.
         mu, logvar: of q, ``[B, D]``.
         num_samples: K.
         chunk_size: samples at a time, even with ``antithetic``.
         prior_mu, prior_logvar, gradient, antithetic, generator: as in
-            :func:`rsample_log_ratio`. The CPU's noise is the kernels' here, not
-            ``torch.randn``'s.
+            :func:`rsample_log_ratio`; but the reference too draws the kernels' noise here, at
+            2.6 times the cost of ``torch.randn`` on a CPU.
         likelihood, recon_logvar, alpha, reduction, return_parts, impl: as in :func:`iwae_loss`.
 
     Returns:
-        As :func:`iwae_loss`; differentiable once with ``gradient="dreg"``, under
-        ``torch.compile`` with graph breaks there.
+        As :func:`iwae_loss`. With ``gradient="dreg"`` it is differentiable once, and
+        ``torch.compile`` breaks the graph there.
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`rsample_log_ratio` and

@@ -51,8 +51,8 @@ def elbo_loss(
         kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).flatten(1).sum(1)
         (nll + beta * kl).mean()
 
-    On CUDA, with ``reduction`` "mean" or "sum", the gradient of the likelihood is computed in
-    the forward pass (float16, and anything under ``torch.compile``, excepted).
+    With ``reduction`` "mean" or "sum" the kernels compute the gradient of the likelihood in the
+    forward pass already (except in float16 and under ``torch.compile``).
 
     Args:
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
@@ -71,7 +71,8 @@ def elbo_loss(
 
     Returns:
         A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable once (the reference: any number of times).
+        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        of times).
 
     Raises:
         ValueError: not exactly one of ``kl`` and ``mu, logvar``; shapes that do not fit; an

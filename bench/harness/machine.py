@@ -66,11 +66,17 @@ def gpu():
     }
 
 
-def triton_version():
+def installed(package):
+    """Its version, or None."""
     try:
-        return version("triton")
+        return version(package)
     except PackageNotFoundError:
         return None
+
+
+def numba_version():
+    """Of the kernels that CPU tensors take; None where they take the reference."""
+    return None if os.environ.get("TRITON_INTERPRET") == "1" else installed("numba")
 
 
 def describe(device):
@@ -82,7 +88,8 @@ def describe(device):
         "cpu": {"brand_raw": cpu_model(), "count": os.cpu_count()},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "triton": triton_version(),
+        "triton": installed("triton"),
+        "numba": numba_version(),
     }
 
 

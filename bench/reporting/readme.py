@@ -19,7 +19,7 @@ CPU_CLOCK = (
     "next waits until no other process wants to run."
 )
 RUNS = ["run", "commit", "command", "measurements", "copy, read + write", "load before", "torch",
-        "triton"]  # fmt: skip
+        "triton", "numba"]  # fmt: skip
 
 
 def write(device, charts, suites):
@@ -30,7 +30,7 @@ def write(device, charts, suites):
         f"`python -m bench.plot {device.folder.name}`.",
     ]
     if device.on_cpu:
-        parts.append(on_cpu.NOTE)
+        parts += on_cpu.notes(device.info, device.infos(device.right))
     parts += [
         "## Result",
         f"Speed-up of `fused_elbo` ({device.clock} clock), geometric mean over all batch sizes, "
@@ -51,7 +51,7 @@ def write(device, charts, suites):
         "## Hardware and versions",
         Table(["what", "value"], hardware_rows(device.info)),
         "## Runs",
-        Table(RUNS, [run_row(name, run) for name, run in device.runs]),
+        runs_table(device.runs),
         "`pytest --benchmark --results results` writes such a run; `make bench` also redraws "
         "what is here. The load is the system's one-minute average before the run: what others "
         "were doing. A chart shows each cell from one run: ratios are never taken across runs.",
@@ -72,9 +72,16 @@ def hardware_rows(info):
         ["threads of torch", info["threads"]],
         ["torch", info["torch"]],
         ["triton", info["triton"]],
+        *([["numba", info["numba"]]] if "numba" in info else []),
         ["Python", info["python_version"]],
         ["system", f"{info['system']} {info['machine']}"],
     ]
+
+
+def runs_table(runs):
+    table = Table(RUNS, [run_row(name, run) for name, run in runs])
+    known = any("numba" in run["machine_info"] for _, run in runs)
+    return table if known else table.without("numba")
 
 
 def run_row(name, run):
@@ -89,6 +96,7 @@ def run_row(name, run):
         DASH if load is None else f"{load:.2f}",
         run["machine_info"]["torch"],
         run["machine_info"]["triton"],
+        run["machine_info"].get("numba") or DASH,
     ]
 
 
@@ -102,6 +110,7 @@ def clocks(device):
         memory = (
             "from torch's profiler, which sees every allocation of torch's CPU allocator; only "
             "for forward+backward, from 2^18 elements on, or with K samples"
+            + on_cpu.memory(device.info)
         )
     rounds = device.table.rounds.dropna()
     if rounds.empty:

@@ -64,9 +64,15 @@ class Device:
     def subject(self):
         """One line on what the charts show: device, versions, date, and the CPU's caveat."""
         info, name = self.info, self.newest_name
-        parts = [info["device_name"], f"torch {info['torch']}", f"triton {info['triton']}"]
+        kernels = "numba" if self.on_cpu and on_cpu.has_kernels(info) else "triton"
+        parts = [info["device_name"], f"torch {info['torch']}", f"{kernels} {info[kernels]}"]
         parts.append(f"{name[:4]}-{name[4:6]}-{name[6:8]}")
-        return " · ".join([*parts, on_cpu.UNDER_TITLES] if self.on_cpu else parts)
+        return " · ".join([*parts, on_cpu.under_titles(info)] if self.on_cpu else parts)
+
+    def infos(self, table):
+        """{name: machine_info} of the runs that a table has rows of, oldest first."""
+        names = set(table.run)
+        return {name: run["machine_info"] for name, run in self.runs if name in names}
 
     def of_suite(self, suite):
         """(name of the run, row) of each benchmark of a suite that says its own name."""

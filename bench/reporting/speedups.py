@@ -96,8 +96,9 @@ def of_devices(devices, suites, link):
     for device in devices:
         cells = device.speedups[device.speedups.direction == DIRECTIONS[0]]
         cells = cells[cells.suite.isin(suites)]
+        shown = device.infos(device.right[device.right.suite.isin(suites)])
+        kind = on_cpu.in_headers(shown) if device.on_cpu else ""
         for dtype in sorted(cells.dtype.unique(), reverse=True):
-            kind = on_cpu.IN_HEADERS if device.on_cpu else ""
             columns[f"{link(device)}, {kind}{dtype}"] = cells[cells.dtype == dtype]
     ops = {op: None for s in suites for cells in columns.values() for op in present(cells, [s])}
     rows = [

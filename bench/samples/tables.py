@@ -126,7 +126,7 @@ def sections(device):
         parts += [SHARE, share_table(shares)]
     if not largest.empty:
         parts += largest_table(largest)
-    intro = f"{INTRO} {on_cpu.OF_SAMPLES}" if device.on_cpu else INTRO
+    intro = f"{INTRO} {on_cpu.of_samples(device.info)}" if device.on_cpu else INTRO
     return ["## K samples", intro, *parts] if parts else []
 
 

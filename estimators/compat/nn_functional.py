@@ -1,8 +1,8 @@
 """Drop-ins for the losses of torch.nn.functional that serve as likelihood terms.
 
-Where they can, these run the fused kernels: CUDA tensors (or ``impl="triton"``), ``reduction``
-``"mean"`` or ``"sum"``, arguments of one shape and dtype, no weights. Everything else, CPU
-tensors among it, goes to torch as it would have gone before. The kernels differentiate once.
+Where they can, these run the fused kernels: on CUDA and CPU tensors, ``reduction`` ``"mean"`` or
+``"sum"``, arguments of one shape and dtype, no weights. Everything else goes to torch, as it would
+have gone before. The kernels on CUDA have first derivatives only.
 """
 
 import math
@@ -35,23 +35,23 @@ def mse_loss(
 
     .. math:: \frac1N \sum_i (r_i - x_i)^2
 
-    It is no log-likelihood, and the mean makes it none an example: what beta a loss built on
-    it has, :func:`effective_beta` says. Equivalent PyTorch::
+    It is no log-likelihood, and the mean makes it no number per example: which beta a loss built
+    on it has, :func:`effective_beta` says. Equivalent PyTorch::
 
         F.mse_loss(input, target, size_average, reduce, reduction, weight)
 
     Args:
         input, target: of one shape; others broadcast with torch's warning.
         size_average, reduce, reduction, weight: as torch has them.
-        impl: ``"auto"`` (kernels on CUDA tensors where there is one, else torch), ``"triton"``,
-            ``"reference"`` (torch).
+        impl: ``"auto"`` (a kernel where there is one for the arguments, else torch),
+            ``"triton"`` (for CUDA), ``"numba"`` (for CPUs) or ``"reference"`` (torch).
 
     Returns:
         A scalar, or with ``reduction="none"`` the elements, in the dtype that torch returns.
 
     Raises:
         ValueError, RuntimeError: what ``F.mse_loss`` raises; RuntimeError also for
-            ``impl="triton"`` where no kernel serves the arguments.
+            ``impl="triton"`` or ``"numba"`` where no kernel serves the arguments.
 
     >>> mse_loss(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(1.)
@@ -96,7 +96,7 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError, RuntimeError: what torch raises; RuntimeError also for ``impl="triton"``
-            where no kernel serves the arguments.
+            or ``"numba"`` where no kernel serves the arguments.
 
     >>> binary_cross_entropy_with_logits(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(0.6931)
@@ -143,9 +143,10 @@ def binary_cross_entropy(
         A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
 
     Raises:
-        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN. The kernel makes
-            loss and gradient NaN, where on CUDA torch's device assertion ends the process.
-            Also ``impl="triton"`` where no kernel serves the arguments.
+        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN: torch's own error.
+            On CUDA, where torch's device assertion ends the process, the kernel makes loss and
+            gradient NaN. Also ``impl="triton"`` or ``"numba"`` where no kernel serves the
+            arguments.
         ValueError: what torch raises.
 
     >>> binary_cross_entropy(torch.full((2, 3), 0.5), torch.ones(2, 3))
@@ -176,7 +177,7 @@ def gaussian_nll_loss(
     .. math:: \frac1N \sum_i \tfrac12 \big[\log v_i + (r_i - x_i)^2 / v_i\big],
               \qquad v = \max(\mathrm{var}, \mathrm{eps})
 
-    and ``full`` adds :math:`\tfrac12 \log 2\pi` an element. The gradient of ``var`` is that at
+    and ``full`` adds :math:`\tfrac12 \log 2\pi` per element. The gradient of ``var`` is that at
     v, as if nothing had been clamped. Equivalent PyTorch::
 
         F.gaussian_nll_loss(input, target, var, full, eps, reduction)
@@ -201,7 +202,7 @@ def gaussian_nll_loss(
         ValueError: a negative variance (see above); a ``var`` of another shape; an unknown
             ``reduction``.
         TypeError: a ``var`` that is neither tensor nor float: an int, as in torch.
-        RuntimeError: ``impl="triton"`` where no kernel serves the arguments.
+        RuntimeError: ``impl="triton"`` or ``"numba"`` where no kernel serves the arguments.
 
     Nix & Weigend, "Estimating the mean and variance of the target probability distribution",
     1994.

@@ -1,11 +1,12 @@
 """Drop-ins for the losses of well-known VAE code: same number, same gradients, one changed line.
 
 Each function keeps its original's argument names, order, reductions, signs and return type,
-oddities included, and says what beta they amount to (:func:`effective_beta`). On CUDA tensors,
-or with the one extra argument ``impl="triton"``, they run the fused kernels; elsewhere torch's own
-losses and the reference's KL. Reconstruction terms that have no kernel (an empty batch;
-cross-entropy on probabilities in float16, under autocast or ``torch.compile``) are torch's
-everywhere. What a function refuses where its original would broadcast, it refuses with an error.
+oddities included, and says which beta they amount to (:func:`effective_beta`). On CUDA and CPU
+tensors they run the fused kernels; elsewhere, and with the one extra argument
+``impl="reference"``, torch's own losses and the reference's KL. Reconstruction terms that have no
+kernel (an empty batch; cross-entropy on probabilities in float16, under autocast or
+``torch.compile``) are torch's everywhere. Where an original would broadcast by mistake, the
+function raises an error.
 """
 
 import math
@@ -41,14 +42,14 @@ def pytorch_examples_vae_loss(
         recon_x: probabilities ``[B, P]``; P need not be the 784 of the original.
         x: the data, ``[B, ...]`` of as many elements.
         mu, logvar: of q, ``[B, D]``; ``logvar`` is the log variance.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         A scalar in nats, the sum over the batch, in the inputs' dtype.
 
     Raises:
-        RuntimeError: probabilities or data outside [0, 1] or NaN (where the kernel runs, the loss
-            is NaN).
+        RuntimeError: probabilities or data outside [0, 1] or NaN (where a kernel runs on CUDA,
+            the loss is NaN instead).
         ValueError: as many elements in other rows, or mu and logvar that do not broadcast.
 
     github.com/pytorch/examples, vae/main.py; Kingma & Welling 2014, appendices B and C.1.
@@ -92,7 +93,7 @@ def pythae_vae_loss(
         mu, log_var: of q, ``[B, D]``; ``log_var`` is the log variance.
         z: not used, as in the original.
         reconstruction_loss: what pythae has in the model's configuration.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``(loss, recon_loss, kld)``, scalars, nats (``"mse"``: up to a constant), in the inputs'
@@ -100,8 +101,8 @@ def pythae_vae_loss(
 
     Raises:
         ValueError: an unknown ``reconstruction_loss``; shapes that do not fit.
-        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (where the kernel runs, the loss
-            is NaN).
+        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (where a kernel runs on CUDA,
+            the loss is NaN instead).
 
     Chadebec et al., "Pythae", NeurIPS 2022; Kingma & Welling 2014.
 
@@ -196,7 +197,7 @@ def antixk_vanilla_vae_loss(
         mu, log_var: of q, ``[B, D]``; ``log_var`` is the log variance.
         M_N: the KL's weight, ``kld_weight`` of the configuration; it must be given.
         unused, unused_named: ignored, as in the original.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``{"loss", "Reconstruction_Loss", "KLD"}``: scalars in the inputs' dtype, the last two
@@ -240,7 +241,7 @@ class AntixKBetaVAELoss:
 
     Args:
         beta, gamma, max_capacity, Capacity_max_iter, loss_type: of the model's constructor.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     ``num_iter`` is how often it was called, to be assigned where a run is resumed.
 
@@ -346,7 +347,7 @@ def bolts_vae_loss(
         p, q: prior and posterior, ``torch.distributions.Normal`` of ``[B, ..., D]``. None for
             ``p`` is the standard normal, which the original passes as tensors to be read.
         kl_coeff: the KL's weight, the default that of the original's constructor.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``(loss, {"recon_loss", "kl", "loss"})``, scalars in the inputs' dtype; ``kl`` is
@@ -401,7 +402,7 @@ def scvi_kl_local(
         qz_m, qz_v: mean and variance of q, ``[..., D]``.
         kl_weight: a number, or a tensor that broadcasts with the result.
         pz_m, pz_v: mean and variance of the prior; None for 0 and 1.
-        impl: ``"auto"``, ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``[...]`` in nats, in the inputs' dtype; differentiable in every tensor.

@@ -10,8 +10,8 @@ pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
 from bench import plot, suites
-from bench.harness import runs
-from bench.reporting import pages
+from bench.harness import machine, runs
+from bench.reporting import on_cpu, pages
 from bench.reporting.results import Device, present
 from helpers import fake_runs
 
@@ -113,3 +113,70 @@ def test_rows_from_before_suites_are_read_as_they_were():
     assert runs.identity(old("iwae_step", suite="operations")) == (
         "iwae_step-eager-64-32-float32-forward+backward"
     )
+
+
+def run_on_cpu(day, **numba):
+    """Two made-up operations, and what the run knew of numba: nothing, None or a version."""
+    output = fake_runs.of_operations(day, {"eager": 4e-6, "fused_elbo": 2e-6})
+    output["machine_info"] |= {"device": "cpu", "gpu": None} | numba
+    return output
+
+
+@pytest.mark.parametrize(
+    ("numba", "words", "header"),
+    [
+        ({}, "on a CPU `fused_elbo` is its PyTorch reference", "PyTorch reference, float32"),
+        (
+            {"numba": None},
+            "without numba `fused_elbo` is its PyTorch reference",
+            "PyTorch reference, float32",
+        ),
+        (
+            {"numba": "0.1"},
+            "on a CPU `fused_elbo` runs numba's kernels",
+            "numba's kernels, float32",
+        ),
+    ],
+)
+def test_reports_of_a_cpu_say_what_ran(tmp_path, numba, words, header):
+    """Before there were kernels for CPUs, without numba, and with it."""
+    folder = fake_runs.write(tmp_path / "results", 1, run_on_cpu(1, **numba))
+    page = tmp_path / "README.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    plot.main(["--results", str(tmp_path / "results")])
+    pages.fill(tmp_path, tmp_path / "results", suites.PAGES)
+    text = (folder / "README.md").read_text()
+    assert words in text
+    assert header in page.read_text()
+    assert ("| numba | 0.1 |" in text) == on_cpu.has_kernels(numba)
+    assert ("still of the PyTorch reference" in text) is False
+    device = Device(folder)
+    assert ("numba's kernels" in device.subject) == on_cpu.has_kernels(numba)
+    assert ("numba's kernels" in on_cpu.of_samples(device.info)) == on_cpu.has_kernels(numba)
+
+
+def test_cells_of_runs_before_numba_are_named(tmp_path):
+    """A newer run that has a part of the cells alone leaves the others as they were."""
+    before, after = run_on_cpu(1), run_on_cpu(2, numba="0.1")
+    part = after["benchmarks"][: len(after["benchmarks"]) // 2]
+    for day, run in ((1, before), (2, after | {"benchmarks": part})):
+        folder = fake_runs.write(tmp_path, day, run)
+    plot.main(["--results", str(tmp_path)])
+    text = (folder / "README.md").read_text()
+    (name, _), _ = Device(folder).runs
+    assert f"Cells from these runs are still of the PyTorch reference: {name}." in text
+    link = suites.PAGES["results"]([Device(folder)], lambda device: "link")[1]
+    assert link.columns[1] == "link, PyTorch reference and numba's kernels, float32"
+
+    fake_runs.write(tmp_path, 3, run_on_cpu(3, numba="0.1"))
+    plot.main(["--results", str(tmp_path)])
+    assert "still of the PyTorch reference" not in (folder / "README.md").read_text()
+
+
+def test_machine_knows_numba(monkeypatch):
+    """Where the interpreter has the CPU tensors, numba's kernels do not run."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert machine.describe("cpu")["numba"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert machine.describe("cpu")["numba"] is None
