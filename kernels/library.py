@@ -38,7 +38,7 @@ def register(family, schema, fake):
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
     Returns what calls it: the launcher itself, or through torch where somebody else must see the
-    op. The way through torch takes 2.6 us a call, this one 1.4.
+    op. The way through torch takes 2.6 us a call, this one 1.8.
     """
     name = schema.partition("(")[0]
 
