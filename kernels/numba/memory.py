@@ -189,11 +189,14 @@ def copy(source, tile, row_stride, col_stride, buffer):
 
 @helper
 def in_place(address, start, size, buffer):
-    """A tile where it lies, asking for the next: to the processor each tile is a new page, and
-    without that rsample_kl takes 1.6 times as long once its tensors leave the cache.
+    """A tile where it lies, asking for one that is to come: to the processor each is a new page.
+
+    Without that rsample_kl takes 1.6 times as long once its tensors leave the cache; eight tiles
+    ahead, not one, takes gaussian_kl from memory by two threads from 0.49 to 0.35 ms.
     """
     here, size_in_bytes = address + buffer.itemsize * start, buffer.itemsize * size
-    for line in range(here + size_in_bytes, here + 2 * size_in_bytes, 64):
+    ahead = here + 8 * size_in_bytes
+    for line in range(ahead, ahead + size_in_bytes, 64):
         prefetch(line)
     return carray(pointer(here), size, buffer.dtype)
 
