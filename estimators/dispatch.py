@@ -100,6 +100,14 @@ def insist(impl, device):
         )
 
 
+def left_to_torch(impl, tensor):
+    """Whether torch's own squared error or cross-entropy of logits is the choice.
+
+    On CPUs they run at the speed of memory, in 0.5 to 0.8 of the time of a kernel and its row sums.
+    """
+    return impl == "auto" and tensor.device.type == "cpu"
+
+
 def where_it_fits(impl, fits):
     """For a term of a whole loss, where a name of kernels asks for them where there are any."""
     return impl if fits or impl == "auto" else "reference"
@@ -212,7 +220,10 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
     ``"probabilities"`` are a Bernoulli's, and have kernels only.
     """
-    if not use_kernels(impl, recon, x, tensor_or_none(recon_logvar)):
+    sigma = tensor_or_none(recon_logvar)
+    plain = likelihood == "bernoulli" or (likelihood == "gaussian" and sigma is None)
+    fits = not (plain and left_to_torch(impl, recon))
+    if not use_kernels(impl, recon, x, sigma, fits=fits):
         by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
         options = (recon_logvar,) if likelihood == "gaussian" else ()
         return by_name[likelihood](recon, x, *options)

@@ -30,7 +30,10 @@ def test_choice_for_cpu_tensors(case):
     if best == "numba" and "none" in case.name:  # of which there is no kernel
         best = "reference"
     auto, chosen = (named(case.ours(*case.tensors(F32), impl=i)) for i in ("auto", best))
-    assert all(torch.equal(auto[name], chosen[name]) for name in auto)
+    if INTERPRET:
+        assert all(torch.equal(auto[name], chosen[name]) for name in auto)
+    else:  # squares and logits are left to torch, whose sums are of another order
+        torch.testing.assert_close(auto, chosen, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
