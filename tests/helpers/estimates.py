@@ -25,7 +25,6 @@ def run(name, problem, samples=6, *, seed=0, joint=False, **options):
     model = problem.model(weight)
     density = model.log_joint if joint else model.log_likelihood
     target = {"log_joint" if joint else "log_likelihood": lambda z: density(problem.x, z)}
-    options = {"impl": "reference", "generator": generator(seed)} | options
-    result = estimate(name, mu, logvar, samples, **target, **options)
+    result = estimate(name, mu, logvar, samples, generator=generator(seed), **target, **options)
     result.surrogate.sum().backward()
     return result, Result(result.value, mu.grad, logvar.grad, weight.grad)
