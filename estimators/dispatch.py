@@ -108,6 +108,11 @@ def left_to_torch(impl, tensor):
     return impl == "auto" and tensor.device.type == "cpu"
 
 
+def is_numba(tensor):
+    """Whether its kernels, if they run, are numba's: to look at a result makes nobody wait."""
+    return library.backend(tensor.device) == "numba"
+
+
 def where_it_fits(impl, fits):
     """For a term of a whole loss, where a name of kernels asks for them where there are any."""
     return impl if fits or impl == "auto" else "reference"

@@ -159,7 +159,7 @@ def binary_cross_entropy(
     if not dispatch.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
-    if total.device.type == "cpu" and total.isnan():  # torch says what is wrong with them
+    if dispatch.is_numba(total) and total.isnan():  # torch says what is wrong with them
         return F.binary_cross_entropy(input, target, reduction=reduction)
     return _reduced(total, input, reduction)
 
