@@ -113,6 +113,12 @@ def is_numba(tensor):
     return library.backend(tensor.device) == "numba"
 
 
+def noise_is_kept(mu, logvar):
+    """Whether backward reads the noise of one sample: on a CPU to draw it again takes longer."""
+    wanted = torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad)
+    return wanted and is_numba(mu)
+
+
 def where_it_fits(impl, fits):
     """For a term of a whole loss, where a name of kernels asks for them where there are any."""
     return impl if fits or impl == "auto" else "reference"
@@ -141,7 +147,9 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
     if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    z = ops.rsample(*rows(shape, mu, logvar), seed, num_samples or 1)
+    samples = num_samples or 1
+    keep_noise = samples == 1 and noise_is_kept(mu, logvar)
+    z = ops.rsample(*rows(shape, mu, logvar), seed, samples, keep_noise)
     return z.view(shape if num_samples is None else (num_samples, *shape))
 
 
@@ -153,7 +161,7 @@ def sampler(mu, samples, shape, *, impl):
 
         def draw_again(mu, logvar):
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples).view(shape)
+            return ops.rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
@@ -171,7 +179,8 @@ def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, generator, impl):
     if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    z, kl = ops.rsample_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)), seed)
+    q = rows(shape, mu, logvar, *both(prior_mu, prior_logvar))
+    z, kl = ops.rsample_kl(*q, seed, noise_is_kept(mu, logvar))
     return view(z, shape), view(kl, shape[:-1])
 
 

@@ -88,13 +88,20 @@ batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Op:
-    """A differentiable op: called, it is recorded by autograd; forward and backward are bare."""
+    """A differentiable op: called, it is recorded by autograd; forward and backward are bare.
 
-    def __init__(self, forward, backward, function):
+    Of a list of results the first ``results`` are the caller's; None is for no list.
+    """
+
+    def __init__(self, forward, backward, function, results=None):
         self.forward, self.backward, self.function = forward, backward, function
+        self.results = results
 
     def __call__(self, *arguments):
-        return record(self.function, *arguments)
+        found = record(self.function, *arguments)
+        if self.results is None:
+            return found
+        return found[0] if self.results == 1 else found[: self.results]
 
 
 def record(function, *arguments):
@@ -104,7 +111,7 @@ def record(function, *arguments):
     return super(torch.autograd.Function, function).apply(*arguments)
 
 
-def declare(family, schema, *, gradients=(), saved=None, like=None):
+def declare(family, schema, *, gradients=(), saved=None, like=None, results=None, kept=None):
     """Make an op of its schema; the decorated function returns empty results: shapes and dtypes.
 
     Args:
@@ -114,6 +121,8 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             backward, and what is returned is the bare forward.
         saved: what backward takes of the arguments; by default all.
         like: for arguments that are not saved one that is, of the same shape: ``{name: other}``.
+        results: names of the first of a list of results, which are the caller's.
+        kept: the name of a further one, if there is one: it is for backward alone.
     """
 
     def decorate(fake):
@@ -121,17 +130,19 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
         if not gradients:
             return forward
         name, types, outputs = parse(schema)
+        outputs = results or outputs
         names = list(types)
-        kept = names if saved is None else saved
+        inputs = names if saved is None else saved
         sources = [(like or {}).get(gradient, gradient) for gradient in gradients]
         upstream = "Tensor" if len(outputs) == 1 else "Tensor?"
         taken = [f"{upstream} d{output}" for output in outputs]
-        taken += [f"{types[argument]} {argument}" for argument in kept]
+        taken += [f"{types[argument]} {argument}" for argument in inputs]
+        taken += [f"Tensor? {kept}"] if kept else []
         backward_schema = f"{name}_backward({', '.join(taken)}, bool[] needs) -> Tensor[]"
 
         def backward_fake(*arguments):
             *given, needs = arguments
-            named = dict(zip(kept, given[len(outputs) :], strict=True))
+            named = dict(zip(inputs, given[len(outputs) :], strict=not kept))
             return gradients_like([named[source] for source in sources], needs)
 
         backward = register(family, backward_schema, backward_fake)
@@ -139,12 +150,15 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             fake.__name__,
             forward,
             backward,
-            saved=[names.index(argument) for argument in kept],
-            tensors=sum(types[argument].startswith("Tensor") for argument in kept),
+            saved=[names.index(argument) for argument in inputs],
+            tensors=sum(types[argument].startswith("Tensor") for argument in inputs),
             sources=[names.index(source) for source in sources],
             arguments=len(names),
+            results=results and len(results),
+            keeps=kept is not None,
         )
-        return functools.update_wrapper(Op(forward, backward, function), fake)
+        count = results and len(results)
+        return functools.update_wrapper(Op(forward, backward, function, count), fake)
 
     return decorate
 
@@ -154,10 +168,12 @@ def parse(schema):
     name, rest = schema.split("(", 1)
     arguments, results = rest.split(") -> ")
     types = {n: type_ for type_, n in (pair.rsplit(" ", 1) for pair in arguments.split(", "))}
-    return name, types, [pair.rsplit(" ", 1)[1] for pair in results.strip("()").split(", ")]
+    return name, types, [pair.split()[-1] for pair in results.strip("()").split(", ")]
 
 
-def autograd_function(name, forward, backward, *, saved, tensors, sources, arguments):
+def autograd_function(
+    name, forward, backward, *, saved, tensors, sources, arguments, results, keeps
+):
     """The autograd function of the op ``name``, of so many ``arguments``.
 
     ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
@@ -168,13 +184,21 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
-        ctx.save_for_backward(*kept[:tensors])
+        hidden = output[results:] if keeps else ()
+        ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
+        ctx.mark_non_differentiable(*hidden)
         ctx.set_materialize_grads(False)
+
+    def saved_of(ctx):
+        """What was saved of the arguments, and what forward kept, or None, if the op keeps any."""
+        found = ctx.saved_tensors
+        kept = (*found[tensors:], None)[:1] if keeps else ()
+        return (*found[:tensors], *ctx.options), kept
 
     def arguments_of(ctx):
         values: list[Any] = [None] * arguments
-        for position, value in zip(saved, (*ctx.saved_tensors, *ctx.options), strict=True):
+        for position, value in zip(saved, saved_of(ctx)[0], strict=True):
             values[position] = value
         for position, source in enumerate(sources):
             if position not in saved:  # its value is of no consequence
@@ -186,11 +210,12 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
         if all(gradient is None for gradient in upstream):
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
-        found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
+        given, kept = saved_of(ctx)
+        found = backward(*upstream[:results], *given, *kept, list(needs))
         return *spread(found, needs), *others
 
     methods = {
-        "forward": forward,
+        "forward": forward if results is None else lambda *given: tuple(forward(*given)),
         "setup_context": setup_context,
         "backward": differentiate,
         "arguments": arguments_of,

@@ -12,7 +12,8 @@ from .bernoulli_nll import launch_bernoulli_nll
 from .compiler import helper, kernel
 from .gaussian_nll import launch_gaussian_nll
 from .launch import launch
-from .memory import lane_sum, load, operand, present, target, tiles, workspace
+from .memory import load, operand, present, target, tiles, workspace
+from .sums import lane_sum
 
 
 @helper

@@ -65,7 +65,7 @@ def add_excess(log_weights, order, mean, excess):
     real = log_weights.dtype.type
     for i in range(log_weights.size):
         above = real(real(order) * log_weights[i] - mean[i])
-        excess[i] += expm1(above, exp(above))
+        excess[i] += expm1(above)
 
 
 @inline

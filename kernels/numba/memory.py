@@ -8,18 +8,16 @@ file alone, and a kernel is compiled once for float32 and once for float64.
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import carray
 from numba.extending import overload
 
 from .compiler import (
-    INTERNAL,
     LANES,
     bits_of_float,
     float_of_bits,
     helper,
     inline,
     pointer,
-    prefetch,
     store_lanes,
 )
 
@@ -189,16 +187,8 @@ def copy(source, tile, row_stride, col_stride, buffer):
 
 @helper
 def in_place(address, start, size, buffer):
-    """A tile where it lies, asking for one that is to come: to the processor each is a new page.
-
-    Without that rsample_kl takes 1.6 times as long once its tensors leave the cache; eight tiles
-    ahead, not one, takes gaussian_kl from memory by two threads from 0.49 to 0.35 ms.
-    """
-    here, size_in_bytes = address + buffer.itemsize * start, buffer.itemsize * size
-    ahead = here + 8 * size_in_bytes
-    for line in range(ahead, ahead + size_in_bytes, 64):
-        prefetch(line)
-    return carray(pointer(here), size, buffer.dtype)
+    """A tile where it lies."""
+    return carray(pointer(address + buffer.itemsize * start), size, buffer.dtype)
 
 
 @helper
@@ -255,28 +245,3 @@ def store(operand, tile, values):
         single = carray(pointer(address + 4 * start), values.size, np.float32)
         for i in range(values.size):
             single[i] = np.float32(values[i])
-
-
-@njit(**INTERNAL | {"fastmath": {"contract", "reassoc"}})
-def lane_sum(values):
-    """The sum of a tile or less, in 64 lanes, and so as accurate as torch's pairwise one."""
-    total = values.dtype.type(0.0)
-    for i in range(values.size):
-        total += values[i]
-    return total
-
-
-@helper
-def add_rows(values, tile, cols, factor, partial, operand):
-    """Write ``factor`` times the sum of each row of ``values`` to an output [rows].
-
-    The tiles of a long row are added in float64, in ``partial``.
-    """
-    address, _, _, _ = operand
-    row, count, col, width = tile
-    sums = carray(pointer(address), row + count, values.dtype)
-    for line in range(count):
-        total = np.float64(lane_sum(values[line * width : (line + 1) * width]))
-        partial[line] = total if col == 0 else partial[line] + total
-        if col + width == cols:
-            sums[row + line] = values.dtype.type(factor * partial[line])
