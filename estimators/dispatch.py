@@ -20,6 +20,9 @@ IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
+# Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
+SMALL = {}
+
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
     ops.bernoulli_nll.function: twins.bernoulli_nll,
@@ -46,14 +49,13 @@ def use_kernels(impl, *tensors, fits=True):
     >>> use_kernels("reference", torch.zeros(2))
     False
     """
+    if impl == "auto":
+        served = HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors)
+        return fits and served
     check(impl)
     if impl == "reference":
         return False
-    device = tensors[0].device
-    if impl == "auto":
-        served = HAS_TRITON if device.type == "cuda" else served_on_cpu(device, tensors)
-        return fits and served
-    insist(impl, device)
+    insist(impl, tensors[0].device)
     if not fits:
         raise RuntimeError(
             f"impl={impl!r}: no kernel serves these arguments, but those of one floating dtype and "
@@ -63,14 +65,14 @@ def use_kernels(impl, *tensors, fits=True):
     return True
 
 
-def served_on_cpu(device, tensors):
+def served_on_cpu(tensors):
     """Whether numba's kernels can do all that the reference can with these tensors.
 
     Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
     has the reference, which it can look into.
     """
     return (
-        device.type == "cpu"
+        tensors[0].is_cpu
         and HAS_NUMBA
         and not library.INTERPRETED
         and not torch.compiler.is_compiling()
@@ -100,17 +102,17 @@ def insist(impl, device):
         )
 
 
-def left_to_torch(impl, tensor):
-    """Whether torch's own squared error or cross-entropy of logits is the choice.
+def left_to_torch(impl, tensor, likelihood):
+    """Whether torch's own loss is the choice: on CPUs, up to so many elements.
 
-    On CPUs they run at the speed of memory, in 0.5 to 0.8 of the time of a kernel and its row sums.
+    Its squared error and its cross-entropy of logits are one call each, at the speed of memory.
     """
-    return impl == "auto" and tensor.device.type == "cpu"
+    return impl == "auto" and tensor.is_cpu and tensor.numel() < SMALL.get(likelihood, 0)
 
 
 def is_numba(tensor):
     """Whether its kernels, if they run, are numba's: to look at a result makes nobody wait."""
-    return library.backend(tensor.device) == "numba"
+    return library.backend(tensor) == "numba"
 
 
 def noise_is_kept(mu, logvar):
@@ -235,8 +237,7 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
     ``"probabilities"`` are a Bernoulli's, and have kernels only.
     """
     sigma = tensor_or_none(recon_logvar)
-    plain = likelihood == "bernoulli" or (likelihood == "gaussian" and sigma is None)
-    fits = not (plain and left_to_torch(impl, recon))
+    fits = sigma is not None or not left_to_torch(impl, recon, likelihood)
     if not use_kernels(impl, recon, x, sigma, fits=fits):
         by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
         options = (recon_logvar,) if likelihood == "gaussian" else ()
@@ -306,6 +307,8 @@ def tensor_or_none(value):
 
 def example_rows(recon, x):
     """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
+    if x.dim() == 2 and recon.shape == x.shape:
+        return recon, x
     x = x.flatten(1)
     return view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
@@ -330,6 +333,12 @@ def likelihood_rows(recon, x, recon_logvar):
 
 def rows(shape, *tensors):
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
+    for tensor in tensors:
+        if tensor is not None and tensor.shape != shape:
+            break
+    else:
+        if len(shape) == 2:
+            return tensors
     flat = (math.prod(shape[:-1]), shape[-1])
     wide = (t if t is None or t.shape == shape else t.expand(shape) for t in tensors)
     return [None if t is None else view(t, flat) for t in wide]

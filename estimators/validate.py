@@ -37,19 +37,25 @@ def tensors(**named):
     Under autocast float16, bfloat16 and float32 may be mixed: what autocast hands to a
     loss is mixed, and every operand is read in its own dtype.
     """
-    named = {name: t for name, t in named.items() if t is not None}
-    first_name, first = next(iter(named.items()))
+    first = None
     for name, tensor in named.items():
+        if tensor is None:
+            continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
-        if tensor.dtype != first.dtype and not autocast_mixes(first, tensor):
-            raise TypeError(
-                f"{first_name} and {name} must have one dtype, got {first.dtype} and {tensor.dtype}"
-            )
-    same_device(**named)
+        if first is None or tensor.dtype is not first.dtype:
+            if tensor.dtype not in DTYPES:
+                allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+                raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
+            if first is None:
+                first_name, first = name, tensor
+            elif not autocast_mixes(first, tensor):
+                raise TypeError(
+                    f"{first_name} and {name} must have one dtype, "
+                    f"got {first.dtype} and {tensor.dtype}"
+                )
+        if tensor.device != first.device:
+            same_device(**{first_name: first, name: tensor})
 
 
 def same_device(**named):
@@ -78,18 +84,24 @@ def autocast_mixes(a, b):
 
 def describe(named):
     """'mu (3, 4), logvar (3, 5)' for an error message."""
-    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
+    given = ((name, t) for name, t in named.items() if t is not None)
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in given)
 
 
 def broadcast(**named):
     """The shape [..., D], D >= 1, that the named tensors broadcast to."""
-    named = {name: t for name, t in named.items() if t is not None}
-    shape, *others = (t.shape for t in named.values())
-    try:
-        if any(other != shape for other in others):  # broadcast_shapes is slow
-            shape = torch.broadcast_shapes(shape, *others)
-    except RuntimeError as error:
-        raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
+    shape = None
+    for tensor in named.values():
+        if tensor is None or tensor.shape == shape:
+            continue
+        if shape is None:
+            shape = tensor.shape
+            continue
+        try:
+            shape = torch.broadcast_shapes(*(t.shape for t in named.values() if t is not None))
+        except RuntimeError as error:
+            raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
+        break
     if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(f"expected shapes [..., D] with D >= 1, got {describe(named)}")
     return shape
@@ -101,6 +113,8 @@ def samples_of_examples(**named):
     Any number of dimensions of samples, none included, stand before those of x.
     """
     (name, first), (_, x) = named.items()
+    if first.shape == x.shape and x.dim() > 1 and 0 not in x.shape[1:]:
+        return x.shape[:1]
     samples = first.dim() - x.dim()
     if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):
         raise ValueError(

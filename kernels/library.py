@@ -8,25 +8,28 @@ the ops' names and with their arguments; it is imported at the first call.
 import functools
 import importlib
 import inspect
+import operator
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
-PLAIN = {type(None), bool, int, float, str, list}
+Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+PLAIN = {type(None), bool, int, float, str, list, tuple}
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def backend(device):
-    """The folder that has the kernels for a device.
+def backend(tensor):
+    """The folder that has the kernels for a tensor's device.
 
     CPU tensors are for numba, or for Triton's interpreter: one process cannot have both.
     """
-    return "numba" if device.type == "cpu" and not INTERPRETED else "triton"
+    return "numba" if tensor.is_cpu and not INTERPRETED else "triton"
 
 
 @functools.cache
@@ -43,8 +46,10 @@ def register(family, schema, fake):
     name = schema.partition("(")[0]
 
     def launch(*arguments):
-        device = next(a.device for a in arguments if a is not None)
-        return launcher(backend(device), family, name)(*arguments)
+        for first in arguments:
+            if first is not None:
+                break
+        return launcher(backend(first), family, name)(*arguments)
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
@@ -67,15 +72,11 @@ def watched(arguments):
     torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. Of a
     view whose sign is pending the numbers in memory are not those of the tensor.
     """
-    if (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if modes() > 0 or tracing() is not None or transforming():
         return True
     for argument in arguments:
         kind = type(argument)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if kind is Tensor or kind is Parameter:
             if argument.is_neg() or argument.is_meta or batched(argument):
                 return True
         elif kind not in PLAIN:
@@ -83,6 +84,9 @@ def watched(arguments):
     return False
 
 
+modes = torch._C._len_torch_dispatch_stack
+tracing = torch._C._get_tracing_state
+transforming = torch._C._are_functorch_transforms_active
 # Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
 batched = torch._C._functorch.is_legacy_batchedtensor
 
@@ -98,15 +102,29 @@ class Op:
         self.results = results
 
     def __call__(self, *arguments):
-        found = record(self.function, *arguments)
+        if torch.compiler.is_compiling() or transforming() or differentiated(arguments):
+            found = record(self.function, *arguments)
+        else:
+            found = self.forward(*arguments)
         if self.results is None:
             return found
         return found[0] if self.results == 1 else found[: self.results]
 
 
+def differentiated(arguments):
+    """Whether a derivative may be asked for, backward or forward."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return True
+    return False
+
+
 def record(function, *arguments):
     """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transforming():
         return function.apply(*arguments)
     return super(torch.autograd.Function, function).apply(*arguments)
 
@@ -181,9 +199,10 @@ def autograd_function(
     """
     gradients = len(sources)
     others = (None,) * (arguments - gradients)
+    select = operator.itemgetter(*saved)
 
     def setup_context(ctx, inputs, output):
-        kept = [inputs[position] for position in saved]
+        kept = select(inputs)
         hidden = output[results:] if keeps else ()
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
@@ -207,11 +226,14 @@ def autograd_function(
 
     @once_differentiable
     def differentiate(ctx, *upstream):
-        if all(gradient is None for gradient in upstream):
+        for gradient in upstream:
+            if gradient is not None:
+                break
+        else:
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
         given, kept = saved_of(ctx)
-        found = backward(*upstream[:results], *given, *kept, list(needs))
+        found = backward(*upstream[:results], *given, *kept, needs)
         return *spread(found, needs), *others
 
     methods = {
@@ -235,7 +257,7 @@ def gradients_like(tensors, needs):
 def spread(gradients, needs):
     """Lay the gradients that were computed back among the inputs, None elsewhere."""
     gradients = iter(gradients)
-    return tuple(next(gradients) if needed else None for needed in needs)
+    return [next(gradients) if needed else None for needed in needs]
 
 
 class SecondDerivative(torch.autograd.Function):
@@ -268,7 +290,7 @@ def once_differentiable(backward):
     def wrapper(ctx, *upstream):
         again = torch.is_grad_enabled()
         if not torch.compiler.is_compiling() and twin_wanted(ctx, upstream, again):
-            return through_twin(ctx, upstream, create_graph=again)
+            return tuple(through_twin(ctx, upstream, create_graph=again))
         if not again:
             return backward(ctx, *upstream)
         with torch.no_grad():
@@ -287,12 +309,12 @@ def once_differentiable(backward):
 
 def twin_wanted(ctx, upstream, again):
     """On CPUs, for gradients to be differentiated again, or batches of them."""
-    given = [u for u in upstream if u is not None]
-    if not given or not (again or any(map(batched, given))):
-        return False
-    # Under torch.func contexts are not of our class.
-    twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
-    return twin is not None and backend(given[0].device) == "numba"
+    for given in upstream:
+        if given is not None and (again or batched(given)):
+            # Under torch.func contexts are not of our class.
+            twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
+            return twin is not None and backend(given) == "numba"
+    return False
 
 
 def through_twin(ctx, upstream, create_graph):

@@ -31,8 +31,14 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 @row_sums
-def nll_of_known_std(tensors, i):
-    """With 1 / std, where that is one number for many elements."""
+def nll_of_fixed_std(tensors, i):
+    recon, x, logvar, inverse_std = tensors
+    residual = (x[i] - recon[i]) * inverse_std
+    return residual * residual + (logvar + type(residual)(LOG_2PI))
+
+
+@row_sums
+def nll_of_std_a_row(tensors, i):
     recon, x, logvar, inverse_std = tensors
     residual = (x[i] - recon[i]) * inverse_std[i]
     return residual * residual + (logvar[i] + type(residual)(LOG_2PI))
@@ -57,18 +63,19 @@ def gradients_of_learned_std(grad, sign, recon, x, logvar, drecon, dlogvar):
 
 
 @elementwise
-def mean_gradient(grad, sign, recon, x, inverse_std, drecon):
+def gradient_of_fixed_std(grad, sign, recon, x, inverse_std, drecon):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        residual = (recon[i] - x[i]) * inverse_std
+        drecon[i] = real(sign) * grad[i] * (residual * inverse_std)
+
+
+@elementwise
+def gradients_of_std_a_row(grad, sign, recon, x, inverse_std, drecon, dlogvar):
     real = drecon.dtype.type
     for i in range(drecon.size):
         residual = (recon[i] - x[i]) * inverse_std[i]
         drecon[i] = real(sign) * grad[i] * (residual * inverse_std[i])
-
-
-@elementwise
-def logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar):
-    real = dlogvar.dtype.type
-    for i in range(dlogvar.size):
-        residual = (x[i] - recon[i]) * inverse_std[i]
         dlogvar[i] = real(0.5 * sign) * grad[i] * (real(1.0) - residual * residual)
 
 
@@ -97,9 +104,9 @@ def gaussian_nll_kernel(
     scratch = workspace(scratch)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
     learned = present(logvar_ptr) and logvar_ptr[2] != 0  # one number an element
+    real = scratch.dtype.type
+    fixed = real(logvar_value), real(math.exp(-0.5 * logvar_value))
     fill(scratch[0], scale)
-    fill(scratch[1], logvar_value)
-    exp_scaled(scratch[1], -0.5, scratch[2])
     factor = 0.5 * sign
     for tile in tiles(lo, hi, cols):
         x = load(x_ptr, tile, scratch[3])
@@ -117,11 +124,14 @@ def gaussian_nll_kernel(
             if present(nll_ptr):
                 partial, terms = nll_partial[k:], scratch[6]
                 if learned:
-                    given = recon, x, logvar
-                    nll_of_learned_std(given, here, cols, factor, partial, nll_ptr, terms)
+                    learned_std = recon, x, logvar
+                    nll_of_learned_std(learned_std, here, cols, factor, partial, nll_ptr, terms)
+                elif present(logvar_ptr):
+                    std_a_row = recon, x, logvar, inverse_std
+                    nll_of_std_a_row(std_a_row, here, cols, factor, partial, nll_ptr, terms)
                 else:
-                    known = recon, x, logvar, inverse_std
-                    nll_of_known_std(known, here, cols, factor, partial, nll_ptr, terms)
+                    fixed_std = recon, x, *fixed
+                    nll_of_fixed_std(fixed_std, here, cols, factor, partial, nll_ptr, terms)
             if present(dnll_ptr):
                 grad = load(dnll_ptr, here, scratch[7])
             if not gradients:
@@ -130,10 +140,10 @@ def gaussian_nll_kernel(
             dlogvar = target(dlogvar_ptr, here, scratch[9])
             if learned:
                 gradients_of_learned_std(grad, sign, recon, x, logvar, drecon, dlogvar)
+            elif present(logvar_ptr):
+                gradients_of_std_a_row(grad, sign, recon, x, inverse_std, drecon, dlogvar)
             else:
-                mean_gradient(grad, sign, recon, x, inverse_std, drecon)
-                if present(logvar_ptr):
-                    logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar)
+                gradient_of_fixed_std(grad, sign, recon, x, fixed[1], drecon)
             store(drecon_ptr, here, drecon)
             store(dlogvar_ptr, here, dlogvar)
             if present(dx_ptr):

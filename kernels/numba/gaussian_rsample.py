@@ -20,7 +20,6 @@ from .compiler import elementwise, helper, kernel, multiply_add
 from .device import exp_scaled, expm1_given, fill, in_units_of_prior, scale
 from .launch import launch
 from .memory import (
-    BLOCK,
     load,
     operand,
     present,
@@ -30,7 +29,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .noise import draw, noise_buffers
+from .noise import NOISE_BLOCK, draw, noise_buffers
 from .sums import add_rows
 
 LOG_2PI = math.log(2 * math.pi)
@@ -168,7 +167,7 @@ def rsample_kernel(
 ):
     scratch = workspace(scratch)
     buffers = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         noise, std = target(noise_ptr, tile, scratch[2]), scratch[3][: mu.size]
         exp_scaled(logvar, 0.5, std)
@@ -185,7 +184,7 @@ def rsample_backward_kernel(
 ):
     scratch = workspace(scratch)
     noise = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
         if present(noise_ptr):
             dz = load(dz_ptr, tile, scratch[5])
@@ -214,8 +213,8 @@ def rsample_log_ratio_kernel(
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
-    noise, partial = noise_buffers(scratch), np.empty(BLOCK + draws * sides)
-    for tile in tiles(lo, hi, cols):
+    noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
@@ -241,7 +240,7 @@ def rsample_log_ratio_backward_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch)
     noise = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, _, growth, ratio, root = relative_to_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[10:]

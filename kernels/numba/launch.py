@@ -2,8 +2,8 @@
 
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from threading import Timer
 
 import numpy as np
 import torch
@@ -51,6 +51,23 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=Pool.forget)
 
 
+class Scratch(threading.local):
+    """A thread's buffers for tiles, of 0.2 MB: a new array of that size would be new pages."""
+
+    def __init__(self):
+        self.buffers = {}
+
+
+SCRATCH_OF_THREAD = Scratch()
+
+
+def scratch_of(acc):
+    buffers = SCRATCH_OF_THREAD.buffers
+    if acc not in buffers:
+        buffers[acc] = np.empty(SCRATCH, np.float64 if acc == torch.float64 else np.float32)
+    return buffers[acc]
+
+
 PATIENCE = 2.0  # seconds of compiling after which a person at a terminal is told, once
 compiled: set = set()
 
@@ -58,7 +75,7 @@ compiled: set = set()
 def compile_first(kernel, *arguments):
     """The call that compiles a kernel, or reads it from disk."""
     message = "fused_elbo: compiling kernels for this CPU, once; the next call is fast"
-    timer = Timer(PATIENCE, print, [message], {"file": sys.stderr})
+    timer = threading.Timer(PATIENCE, print, [message], {"file": sys.stderr})
     timer.daemon = True
     if not compiled and sys.stderr.isatty():
         timer.start()
@@ -77,18 +94,17 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     The threads take ranges of whole tiles from one queue: results do not depend on how many
     there are, and nobody waits for a thread that is busy elsewhere.
     """
-    dtype = np.float64 if acc == torch.float64 else np.float32
     alone = rows * cols * cost < PARALLEL or Pool.forked
     threads = 1 if alone else torch.get_num_threads()
     if threads == 1 or kernel not in compiled:
-        whole = 0, rows, cols, np.empty(SCRATCH, dtype), *arguments
+        whole = 0, rows, cols, scratch_of(acc), *arguments
         return kernel(*whole) if kernel in compiled else compile_first(kernel, *whole)
     step = rows_of_tile.py_func(cols)
     step *= max(1, rows // (2 * threads * step))  # two ranges a thread even out their speeds
     starts = iter(range(0, rows, step))
 
     def work():
-        scratch = np.empty(SCRATCH, dtype)
+        scratch = scratch_of(acc)
         for lo in starts:
             kernel(lo, min(lo + step, rows), cols, scratch, *arguments)
 

@@ -9,8 +9,8 @@ from .device import exp_scaled, fill
 from .gaussian_kl import add_kl, write_kl_gradients
 from .gaussian_rsample import sample
 from .launch import launch
-from .memory import BLOCK, load, operand, present, store, target, tiles, workspace
-from .noise import draw, noise_buffers
+from .memory import load, operand, present, store, target, tiles, workspace
+from .noise import NOISE_BLOCK, draw, noise_buffers
 
 
 @elementwise
@@ -34,9 +34,9 @@ def rsample_kl_kernel(
     noise_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
-    buffers, partial = noise_buffers(scratch), np.empty(BLOCK)
+    buffers, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK)
     prior = prior_mu_ptr, prior_logvar_ptr
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         noise, z = target(noise_ptr, tile, scratch[2]), target(z_ptr, tile, scratch[3])
         std = scratch[4][: mu.size]
@@ -54,7 +54,7 @@ def rsample_kl_backward_kernel(
     scratch = workspace(scratch)
     buffers = noise_buffers(scratch)
     prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         dmu, dlogvar = target(dmu_ptr, tile, scratch[2]), target(dlogvar_ptr, tile, scratch[3])
         if present(dkl_ptr):
