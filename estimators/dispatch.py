@@ -21,7 +21,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
-SMALL = {}
+SMALL = {"gaussian": 2**19, "bernoulli": 2**15}
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,

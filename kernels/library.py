@@ -8,7 +8,6 @@ the ops' names and with their arguments; it is imported at the first call.
 import functools
 import importlib
 import inspect
-import operator
 import os
 from collections.abc import Callable
 from typing import Any
@@ -199,10 +198,9 @@ def autograd_function(
     """
     gradients = len(sources)
     others = (None,) * (arguments - gradients)
-    select = operator.itemgetter(*saved)
 
     def setup_context(ctx, inputs, output):
-        kept = select(inputs)
+        kept = [inputs[position] for position in saved]
         hidden = output[results:] if keeps else ()
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]

@@ -114,13 +114,13 @@ def subtract_probabilities_x_gradient(grad, p, x, dx):
 
 @kernel
 def bernoulli_nll_kernel(
-    lo, hi, cols, scratch, rows, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
+    queue, step, rows, cols, scratch, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     partial = np.empty(BLOCK + samples)
     fill(scratch[0], scale)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])
         grad = scratch[0][: x.size]
         dx = target(dx_ptr, tile, scratch[2])
@@ -171,7 +171,6 @@ def launch_bernoulli_nll(
         bernoulli_nll_kernel,
         acc,
         *x.shape,
-        x.shape[0],
         samples,
         probabilities,
         scale,
@@ -180,7 +179,7 @@ def launch_bernoulli_nll(
         operand(dnll),
         operand(nll),
         *map(operand, gradients),
-        cost=0.5 * samples,
+        cost=0.4 * samples,
     )
     return nll, [g for g in gradients if g is not None]
 

@@ -137,3 +137,15 @@ def store_lanes(typing_context, array, start, value):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def fetch_add(typing_context, array, index, value):
+    """What array[index] was before ``value`` is added, as one step for all threads."""
+
+    def generate(context, builder, signature, arguments):
+        array, index, value = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        return builder.atomic_rmw("add", builder.gep(data, [index]), value, "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), generate

@@ -97,24 +97,24 @@ def write_kl_gradients(
 
 @kernel
 def gaussian_kl_kernel(
-    lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
+    queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
     scratch = workspace(scratch)
     partial = np.empty(BLOCK)
     prior = prior_mu_ptr, prior_logvar_ptr
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         add_kl(mu, logvar, *prior, tile, cols, partial, kl_ptr, scratch[2:])
 
 
 @kernel
 def gaussian_kl_backward_kernel(
-    lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
+    queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
     dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         dkl = load(dkl_ptr, tile, scratch[2])
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
@@ -128,7 +128,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     kl = torch.empty(mu.shape[0], dtype=acc)
-    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.4)
+    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.25)
     return kl
 
 
@@ -141,6 +141,6 @@ def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
         accumulator(*inputs),
         *mu.shape,
         *map(operand, (*inputs, dkl, *gradients)),
-        cost=0.6,
+        cost=0.35,
     )
     return [g for g in gradients if g is not None]

@@ -98,8 +98,8 @@ def spread_std(logvar_ptr, tile, logvar, inverse_std, scratch):
 
 @kernel
 def gaussian_nll_kernel(
-    lo, hi, cols, scratch, rows, samples, gradients, logvar_value, sign, scale, recon_ptr, x_ptr,
-    logvar_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
+    queue, step, rows, cols, scratch, samples, gradients, logvar_value, sign, scale, recon_ptr,
+    x_ptr, logvar_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
@@ -108,7 +108,7 @@ def gaussian_nll_kernel(
     fixed = real(logvar_value), real(math.exp(-0.5 * logvar_value))
     fill(scratch[0], scale)
     factor = 0.5 * sign
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[3])
         grad, logvar, inverse_std = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
         dx = target(dx_ptr, tile, scratch[4])
@@ -174,7 +174,6 @@ def launch_gaussian_nll(
         gaussian_nll_kernel,
         acc,
         *x.shape,
-        x.shape[0],
         samples,
         any(needs),
         logvar_value,

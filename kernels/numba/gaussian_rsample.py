@@ -163,11 +163,11 @@ def normalise(dlog_ratio, total, weight):
 
 @kernel
 def rsample_kernel(
-    lo, hi, cols, scratch, rows, seed, samples, mu_ptr, logvar_ptr, z_ptr, noise_ptr
+    queue, step, rows, cols, scratch, seed, samples, mu_ptr, logvar_ptr, z_ptr, noise_ptr
 ):
     scratch = workspace(scratch)
     buffers = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         noise, std = target(noise_ptr, tile, scratch[2]), scratch[3][: mu.size]
         exp_scaled(logvar, 0.5, std)
@@ -180,11 +180,22 @@ def rsample_kernel(
 
 @kernel
 def rsample_backward_kernel(
-    lo, hi, cols, scratch, rows, seed, samples, logvar_ptr, noise_ptr, dz_ptr, dmu_ptr, dlogvar_ptr
+    queue,
+    step,
+    rows,
+    cols,
+    scratch,
+    seed,
+    samples,
+    logvar_ptr,
+    noise_ptr,
+    dz_ptr,
+    dmu_ptr,
+    dlogvar_ptr,
 ):
     scratch = workspace(scratch)
     noise = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
         if present(noise_ptr):
             dz = load(dz_ptr, tile, scratch[5])
@@ -209,12 +220,12 @@ def rsample_backward_kernel(
 
 @kernel
 def rsample_log_ratio_kernel(
-    lo, hi, cols, scratch, rows, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
+    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
-    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
@@ -234,13 +245,13 @@ def rsample_log_ratio_kernel(
 
 @kernel
 def rsample_log_ratio_backward_kernel(
-    lo, hi, cols, scratch, rows, seed, first_draw, draws, sides, gradient, flat, mu_ptr, logvar_ptr,
-    prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr, dlogvar_ptr,
-    dprior_mu_ptr, dprior_logvar_ptr,
+    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, gradient, flat, mu_ptr,
+    logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr,
+    dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     noise = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols, NOISE_BLOCK):
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, _, growth, ratio, root = relative_to_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[10:]
@@ -294,7 +305,6 @@ def rsample(mu, logvar, seed, samples, keep_noise):
         acc,
         rows,
         cols,
-        rows,
         seed.item(),
         samples,
         operand(mu),
@@ -316,14 +326,13 @@ def rsample_backward(dz, logvar, seed, samples, noise, needs):
         accumulator(logvar),
         rows,
         cols,
-        rows,
         seed.item(),
         samples,
         operand(logvar),
         operand(noise),
         operand(dz),
         *map(operand, gradients),
-        cost=samples if noise is None else 0.4,
+        cost=samples if noise is None else 0.3,
     )
     return [g for g in gradients if g is not None]
 
@@ -346,7 +355,6 @@ def rsample_log_ratio(
         log_ratio.dtype,
         rows,
         cols,
-        rows,
         seed.item(),
         first_draw,
         samples // sides,
@@ -385,7 +393,6 @@ def rsample_log_ratio_backward(
         accumulator(*inputs),
         rows,
         cols,
-        rows,
         seed.item(),
         first_draw,
         samples // sides,

@@ -14,6 +14,7 @@ from numba.extending import overload
 from .compiler import (
     LANES,
     bits_of_float,
+    fetch_add,
     float_of_bits,
     helper,
     inline,
@@ -22,6 +23,7 @@ from .compiler import (
 )
 
 BLOCK = 2048  # elements of a tile; half as many take a tenth longer, for each costs some 60 ns
+SPINS = 20_000  # of some 5 ns
 BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
@@ -77,12 +79,32 @@ def rows_of_tile(cols, size=BLOCK):
 
 
 @helper
-def tiles(lo, hi, cols, size=BLOCK):
+def tiles_of(lo, hi, cols, size=BLOCK):
     """(row, count, col, width) of each tile of the rows [lo, hi)."""
     most = rows_of_tile(cols, size)
     for row in range(lo, hi, most):
         for col in range(0, cols, size):
             yield row, min(most, hi - row), col, min(size, cols - col)
+
+
+@helper
+def tiles(queue, step, rows, cols, size=BLOCK):
+    """The tiles of this thread: of ``step`` rows at a time, as long as the queue has any.
+
+    ``queue`` is [rows that are taken, rows that are done], both 0 at first. Threads wait for one
+    another where the rest takes microseconds, for to sleep and be woken takes 50.
+    """
+    while True:
+        lo = fetch_add(queue, 0, step)
+        if lo >= rows:
+            break
+        hi = min(lo + step, rows)
+        for tile in tiles_of(lo, hi, cols, size):  # noqa: UP028  numba has no yield from
+            yield tile
+        fetch_add(queue, 1, hi - lo)
+    for _ in range(SPINS):
+        if fetch_add(queue, 1, 0) >= rows:
+            break
 
 
 @helper

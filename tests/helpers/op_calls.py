@@ -17,7 +17,7 @@ def op_calls(device, rows=3, cols=5):
     half = a.to(BF16)
     no = [False, False]
     # Of one sample numba's kernels keep the noise.
-    keeps = [False, True] if library.backend(a.device) == "numba" else [False]
+    keeps = [False, True] if library.backend(a) == "numba" else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
         "gaussian_kl_backward": [
