@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from . import dispatch, textbook, validate
 from . import sampling as samplers
+from .diagnostics import kl_per_dimension
 from .dispatch import Implementation
 from .functional import Gradient, gaussian_kl, gaussian_log_prob, importance_weights
 from .reference import accumulate
@@ -111,9 +112,7 @@ class Draws:
 
     def kl_per_dimension(self) -> Tensor:
         """The same before its sum: [..., D]."""
-        mu, logvar = self.mu.unsqueeze(-1), self.logvar.unsqueeze(-1)
-        prior = (None if p is None else p.unsqueeze(-1) for p in self.prior)
-        return gaussian_kl(mu, logvar, *prior, impl=self.impl)
+        return kl_per_dimension(self.mu, self.logvar, *self.prior, impl=self.impl)
 
     def log_target(self, z: Tensor) -> Tensor:
         """log p(x|z) or log p(x, z), whichever was given, checked."""
