@@ -1,5 +1,7 @@
 """What weights, posteriors and gradients say of the quality of an estimate."""
 
+import importlib.util
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,38 +25,61 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return effective_size(normalised(log_weights))
 
 
+HAS_ARVIZ = importlib.util.find_spec("arviz_stats") is not None
+
+
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """The shape k of the generalised Pareto tail of the weights [K, ...]: [...].
+    """The shape k of the generalised Pareto tail of the weights [K, ...]: [...], by arviz-stats.
 
     Under 0.5 the weights have a finite variance, over 0.7 importance sampling with them is not
-    to be trusted at any practical K. Fitted to the largest min(K / 5, 3 sqrt K) weights, by the
-    posterior mean of Zhang & Stephens (2009) with the weak prior of PSIS. NaN where the tail is
-    shorter than 5, so K < 25, or a quarter of it equals its threshold, as with equal weights.
+    to be trusted at any practical K. Infinite where a few weights are all of the sum, in float64;
+    NaN where no tail can be fitted: K < 25, or weights that are equal, infinite or NaN.
     Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024.
+
+    Raises RuntimeError without arviz-stats, which is for Python 3.11 and newer.
     """
-    samples = log_weights.shape[0]
-    tail = min(samples // 5, int(3 * samples**0.5)) if samples >= 25 else 0
-    if tail < 5:
-        return log_weights.new_full(log_weights.shape[1:], torch.nan)
-    ordered = (log_weights - log_weights.max(0).values).double().sort(0).values
-    cutoff = ordered[-tail - 1].exp()
-    return _fit_generalised_pareto(ordered[-tail:].exp() - cutoff).to(log_weights.dtype)
+    return pareto_smoothed(log_weights)[1]
 
 
-def _fit_generalised_pareto(excess):
-    """k of sorted excesses [n, ...] over a threshold."""
-    n = excess.shape[0]
-    points = 30 + int(n**0.5)
-    quartile = excess[int(n / 4 + 0.5) - 1]
-    index = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device)
-    index = index.view(-1, *(1,) * (excess.dim() - 1))
-    theta = 1 / excess[-1] + (1 - (points / (index - 0.5)).sqrt()) / (3 * quartile)
-    k = torch.log1p(-theta.unsqueeze(1) * excess).mean(1)  # [points, ...]
-    profile = n * (torch.log(-theta / k) - k - 1)
-    weights = torch.softmax(profile, 0)
-    theta = (weights * theta).sum(0)
-    k = torch.log1p(-theta * excess).mean(0)
-    return (n * k + 5) / (n + 10)  # as of ten more observations with k = 0.5
+def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of the mean of the Pareto-smoothed weights, k) of log weights [K, ...]: [...] each.
+
+    The largest min(K / 5, 3 sqrt K) weights are replaced by quantiles of the Pareto tail that is
+    fitted to them: an estimate of log p(x) with less variance than log mean w, and no bound. The
+    fit is arviz-stats' (``psislw``). Where k is not finite the mean is that of the weights as they
+    are. Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024.
+    """
+    if not HAS_ARVIZ:
+        raise RuntimeError(
+            "Pareto smoothing needs arviz-stats, which is not installed: pip install arviz-stats "
+            "(for Python 3.11 and newer)"
+        )
+    shape = log_weights.shape[1:]
+    columns = log_weights.detach().double().cpu().reshape(len(log_weights), math.prod(shape)).T
+    found = torch.tensor([_smoothed(c) for c in columns], dtype=torch.float64).view(-1, 2)
+    mean, k = (column.view(shape).to(log_weights) for column in found.unbind(1))
+    return mean, k
+
+
+def _smoothed(log_weights):
+    """(log mean, k) of [K]."""
+    # A second to import, for scipy's sake: only by who asks for it.
+    from arviz_stats.base import array_stats
+
+    samples = len(log_weights)
+    plain = (torch.logsumexp(log_weights, 0) - math.log(samples)).item()
+    greatest = log_weights.max()
+    if samples < 25 or not greatest.isfinite():
+        return plain, math.nan
+    tail = int(3 * samples**0.5 if samples > 225 else samples / 5)
+    ordered = (log_weights - greatest).exp().sort().values[-tail - 1 :]
+    if ordered[int(tail / 4 + 0.5)] == ordered[0] or ordered[1] == ordered[-1]:
+        # psislw would divide by 0, and answer 1/6: too far apart for float64, or too many equal.
+        return plain, math.inf if ordered[0] == 0 else math.nan
+    smoothed, k = array_stats.psislw(-log_weights.numpy())
+    # It normalises: most weights are as they were, but for the sum of the smoothed ones.
+    total = torch.nanmedian(log_weights - torch.from_numpy(smoothed))
+    return total.item() - math.log(samples), float(k)
 
 
 def kl_per_dimension(

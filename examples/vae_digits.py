@@ -130,8 +130,8 @@ def test_bound(model, x, samples, impl, progress):
     target = log_likelihood(model, x, impl)
     generator = torch.Generator(x.device).manual_seed(0)
     options = {"chunk_size": CHUNK, "generator": generator, "impl": impl, "progress": progress}
-    bounds = log_likelihood_bound(mu, logvar, samples, log_likelihood=target, **options)
-    return bounds.mean().item()
+    result = log_likelihood_bound(mu, logvar, samples, log_likelihood=target, **options)
+    return result.bound.mean().item()
 
 
 def pixel_baseline(train, test):
