@@ -61,7 +61,7 @@ def fit(model, name, samples=10, steps=2000, lr=0.05, seed=0):
     """Fit q by one estimator, with Adam; yields the exact ELBO of q after every step."""
     generator = torch.Generator().manual_seed(seed)
     mu = torch.zeros_like(model.design[0], requires_grad=True)
-    prior_logvar = torch.full_like(model.design[0], model.prior_variance).log()
+    prior_logvar = torch.full_like(model.design[0], model.prior).log()
     logvar = prior_logvar.clone().requires_grad_()  # q starts as the prior
     p = target(model, name, prior_logvar)
     # The first gradients are a thousand times the last: with beta2 = 0.99 Adam forgets them.
