@@ -144,7 +144,7 @@ class LinearGaussianModel:
         """p(z) = N(m, S)."""
         if isinstance(self.prior, Gaussian):
             return self.prior
-        zero = torch.zeros_like(self.weight[0])
+        zero = self.weight.new_zeros(self.weight.shape[-1])
         return Gaussian(zero, self.prior * torch.diag_embed(torch.ones_like(zero)))
 
     def _information(self) -> Tensor:

@@ -514,3 +514,12 @@ def test_gaussian_log_prob_against_scipy():
     assert models.log_det(P2.covariance).item() == pytest.approx(
         np.linalg.slogdet(P2.covariance.numpy())[1]
     )
+
+
+def test_regression_before_any_data():
+    """The posterior is the prior, the evidence 1, and q loses nothing."""
+    model = BayesianLinearRegression(torch.zeros(0, 2).double(), torch.zeros(0).double(), 0.5, 2.0)
+    assert torch.equal(model.posterior().mean, torch.zeros(2, dtype=F64))
+    torch.testing.assert_close(model.posterior().covariance, 2 * torch.eye(2, dtype=F64))
+    nothing = model.log_evidence(), model.elbo(model.optimal_diagonal()), model.mean_field_gap()
+    torch.testing.assert_close(torch.stack(nothing), torch.zeros(3, dtype=F64), rtol=0, atol=1e-15)
