@@ -365,7 +365,7 @@ def jackknife(draws, *, order=1):
     # In float64: the coefficients, up to K^m / m!, multiply rounding errors.
     leaf = log_weights.detach().double().requires_grad_()
     with torch.enable_grad():
-        value = 0.0
+        value: Any = 0.0
         for left_out in range(order + 1):
             size = samples - left_out
             scale = size**order / (math.factorial(order - left_out) * math.factorial(left_out))

@@ -97,8 +97,9 @@ def kl_per_dimension(
     >>> kl_per_dimension(torch.tensor([1.0, 0.0]), torch.zeros(2), prior_mu=torch.ones(2))
     tensor([0.0000, 0.5000])
     """
-    tensors = (t if t is None else t.unsqueeze(-1) for t in (mu, logvar, prior_mu, prior_logvar))
-    return gaussian_kl(*tensors, impl=impl)
+    given = mu, logvar, prior_mu, prior_logvar
+    columns: list[Any] = [t if t is None else t.unsqueeze(-1) for t in given]
+    return gaussian_kl(*columns, impl=impl)
 
 
 def active_units(

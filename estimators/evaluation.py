@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -39,16 +39,15 @@ class LogLikelihood(NamedTuple):
             f"(importance weights, not examples), K = {self.num_samples}",
             f"  effective samples             {self.ess.mean():.1f}, least {self.ess.min():.1f}",
         ]
-        if self.smoothed is None:
-            return "\n".join([*lines, "  Pareto smoothing              needs arviz-stats"])
-        bad = (self.pareto_k > TRUSTED).sum() + self.pareto_k.isnan().sum()
-        return "\n".join(
-            [
-                *lines,
+        if self.smoothed is None or self.pareto_k is None:
+            lines.append("  Pareto smoothing              needs arviz-stats")
+        else:
+            trusted = self.pareto_k <= TRUSTED  # NaN is not
+            lines += [
                 f"  Pareto-smoothed, no bound     {self.smoothed.mean():.3f}",
-                f"  Pareto k over {TRUSTED} or unknown  {bad} of {examples}",
+                f"  Pareto k over {TRUSTED} or unknown  {(~trusted).sum()} of {examples}",
             ]
-        )
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -110,20 +109,21 @@ def log_likelihood_bound(
     if num_samples % chunk_size:
         chunks.append(num_samples % chunk_size)
     sizes = chunks * len(batches)
-    whole = [t if t is None else t.expand(shape) for t in (mu, logvar, prior_mu, prior_logvar)]
+    q_and_p = mu, logvar, prior_mu, prior_logvar
+    whole: list[Any] = [t if t is None else t.expand(shape) for t in q_and_p]
     parts, log_weights = [], []
     for step, size in enumerate(progress(sizes) if progress else sizes):
         rows = batches[step // len(chunks)]
-        q_mu, q_logvar, p_mu, p_logvar = (t if t is None else t[rows] for t in whole)
+        of_batch: list[Any] = [t if t is None else t[rows] for t in whole]
         drawn = estimate(
             "iwae",
-            q_mu,
-            q_logvar,
+            of_batch[0],
+            of_batch[1],
             size,
             log_likelihood=_of_batch(log_likelihood, data, rows),
             log_joint=_of_batch(log_joint, data, rows),
-            prior_mu=p_mu,
-            prior_logvar=p_logvar,
+            prior_mu=of_batch[2],
+            prior_logvar=of_batch[3],
             generator=generator,
             impl=impl,
         )
@@ -133,8 +133,9 @@ def log_likelihood_bound(
             log_weights = []
     if len(parts) == 1:
         return parts[0]
-    *tensors, counts = zip(*parts, strict=True)
-    return LogLikelihood(*(None if t[0] is None else torch.cat(t) for t in tensors), counts[0])
+    *columns, _ = zip(*parts, strict=True)
+    whole = [None if c[0] is None else torch.cat(c) for c in columns]
+    return LogLikelihood._make([*whole, num_samples])
 
 
 def _batches(shape, data, batch_size):
@@ -165,5 +166,6 @@ def _summary(log_weights):
     ess = diagnostics.effective_sample_size(wide)
     variance = (samples / ess - 1).clamp(min=0.0) / (samples - 1) if samples > 1 else ess * math.nan
     smoothed, k = diagnostics.pareto_smoothed(wide) if diagnostics.HAS_ARVIZ else (None, None)
-    values = bound, variance.sqrt(), ess, smoothed, k
-    return LogLikelihood(*(t if t is None else t.to(log_weights.dtype) for t in values), samples)
+    values: Any = bound, variance.sqrt(), ess, smoothed, k
+    values = (t if t is None else t.to(log_weights.dtype) for t in values)
+    return LogLikelihood._make([*values, samples])
