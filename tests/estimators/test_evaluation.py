@@ -105,6 +105,9 @@ def test_standard_error_and_effective_samples():
     log_weights = torch.randn(50, 3, dtype=F64, generator=generator())
     share = torch.softmax(log_weights, 0)
     torch.testing.assert_close(of_weights(log_weights).ess, 1 / share.square().sum(0))
+    weights = log_weights.exp()  # d log w = dw / w, of the mean of 50 weights
+    error = weights.std(0) / weights.mean(0) / math.sqrt(50)
+    torch.testing.assert_close(of_weights(log_weights).standard_error, error)
     assert of_weights(log_weights[:1]).standard_error.isnan().all()
 
 
