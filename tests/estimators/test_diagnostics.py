@@ -17,6 +17,7 @@ from fused_elbo.estimators.diagnostics import (
 )
 from fused_elbo.estimators.models import as_full, chi_square_divergence
 from helpers.exact_bounds import F64, PLANE, SPACE, f64
+from helpers.machine import NEEDS_ARVIZ
 
 
 def generator(seed=0):
@@ -92,12 +93,14 @@ def log_weights_of(name, samples):
     return -float(name.split()[1]) * quantiles(samples).log()
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize(("name", "samples"), ARVIZ, ids=lambda v: str(v))
 def test_pareto_k_is_that_of_arviz(name, samples):
     k = pareto_k(log_weights_of(name, samples)).item()
     assert k == pytest.approx(ARVIZ[name, samples], abs=1e-10)
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.7, 1.2])
 def test_pareto_k_of_a_generalised_pareto_tail(k):
     """w = ((1 - u)^(-k) - 1) / k: its tail has this k at any threshold."""
@@ -105,6 +108,7 @@ def test_pareto_k_of_a_generalised_pareto_tail(k):
     assert pareto_k((torch.expm1(-k * u.log()) / k).log()).item() == pytest.approx(k, abs=0.03)
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("scale", [0.9, 0.6, 0.4])
 def test_pareto_k_of_a_gaussian_importance_ratio(scale):
     """q = N(0, s^2), p = N(0, 1), s < 1: k = 1 - s^2.
@@ -120,6 +124,7 @@ def test_pareto_k_of_a_gaussian_importance_ratio(scale):
     assert wanted - 0.09 < found < wanted
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_tells_a_good_q_from_a_bad_one():
     """Wider than the posterior: weights are bounded, k <= 0 ... narrower by far: past 0.7."""
     k = {}
@@ -134,6 +139,7 @@ def test_pareto_k_tells_a_good_q_from_a_bad_one():
     assert k[-3.0].min() > 0.7
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_is_batched_and_keeps_the_dtype():
     log_weights = torch.randn(100, 2, 3, generator=generator())
     k = pareto_k(log_weights)
@@ -145,12 +151,14 @@ def test_pareto_k_is_batched_and_keeps_the_dtype():
     torch.testing.assert_close(shifted, pareto_k(log_weights.double()))
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("samples", [1, 5, 24])
 def test_pareto_k_needs_a_tail(samples):
     assert pareto_k(torch.randn(samples, 2)).isnan().all()
     assert pareto_k(torch.randn(25, 2)).isfinite().all()
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_of_constant_weights_is_not_a_number():
     log_weights = torch.zeros(100, 2)
     log_weights[:, 1] = torch.randn(100, generator=generator())

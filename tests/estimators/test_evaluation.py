@@ -9,6 +9,7 @@ from fused_elbo.estimators import diagnostics
 from fused_elbo.estimators.evaluation import log_likelihood_bound
 from helpers.estimates import generator
 from helpers.exact_bounds import AT_POSTERIOR, ERRORS, F64, SPACE, WIDE, exact, mean_and_error
+from helpers.machine import NEEDS_ARVIZ
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,10 +113,10 @@ def test_standard_error_and_effective_samples():
 
 
 # Of N(0, s^2) for N(0, 1), k = 1 - s^2: within reach of smoothing, and past it.
+@NEEDS_ARVIZ
 @pytest.mark.parametrize(("scale", "trusted"), [(0.64, True), (0.35, False)])
 def test_smoothing_helps_where_k_says_so(scale, trusted):
     """log p = 0: the smoothed estimate has the smaller error, and k tells if it is to be had."""
-    pytest.importorskip("arviz_stats")
     z = scale * torch.randn(2000, 300, dtype=F64, generator=generator())
     found = of_weights(0.5 * (1 / scale**2 - 1) * z.square() + math.log(scale))
     wrong = {name: getattr(found, name).square().mean().sqrt() for name in ("bound", "smoothed")}
@@ -126,9 +127,11 @@ def test_smoothing_helps_where_k_says_so(scale, trusted):
         assert min(wrong.values()) > 0.2
 
 
+@NEEDS_ARVIZ
 def test_smoothed_weights_are_those_of_arviz():
     """Its weights are normalised: by the smallest, which no tail has, they are put to scale."""
-    array_stats = pytest.importorskip("arviz_stats.base").array_stats
+    from arviz_stats.base import array_stats
+
     log_weights = 40 + 2 * torch.randn(500, 3, dtype=F64, generator=generator())
     found = of_weights(log_weights)
     for i, column in enumerate(log_weights.T.numpy()):
@@ -143,8 +146,8 @@ def test_smoothed_weights_are_those_of_arviz():
     torch.testing.assert_close(shifted.smoothed.double(), found.smoothed - 900, rtol=1e-6, atol=0)
 
 
+@NEEDS_ARVIZ
 def test_what_cannot_be_smoothed_is_left_as_it_is():
-    pytest.importorskip("arviz_stats")
     noise = torch.randn(100, 5, dtype=F64, generator=generator())
     noise[0, 0] += 2000  # all of the sum
     noise[:, 1] *= 5000  # a few are
@@ -210,8 +213,8 @@ def test_batches_have_their_own_prior():
         torch.testing.assert_close(found.bound, torch.zeros(5, dtype=F64), rtol=0, atol=1e-12)
 
 
+@NEEDS_ARVIZ
 def test_the_result_says_what_is_a_bound():
-    pytest.importorskip("arviz_stats")
     log_weights = torch.randn(400, 2, dtype=F64, generator=generator())
     log_weights[0, 1] += 800
     text = str(of_weights(log_weights))
