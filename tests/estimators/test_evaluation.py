@@ -190,8 +190,13 @@ def test_data_in_batches(batch_size, joint):
         return (model.log_joint if joint else model.log_likelihood)(batch, z)
 
     wrapped = []
+
+    def progress(sizes):
+        wrapped.extend(sizes)
+        return sizes
+
     found = log_likelihood_bound(
-        *q, 30, data=x, batch_size=batch_size, chunk_size=20, progress=lambda s: wrapped + s,
+        *q, 30, data=x, batch_size=batch_size, chunk_size=20, progress=progress,
         **{"log_joint" if joint else "log_likelihood": target},
     )  # fmt: skip
     torch.testing.assert_close(found.bound, model.log_evidence(x), rtol=1e-12, atol=1e-12)
@@ -199,6 +204,7 @@ def test_data_in_batches(batch_size, joint):
     assert found.num_samples == 30
     assert max(seen) == min(batch_size or len(x), len(x))
     assert sum(seen) == 2 * len(x)
+    assert wrapped == [20, 10] * -(-len(x) // (batch_size or len(x)))
 
 
 def test_batches_have_their_own_prior():
