@@ -35,8 +35,8 @@ class LogLikelihood(NamedTuple):
         error = self.standard_error.square().sum().sqrt() / examples
         lines = [
             f"log p(x), nats per example, mean over {examples}:",
-            f"  lower bound (in expectation)  {self.bound.mean():.3f} +- {error:.3f} "
-            f"(importance weights, not examples), K = {self.num_samples}",
+            f"  lower bound (in expectation)  {self.bound.mean():.3f} "
+            f"+- {error:.3f} over the weights, K = {self.num_samples}",
             f"  effective samples             {self.ess.mean():.1f}, least {self.ess.min():.1f}",
         ]
         if self.smoothed is None or self.pareto_k is None:
