@@ -21,7 +21,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
-SMALL = {"gaussian": 2**19, "bernoulli": 2**15}
+SMALL = {"gaussian": 2**19, "bernoulli": 2**16}
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
@@ -50,8 +50,7 @@ def use_kernels(impl, *tensors, fits=True):
     False
     """
     if impl == "auto":
-        served = HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors)
-        return fits and served
+        return fits and (HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors))
     check(impl)
     if impl == "reference":
         return False
@@ -239,9 +238,9 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
     sigma = tensor_or_none(recon_logvar)
     fits = sigma is not None or not left_to_torch(impl, recon, likelihood)
     if not use_kernels(impl, recon, x, sigma, fits=fits):
-        by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
-        options = (recon_logvar,) if likelihood == "gaussian" else ()
-        return by_name[likelihood](recon, x, *options)
+        if likelihood == "gaussian":
+            return reference.gaussian_nll(recon, x, recon_logvar)
+        return reference.bernoulli_nll(recon, x)
     if likelihood == "gaussian":
         nll = ops.gaussian_nll(*likelihood_rows(recon, x, recon_logvar), 1)
     else:

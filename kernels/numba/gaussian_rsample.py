@@ -165,7 +165,7 @@ def normalise(dlog_ratio, total, weight):
 def rsample_kernel(
     queue, step, rows, cols, scratch, seed, samples, mu_ptr, logvar_ptr, z_ptr, noise_ptr
 ):
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     buffers = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -193,7 +193,7 @@ def rsample_backward_kernel(
     dmu_ptr,
     dlogvar_ptr,
 ):
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
@@ -223,7 +223,7 @@ def rsample_log_ratio_kernel(
     queue, step, rows, cols, scratch, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -249,7 +249,7 @@ def rsample_log_ratio_backward_kernel(
     logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr,
     dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
