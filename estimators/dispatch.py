@@ -148,10 +148,9 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
     if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    samples = num_samples or 1
-    keep_noise = samples == 1 and noise_is_kept(mu, logvar)
-    z = ops.rsample(*rows(shape, mu, logvar), seed, samples, keep_noise)
-    return z.view(shape if num_samples is None else (num_samples, *shape))
+    keep_noise = num_samples is None and noise_is_kept(mu, logvar)
+    z = ops.rsample(*rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    return view(z, shape if num_samples is None else (num_samples, *shape))
 
 
 def sampler(mu, samples, shape, *, impl):

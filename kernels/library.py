@@ -204,7 +204,8 @@ def autograd_function(
         hidden = output[results:] if keeps else ()
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
-        ctx.mark_non_differentiable(*hidden)
+        if hidden:
+            ctx.mark_non_differentiable(*hidden)
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx):

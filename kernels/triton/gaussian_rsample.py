@@ -357,11 +357,14 @@ def launch_rsample_backward(
 
 def rsample(mu, logvar, seed, samples, keep_noise):
     """Noise is never kept: to draw it is free beside reading it."""
-    return [launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]]
+    q = mu, logvar, None, None
+    z, _ = launch_rsample(q, seed, 1 if samples is None else samples, with_log_ratio=False)
+    return [z.view(mu.shape) if samples is None else z]
 
 
 def rsample_backward(dz, logvar, seed, samples, noise, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
+    samples = 1 if samples is None else samples
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)
 
 
