@@ -180,6 +180,16 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
     return decorate
 
 
+def as_tuple(forward):
+    """The function with a tuple for its list, which is what autograd takes."""
+
+    @functools.wraps(forward)
+    def call(*arguments):
+        return tuple(forward(*arguments))
+
+    return call
+
+
 def parse(schema):
     """(name, {argument: type}, names of the results) of 'f(Tensor a, int b) -> (Tensor c)'."""
     name, rest = schema.split("(", 1)
@@ -236,7 +246,7 @@ def autograd_function(
         return *spread(found, needs), *others
 
     methods = {
-        "forward": forward if results is None else lambda *given: tuple(forward(*given)),
+        "forward": forward if results is None else as_tuple(forward),
         "setup_context": setup_context,
         "backward": differentiate,
         "arguments": arguments_of,
