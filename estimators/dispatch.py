@@ -241,19 +241,35 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
-    tensors = recon, x, tensor_or_none(recon_logvar), kl
+    tensors = recon, x, tensor_or_none(recon_logvar), kl, tensor_or_none(beta)
     if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         operands = likelihood_rows(recon, x, recon_logvar)
-        return ops.elbo_loss(*operands, kl=kl, likelihood=likelihood, beta=float(beta), scale=scale)
+        options = {"likelihood": likelihood, "scale": scale}
+        if not isinstance(beta, Tensor):
+            return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
+        nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
+        kl = getattr(kl.to(nll.dtype), reduction)()
+        return weighted_loss(nll, kl, beta), nll, kl
     nll = negative_log_likelihood(shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl)
     if nll.dim() > 1:
         nll = nll.flatten(0, -2).mean(0)
-    loss = nll if kl is None else torch.add(nll, kl, alpha=beta)
+    if kl is not None and kl.dtype != nll.dtype:
+        nll, kl = reference.accumulate(nll, kl)
+    loss = nll if kl is None else weighted_loss(nll, kl, beta)
     if reduction == "none":
         return loss, nll, kl
     return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
+
+
+def weighted_loss(nll, kl, beta):
+    """nll + beta kl, in their dtype."""
+    if isinstance(beta, Tensor):
+        return nll + beta.to(nll.dtype) * kl
+    if torch.compiler.is_compiling():  # for every alpha it would compile anew
+        return nll + beta * kl
+    return torch.add(nll, kl, alpha=beta)
 
 
 def _gradient_in_forward(impl, recon, *others):
@@ -269,7 +285,7 @@ def _gradient_in_forward(impl, recon, *others):
 
 def importance_weights(log_weights, alpha, *, impl):
     """(bound, weights, ess)."""
-    if not use_kernels(impl, log_weights):
+    if not use_kernels(impl, log_weights) or ordered_by_compiler(alpha):
         return reference.importance_weights(log_weights, alpha)
     shape = log_weights.shape[1:]
     flat = view(log_weights, (len(log_weights), math.prod(shape)))
@@ -277,12 +293,20 @@ def importance_weights(log_weights, alpha, *, impl):
     return view(bound, shape), view(weights, log_weights.shape), view(ess, shape)
 
 
+def ordered_by_compiler(alpha):
+    """Whether torch.compile sees an order other than IWAE's.
+
+    An op's argument is a constant to it: for every order it would compile anew.
+    """
+    return torch.compiler.is_compiling() and alpha != 0
+
+
 def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     """(bound, weights, ess, log weights) of log_ratio - nll [K, B]; the bound has a gradient.
 
     Weights and ess may be None where nobody wants them.
     """
-    if use_kernels(impl, nll, log_ratio):
+    if use_kernels(impl, nll, log_ratio) and not ordered_by_compiler(alpha):
         return ops.importance_weights(log_ratio, nll, float(alpha))
     log_weights = log_ratio - nll
     bound, weights, ess = reference.importance_bound(log_weights, alpha), None, None
@@ -308,7 +332,10 @@ def likelihood_rows(recon, x, recon_logvar):
     """
     recon_rows, x_rows = example_rows(recon, x)
     if tensor_or_none(recon_logvar) is None:
-        return recon_rows, x_rows, None, float(recon_logvar)
+        if not torch.compiler.is_compiling() or recon_logvar == 0:
+            return recon_rows, x_rows, None, float(recon_logvar)
+        # An op's argument is a constant to the compiler: for every value it would compile anew.
+        recon_logvar = reference.scalar(recon_logvar, recon)
     aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
     leading = recon.shape[: recon.dim() - x.dim() + 1]
     if all(size == 1 for size in aligned.shape[len(leading) :]):

@@ -37,8 +37,8 @@ def log_likelihood_bound(
     >>> log_likelihood_bound(mu, logvar, log_likelihood=lambda z: 0 * z.sum(-1))
     tensor([0., 0.])
     """
-    validate.count("num_samples", num_samples)
-    validate.count("chunk_size", chunk_size)
+    num_samples = validate.count("num_samples", num_samples)
+    chunk_size = validate.count("chunk_size", chunk_size)
     sizes = [chunk_size] * (num_samples // chunk_size)
     if num_samples % chunk_size:
         sizes.append(num_samples % chunk_size)

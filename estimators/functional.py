@@ -139,7 +139,7 @@ def gaussian_rsample(
     validate.tensors(mu=mu, logvar=logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
-        validate.count("num_samples", num_samples)
+        num_samples = validate.count("num_samples", num_samples)
     return dispatch.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
 
 
@@ -246,7 +246,7 @@ def rsample_log_ratio(
     (torch.Size([5, 3, 2]), tensor(0.))
     """
     q = mu, logvar, prior_mu, prior_logvar
-    shape = check_samples(*q, num_samples, gradient, antithetic)
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
     return dispatch.rsample_log_ratio(
         shape,
         *q,
@@ -259,17 +259,17 @@ def rsample_log_ratio(
 
 
 def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
-    """The arguments of rsample_log_ratio; returns the shape of q."""
+    """The arguments of rsample_log_ratio; returns the shape of q, and ``num_samples``."""
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    validate.count("num_samples", num_samples)
+    num_samples = validate.count("num_samples", num_samples)
     validate.choice("gradient", gradient, GRADIENTS)
     if antithetic and num_samples % 2:
         raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
     if antithetic and gradient == "dreg":
         raise ValueError("gradient='dreg' needs independent samples, and antithetic=True is given")
-    return shape
+    return shape, num_samples
 
 
 def gaussian_nll(
@@ -404,5 +404,5 @@ def importance_weights(
     if log_weights.dim() == 0 or log_weights.shape[0] == 0:
         shape = tuple(log_weights.shape)
         raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
-    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     return ImportanceWeights(*dispatch.importance_weights(log_weights, alpha, impl=impl))

@@ -82,7 +82,7 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    check_options(likelihood, recon_logvar, alpha, reduction)
+    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, recon_logvar)
     nll = dispatch.negative_log_likelihood(
         shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl
@@ -155,9 +155,10 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    check_options(likelihood, recon_logvar, alpha, reduction)
-    shape = check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
-    validate.count("chunk_size", chunk_size)
+    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
+    q = mu, logvar, prior_mu, prior_logvar
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
+    chunk_size = validate.count("chunk_size", chunk_size)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
     if antithetic and chunk_size % 2 and chunk_size < num_samples:
@@ -217,10 +218,11 @@ def chunked_iwae_loss(
 
 
 def check_options(likelihood, recon_logvar, alpha, reduction):
+    """Returns ``alpha``."""
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
-    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
+    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
 
 
 def check_samples_of(name, recon, x, log_ratio, recon_logvar):

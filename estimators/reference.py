@@ -22,6 +22,15 @@ def accumulate(*tensors):
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
+def scalar(number, like):
+    """The number as a tensor beside ``like``, in the dtype of its sums.
+
+    torch.compile makes a constant of what is filled in, but not of what is added.
+    """
+    (zero,) = accumulate(like.new_zeros(()))
+    return zero + number
+
+
 def standard_normal(shape, like, generator=None):
     """eps ~ N(0, I) in the dtype and on the device of ``like``."""
     # Symbolic shapes, of torch.compile and torch.export, go with no generator, not even None.
@@ -239,8 +248,14 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
     squares = F.mse_loss(recon, x.expand_as(recon), reduction="none").flatten(event).sum(-1)
+    if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
+        recon_logvar = scalar(recon_logvar, recon)
+        precision = torch.exp(-recon_logvar)
+    else:
+        recon_logvar = float(recon_logvar)
+        precision = math.exp(-recon_logvar)
     constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
-    return 0.5 * math.exp(-recon_logvar) * squares + 0.5 * constant
+    return 0.5 * precision * squares + 0.5 * constant
 
 
 def bernoulli_nll(logits, x):

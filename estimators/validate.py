@@ -1,6 +1,7 @@
 """Checks of arguments: every error names the argument and says what was found."""
 
 import math
+import numbers
 import sys
 
 import torch
@@ -16,19 +17,38 @@ def choice(name, value, allowed):
 
 
 def number(name, value, least=-math.inf, most=math.inf):
-    """``value`` must be a real number in [least, most], and no tensor, bool or NaN."""
+    """``value``, a real number in [least, most], as one of Python's; no tensor, bool or NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        value = float(value)  # NumPy's
     if not least <= value <= most:
         raise ValueError(f"{name} must be a number in [{least}, {most}], got {value}")
+    return value
+
+
+def weight(name, value, like):
+    """``value``, a number, or a scalar tensor on the device of ``like``."""
+    if not isinstance(value, torch.Tensor):
+        return number(name, value)
+    tensors(**{name: value})
+    if value.dim() > 0:
+        raise ValueError(
+            f"{name} must be a number or a scalar tensor, got {describe({name: value})}"
+        )
+    same_device(x=like, **{name: value})
+    return value
 
 
 def count(name, value, least=1):
-    """``value`` must be an integer of at least ``least``."""
+    """``value``, an integer of at least ``least``, as one of Python's."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        value = int(value)  # NumPy's
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
 
 
 def tensors(**named):
