@@ -349,7 +349,11 @@ def likelihood_rows(recon, x, recon_logvar):
 def rows(shape, *tensors):
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
     flat = (math.prod(shape[:-1]), shape[-1])
-    wide = (t if t is None or t.shape == shape else t.expand(shape) for t in tensors)
+    wide = (
+        # Lengths first: as in validate.broadcast.
+        t if t is None or (t.dim() == len(shape) and t.shape == shape) else t.expand(shape)
+        for t in tensors
+    )
     return [None if t is None else view(t, flat) for t in wide]
 
 

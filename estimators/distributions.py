@@ -100,7 +100,7 @@ class DiagonalNormal(Distribution):
         validate.tensors(mu=mu, logvar=logvar)
         dispatch.check(impl)
         shape = validate.broadcast(mu=mu, logvar=logvar)
-        self.mu, self.logvar = mu, logvar
+        self._mu, self._logvar = mu, logvar
         self.impl: Implementation = impl
         self._draws: WeakTensorKeyDictionary | None = None  # of the samples that are alive
         if validate_args is None:
@@ -133,14 +133,15 @@ class DiagonalNormal(Distribution):
 
     def _in_shape(self, tensor):
         shape = self._extended_shape()
-        return tensor if tensor.shape == shape else tensor.expand(shape)
+        same = tensor.dim() == len(shape) and tensor.shape == shape  # as in validate.broadcast
+        return tensor if same else tensor.expand(shape)
 
     def expand(self, batch_shape, _instance=None):
         """The same distributions, broadcast to a larger batch."""
         new = self._get_checked_instance(DiagonalNormal, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
         batch_shape = self.mu.expand(shape).shape[:-1]  # in which -1 is no size any more
-        new.mu, new.logvar = self._mu, self._logvar
+        new._mu, new._logvar = self._mu, self._logvar
         new.impl, new._draws = self.impl, None
         super(DiagonalNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args

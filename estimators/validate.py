@@ -106,7 +106,9 @@ def broadcast(**named):
     named = {name: t for name, t in named.items() if t is not None}
     shape, *others = (t.shape for t in named.values())
     try:
-        if any(other != shape for other in others):  # broadcast_shapes is slow
+        # Lengths first: tuples compare elements first, and symbolic sizes would be held to them.
+        # And broadcast_shapes is slow.
+        if any(len(other) != len(shape) or other != shape for other in others):
             shape = torch.broadcast_shapes(shape, *others)
     except RuntimeError as error:
         raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
@@ -160,5 +162,6 @@ def within(shape, **named):
         if tensor is None:
             continue
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
-        if tensor.dim() > len(shape) or any(a not in (1, b) for a, b in pairs):
+        # Not ``a not in (1, b)``: torch.compile finds no symbolic size in a tuple.
+        if tensor.dim() > len(shape) or any(a != 1 and a != b for a, b in pairs):
             raise ValueError(f"{name} {tuple(tensor.shape)} does not broadcast to {tuple(shape)}")
