@@ -272,8 +272,12 @@ def twin_wanted(ctx, upstream, again):
 
 def through_twin(ctx, upstream, create_graph):
     """The gradients by autograd, which can differentiate them again and take batches of them."""
-    arguments = ctx._forward_cls.arguments(ctx)
     with torch.enable_grad():
+        # Views: where an argument is a function of another, or the same, autograd must stop at it.
+        arguments = [
+            a.view_as(a) if isinstance(a, torch.Tensor) else a
+            for a in ctx._forward_cls.arguments(ctx)
+        ]
         outputs = ctx._forward_cls.twin(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u) for o, u in zip(outputs, upstream, strict=False) if u is not None]
