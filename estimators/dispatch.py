@@ -207,7 +207,7 @@ def samples_of_stream(
         return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
     sides = 1 + antithetic
     sizes = num_samples // sides, math.prod(shape[:-1]), shape[-1]
-    eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(-1, *shape)
+    eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(sizes[0], *shape)
     eps = reference.with_antithetic(eps) if antithetic else eps
     return reference.log_ratio_at(eps, *q, gradient=gradient)
 
@@ -225,6 +225,7 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
     ``"probabilities"`` are a Bernoulli's, and have kernels only.
     """
+    x = floating(x, recon)
     sigma = tensor_or_none(recon_logvar)
     plain = likelihood == "bernoulli" or (likelihood == "gaussian" and sigma is None)
     fits = not (plain and left_to_torch(impl, recon))
@@ -241,6 +242,7 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
+    x = floating(x, recon)
     tensors = recon, x, tensor_or_none(recon_logvar), kl, tensor_or_none(beta)
     if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
@@ -272,15 +274,18 @@ def weighted_loss(nll, kl, beta):
     return torch.add(nll, kl, alpha=beta)
 
 
-def _gradient_in_forward(impl, recon, *others):
+def _gradient_in_forward(impl, recon, x, sigma, kl, beta):
     """Whether the likelihood's gradient can be had in the forward pass.
 
-    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in;
-    nor under torch.compile, which fuses the factor's multiplication and the reduction itself.
+    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in; nor
+    where the KL is in float64 and the likelihood's sum is not; nor under torch.compile, which fuses
+    the factor's multiplication and the reduction itself.
     """
     if recon.dtype == torch.float16 or torch.compiler.is_compiling():
         return False
-    return use_kernels(impl, recon, *others)
+    if kl is not None and kl.dtype == torch.float64 and not accumulates_in_float64(recon, x, sigma):
+        return False
+    return use_kernels(impl, recon, x, sigma, kl, beta)
 
 
 def importance_weights(log_weights, alpha, *, impl):
@@ -313,6 +318,17 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     if with_weights:
         _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
     return bound, weights, ess, log_weights
+
+
+def floating(x, like):
+    """Integer data, in the dtype of the sums beside ``like``."""
+    if x.is_floating_point():
+        return x
+    return x.to(torch.float64 if accumulates_in_float64(like) else torch.float32)
+
+
+def accumulates_in_float64(*tensors):
+    return any(t is not None and t.dtype == torch.float64 for t in tensors)
 
 
 def tensor_or_none(value):

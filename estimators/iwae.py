@@ -54,7 +54,7 @@ def iwae_loss(
     Args:
         recon: the decoder's output ``[K, B, ...]`` for K samples of z: logits for
             ``"bernoulli"``, means for ``"gaussian"``.
-        x: the data ``[B, ...]``; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; ``"dreg"`` is for alpha = 0.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
@@ -66,8 +66,8 @@ def iwae_loss(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 if any
+        input is; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
         of times).
 
     Raises:
@@ -155,6 +155,11 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
+            "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
+        )
     alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
@@ -230,10 +235,10 @@ def check_samples_of(name, recon, x, log_ratio, recon_logvar):
 
     Returns [K, B].
     """
-    validate.tensors(**{name: recon, "x": x})
-    validate.tensors(log_ratio=log_ratio)
-    validate.same_device(**{name: recon, "log_ratio": log_ratio})
-    if recon.shape[1:] != x.shape or log_ratio.shape != recon.shape[:2] or len(recon) == 0:
+    validate.tensors(**{name: recon, "log_ratio": log_ratio})
+    validate.dense("x", x, validate.DTYPES + validate.INTEGERS)
+    fits = recon.dim() > 1 and recon.shape[1:] == x.shape and log_ratio.shape == recon.shape[:2]
+    if not fits or len(recon) == 0:
         shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})
         raise ValueError(
             f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, got {shapes}"

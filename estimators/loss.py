@@ -58,7 +58,7 @@ def elbo_loss(
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
             ``"gaussian"``; or ``[K, B, ...]``, over whose K samples the likelihood's term is
             averaged.
-        x: the data ``[B, ...]``; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
@@ -71,8 +71,8 @@ def elbo_loss(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 if any
+        input is; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
         of times).
 
     Raises:
@@ -123,7 +123,8 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
             raise ValueError(f"expected kl [B] for x [B, ...], got {shapes}")
         return kl
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
-    validate.tensors(x=x, **named)
+    validate.tensors(**named)
+    validate.same_device(x=x, mu=mu)
     shape = validate.broadcast(**named)
     if len(shape) < 2 or 0 in shape[1:] or shape[0] != x.shape[0]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "x": x})

@@ -95,7 +95,12 @@ def log_ratio_at(
 ):
     """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
     operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
-    z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    try:
+        z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    except NotImplementedError as error:  # torch's, which names an autograd function
+        raise RuntimeError(
+            "rsample_log_ratio has no forward-mode derivative, in the reference as in the kernels"
+        ) from error
     return z.to(mu.dtype), log_ratio
 
 

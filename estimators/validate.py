@@ -8,6 +8,8 @@ import torch
 
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+STRIDED = torch.strided
 
 
 def choice(name, value, allowed):
@@ -52,24 +54,32 @@ def count(name, value, least=1):
 
 
 def tensors(**named):
-    """Floating tensors of one dtype on one device; arguments that are None are left out.
+    """Dense floating tensors on one device; arguments that are None are left out.
 
-    Under autocast float16, bfloat16 and float32 may be mixed: what autocast hands to a
-    loss is mixed, and every operand is read in its own dtype.
+    Their dtypes may differ: every operand is read in its own.
     """
     named = {name: t for name, t in named.items() if t is not None}
-    first_name, first = next(iter(named.items()))
     for name, tensor in named.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
-        if tensor.dtype != first.dtype and not autocast_mixes(first, tensor):
-            raise TypeError(
-                f"{first_name} and {name} must have one dtype, got {first.dtype} and {tensor.dtype}"
-            )
+        dense(name, tensor, DTYPES)
     same_device(**named)
+
+
+def dense(name, tensor, dtypes):
+    """A tensor of one of the dtypes, neither sparse nor nested."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}{how_to_convert(tensor)}"
+        )
+    if tensor.layout is not STRIDED or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{name} must be dense, got {kind}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
+
+
+def how_to_convert(value):
+    return ": torch.as_tensor makes one of it" if hasattr(value, "__array__") else ""
 
 
 def same_device(**named):
@@ -136,9 +146,14 @@ def samples_of_examples(**named):
 
 
 def likelihood(recon, x, recon_logvar=0.0, *, name="recon"):
-    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B]."""
+    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B].
+
+    The data x may be integers.
+    """
     learned = isinstance(recon_logvar, torch.Tensor)
-    tensors(**{name: recon, "x": x}, recon_logvar=recon_logvar if learned else None)
+    tensors(**{name: recon}, recon_logvar=recon_logvar if learned else None)
+    dense("x", x, DTYPES + INTEGERS)
+    same_device(**{name: recon, "x": x})
     shape = samples_of_examples(**{name: recon, "x": x})
     if learned:
         within(recon.shape, recon_logvar=recon_logvar)

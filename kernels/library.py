@@ -49,6 +49,7 @@ def register(family, schema, fake):
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
+    torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
     op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
@@ -58,6 +59,14 @@ def register(family, schema, fake):
         return launch(*arguments)
 
     return call
+
+
+def no_vmap(info, in_dims, *arguments):
+    raise RuntimeError(
+        "the kernels of fused_elbo do not run under torch.func.vmap, nor jacrev and hessian, which "
+        "use it: they take batches [..., D] as they are; for those, and for per-example gradients, "
+        "pass impl='reference'"
+    )
 
 
 def watched(arguments):
@@ -99,9 +108,19 @@ class Op:
 
 def record(function, *arguments):
     """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)
+    try:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return super(torch.autograd.Function, function).apply(*arguments)
+    except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
+        if "jvp" not in str(error):
+            raise
+        raise RuntimeError(
+            "the kernels of fused_elbo have no forward-mode derivatives (jvp, jacfwd, hessian): "
+            "pass impl='reference'"
+        ) from error
 
 
 def declare(family, schema, *, gradients=(), saved=None, like=None):
@@ -216,6 +235,8 @@ def spread(gradients, needs):
 class SecondDerivative(torch.autograd.Function):
     """The identity on a gradient, which refuses to be differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(gradient, *sources):
         return gradient.view_as(gradient)
@@ -308,9 +329,4 @@ class KernelFunction(torch.autograd.Function):
         """Those of forward, from what was saved."""
         raise NotImplementedError
 
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "the kernels of fused_elbo do not run under torch.func.vmap: they take "
-            "batches [..., D] as they are; for per-example gradients pass impl='reference'"
-        )
+    vmap = staticmethod(no_vmap)

@@ -523,7 +523,6 @@ def test_a_float_standard_deviation(sigma):
         (torch.zeros(4, 3), torch.zeros(4, 2), ValueError),
         (torch.zeros(()), torch.zeros(()), ValueError),
         (torch.zeros(4, 0), torch.zeros(4, 0), ValueError),
-        (torch.zeros(4, 3), torch.zeros(4, 3, dtype=F64), TypeError),
         (torch.zeros(4, 3).long(), torch.zeros(4, 3).long(), TypeError),
     ],
 )
@@ -560,10 +559,8 @@ def test_values_are_validated(value):
             distribution.log_prob(value)
 
 
-@pytest.mark.parametrize(
-    "value", [1.0, torch.zeros(4, 3, dtype=F64), torch.zeros(4, 3).long()], ids=str
-)
-def test_values_are_tensors_of_mus_dtype(value):
+@pytest.mark.parametrize("value", [1.0, torch.zeros(4, 3).long()], ids=str)
+def test_values_are_floating_tensors(value):
     q = DiagonalNormal(torch.zeros(4, 3), torch.zeros(4, 3))
     with pytest.raises(TypeError, match="value"):
         q.log_prob(value)
