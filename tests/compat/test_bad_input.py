@@ -150,5 +150,16 @@ def test_other_bad_arguments():
     independent = torch.distributions.Independent(standard, 1)
     with pytest.raises(TypeError, match=r"p must be a torch\.distributions\.Normal, got Ind"):
         compat.bolts_vae_loss(recon, x, independent, standard)
+    with pytest.raises(ValueError, match="qz_v goes with a tensor, but qz_m is a Normal"):
+        compat.scvi_kl_local(standard, torch.ones(4, 2))
+    with pytest.raises(TypeError, match="qz_v, the variance, is needed"):
+        compat.scvi_kl_local(mu)
+    with pytest.raises(ValueError, match=r"recon_x \[B, K, P\].*recon_x \(4, 6\)"):
+        compat.pythae_iwae_loss(recon, x, mu, logvar, mu)
+    samples = recon.unsqueeze(1), x, *(mu.unsqueeze(1),) * 3
+    with pytest.raises(ValueError, match="reconstruction_loss must be one of"):
+        compat.pythae_iwae_loss(*samples, reconstruction_loss="l1")
+    with pytest.raises(RuntimeError, match="between 0 and 1"):
+        compat.pythae_iwae_loss(samples[0] - 2, *samples[1:], reconstruction_loss="bce")
     with pytest.raises(ValueError, match="impl must be one of"):
         compat.mse_loss(recon, x, impl="cuda")
