@@ -192,7 +192,8 @@ def pythae_iwae_loss(
 
     with the normalised weights detached. Its gradient is that of IWAE's bound. Its value is **no
     bound**: minus it is above IWAE's where the weights differ, and may be above log p(x).
-    :func:`fused_elbo.iwae_loss` has the bound. R is that of :func:`pythae_vae_loss`. Equivalent PyTorch::
+    :func:`fused_elbo.iwae_loss` has the bound. R is that of :func:`pythae_vae_loss`. Equivalent
+    PyTorch::
 
         recon = 0.5 * ((recon_x - x.flatten(1).unsqueeze(1)) ** 2).sum(-1)
         kld = (Normal(mu, (0.5 * log_var).exp()).log_prob(z) - Normal(0, 1).log_prob(z)).sum(-1)
