@@ -193,6 +193,9 @@ class DiagonalNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log N(value; mu, diag exp logvar), [...], in nats; ``value`` in the dtype of ``mu``."""
         validate.tensors(value=value, mu=self.mu)
+        broadcasts = value.dim() == 0 or value.shape[-1] == 1 != self.event_shape[0]
+        if broadcasts:  # as Independent(Normal) does
+            value = value.expand(value.shape[:-1] + self.event_shape)
         if self._validate_args and value.numel() > 0:
             self._validate_sample(value)
         shape = draw = None

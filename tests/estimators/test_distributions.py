@@ -108,6 +108,13 @@ class TestAgainstIndependentNormal:
         same = value.detach().cpu().requires_grad_()
         compare(q.log_prob(value), p.log_prob(same), [*inputs, value], [*exact, same], dtype)
 
+    @pytest.mark.parametrize("shape", [(), (1,), (2, 1, 1, 1)], ids=str)
+    def test_log_prob_of_one_number_for_all_dimensions(self, shapes, dtype, impl, device, shape):
+        inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
+        (value,) = leaves([shape], dtype, device, seed=1)
+        same = value.detach().cpu().requires_grad_()
+        compare(q.log_prob(value), p.log_prob(same), [*inputs, value], [*exact, same], dtype)
+
     @pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES, ids=str)
     def test_rsample_and_log_prob_of_it(self, shapes, dtype, impl, device, sample_shape):
         """By the noise that it drew: sample, density, and the gradients of both, jointly."""
