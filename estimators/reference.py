@@ -134,19 +134,22 @@ class LogRatio(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *operands, ctx.gradient, ctx.flat = inputs
-        ctx.save_for_backward(*operands, output[0])
+        ctx.save_for_backward(*operands)  # not z, which is the caller's to write to
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dz, dlog_ratio):
-        eps, mu, logvar, prior_mu, prior_logvar, z = ctx.saved_tensors
+        eps, mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
         std, prior_gradients = torch.exp(0.5 * logvar), (None, None)
         at_z = dz
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
             if not ctx.flat:
-                u = in_units_of_prior(z, prior_mu, prior_logvar)
-                root = 1.0 if prior_logvar is None else torch.exp(-0.5 * prior_logvar)
+                root, ratio = 1.0, std
+                if prior_logvar is not None:
+                    root = torch.exp(-0.5 * prior_logvar)
+                    ratio = torch.exp(0.5 * (logvar - prior_logvar))
+                u = torch.addcmul(in_units_of_prior(mu, prior_mu, prior_logvar), ratio, eps)
                 at_z = -dlr * root * u if dz is None else torch.addcmul(dz, dlr * root, u, value=-1)
                 prior_gradients = prior_gradients_of(dlr, u, root, ctx.needs_input_grad[3:5])
             if ctx.gradient != "total":
