@@ -3,7 +3,7 @@
 ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``, and the like.
 """
 
-from .estimators.compat.beta import effective_beta
+from .estimators.compat.beta import effective_beta, effective_beta_of
 from .estimators.compat.nn_functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -28,6 +28,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "bolts_vae_loss",
     "effective_beta",
+    "effective_beta_of",
     "gaussian_nll_loss",
     "mse_loss",
     "pythae_beta_vae_loss",

@@ -9,7 +9,6 @@ the parameters of p, phi those of q.
 """
 
 import inspect
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Generator, Tensor
 
 from . import dispatch, textbook, validate
 from . import sampling as samplers
+from .diagnostics import kl_per_dimension
 from .dispatch import Implementation
 from .functional import Gradient, gaussian_kl, gaussian_log_prob, importance_weights
 from .reference import accumulate, scalar
@@ -112,9 +112,7 @@ class Draws:
 
     def kl_per_dimension(self) -> Tensor:
         """The same before its sum: [..., D]."""
-        mu, logvar = self.mu.unsqueeze(-1), self.logvar.unsqueeze(-1)
-        prior = (None if p is None else p.unsqueeze(-1) for p in self.prior)
-        return gaussian_kl(mu, logvar, *prior, impl=self.impl)
+        return kl_per_dimension(self.mu, self.logvar, *self.prior, impl=self.impl)
 
     def log_target(self, z: Tensor) -> Tensor:
         """log p(x|z) or log p(x, z), whichever was given, checked."""
@@ -353,32 +351,56 @@ def jackknife(draws, *, order=1):
     """IWAE with its bias of order 1/K ... 1/K^m removed (Nowozin 2018, eq. 9 and 10).
 
     To evaluate log p(x): bias O(K^-(m+1)) for an m-fold jackknife, and more variance. No bound.
+    Order 1 costs O(K), as sums of all weights but one; order m K (K - 1) ... (K - m + 1) sums, of
+    which MAX_SUMS are allowed: K = 316 for order 2, 47 for order 3.
     """
     samples = draws.num_samples
     order = validate.count("order", order, least=0)
     if order >= samples:
         raise ValueError(f"order must be less than num_samples = {samples}, got {order}")
-    if math.comb(samples, order) > MAX_SUBSETS:
+    if math.perm(samples, order) > MAX_SUMS:
         raise ValueError(
-            f"order {order} with {samples} samples needs {math.comb(samples, order)} subsets, "
-            f"more than {MAX_SUBSETS}"
+            f"order {order} with {samples} samples needs {math.perm(samples, order)} sums of "
+            f"weights an example, more than {MAX_SUMS}: take fewer samples, or a lower order"
         )
     log_weights = draws.log_weights()
-    value, surrogate = 0.0, 0.0
-    for left_out in range(order + 1):
-        sign, size = (-1) ** left_out, samples - left_out
-        scale = size**order / (math.factorial(order - left_out) * math.factorial(left_out))
-        subsets = list(itertools.combinations(range(samples), size))
-        index = torch.tensor(subsets, device=log_weights.device).T  # [size, subsets]
-        chosen = log_weights[index]  # [size, subsets, ...]
-        bounds, weights = draws.weigh(chosen)
-        value = value + sign * scale * bounds.mean(0)
-        surrogate = surrogate + sign * scale * weighted_sum(weights, chosen).mean(0)
+    # In float64: the coefficients, up to K^m / m!, multiply rounding errors.
+    leaf = log_weights.detach().double().requires_grad_()
+    with torch.enable_grad():
+        value: Any = 0.0
+        for left_out in range(order + 1):
+            size = samples - left_out
+            scale = size**order / (math.factorial(order - left_out) * math.factorial(left_out))
+            bounds = log_sums_without(leaf, left_out) - math.log(size)
+            value = value + (-1) ** left_out * scale * bounds.mean(0)
+        (shares,) = torch.autograd.grad(value.sum(), leaf)
+    weights = torch.where(leaf == -torch.inf, 0.0, shares).to(log_weights.dtype)
     impossible = log_weights.detach().max(0).values == -torch.inf
-    return log_weights, surrogate, torch.where(impossible, -torch.inf, value)
+    value = torch.where(impossible, -torch.inf, value).to(log_weights.dtype)
+    return log_weights, weighted_sum(weights, log_weights), value
 
 
-MAX_SUBSETS = 10_000
+MAX_SUMS = 100_000
+
+
+def log_sums_without(log_weights, count):
+    """log of the sum of all but ``count`` weights [K, ...], in all orders of leaving out: [n, ...].
+
+    From sums of what comes before and after a weight: no difference cancels, as S - w_k does
+    where w_k is nearly all of S.
+    """
+    if count == 0:
+        return torch.logsumexp(log_weights, 0, keepdim=True)
+    for _ in range(count - 1):  # a new second dimension says which was left out
+        first = torch.arange(len(log_weights) - 1, device=log_weights.device).unsqueeze(1)
+        left_out = torch.arange(len(log_weights), device=log_weights.device)
+        log_weights = log_weights[first + (first >= left_out)]
+    none = torch.full_like(log_weights[:1], -torch.inf)
+    before = torch.cat([none, torch.logcumsumexp(log_weights[:-1], 0)])
+    after = torch.cat([torch.logcumsumexp(log_weights[1:].flip(0), 0).flip(0), none])
+    return torch.logaddexp(before, after).flatten(0, count - 1)
+
+
 # Leave-one-out baselines, and the second reparameterisation, which moves one sample while the
 # others stay, hold for independent samples only.
 INDEPENDENT_ONLY = ("reinforce", "vimco", "dreg")

@@ -1,4 +1,9 @@
-"""What the weights and the posteriors of a pass say of its quality."""
+"""What weights, posteriors and gradients say of the quality of an estimate."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,7 +11,7 @@ from torch import Tensor
 from . import validate
 from .dispatch import Implementation
 from .functional import gaussian_kl
-from .reference import effective_size, normalised
+from .reference import effective_size, in_units_of_prior, normalised
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -20,54 +25,221 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return effective_size(normalised(log_weights))
 
 
+HAS_ARVIZ = importlib.util.find_spec("arviz_stats") is not None
+
+
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """The shape k of the generalised Pareto tail of the weights [K, ...]: [...].
+    """The shape k of the generalised Pareto tail of the weights [K, ...]: [...], by arviz-stats.
 
     Under 0.5 the weights have a finite variance, over 0.7 importance sampling with them is not
-    to be trusted at any practical K. Fitted to the largest min(K / 5, 3 sqrt K) weights, by the
-    posterior mean of Zhang & Stephens (2009) with the weak prior of PSIS. NaN where the tail is
-    shorter than 5, so K < 25, or a quarter of it equals its threshold, as with equal weights.
+    to be trusted at any practical K. Infinite where a few weights are all of the sum, in float64;
+    NaN where no tail can be fitted: K < 25, or weights that are equal, infinite or NaN.
     Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024.
+
+    Raises RuntimeError without arviz-stats, which is for Python 3.11 and newer.
     """
-    samples = log_weights.shape[0]
-    tail = min(samples // 5, int(3 * samples**0.5)) if samples >= 25 else 0
-    if tail < 5:
-        return log_weights.new_full(log_weights.shape[1:], torch.nan)
-    ordered = (log_weights - log_weights.max(0).values).double().sort(0).values
-    cutoff = ordered[-tail - 1].exp()
-    return _fit_generalised_pareto(ordered[-tail:].exp() - cutoff).to(log_weights.dtype)
+    return pareto_smoothed(log_weights)[1]
 
 
-def _fit_generalised_pareto(excess):
-    """k of sorted excesses [n, ...] over a threshold."""
-    n = excess.shape[0]
-    points = 30 + int(n**0.5)
-    quartile = excess[int(n / 4 + 0.5) - 1]
-    index = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device)
-    index = index.view(-1, *(1,) * (excess.dim() - 1))
-    theta = 1 / excess[-1] + (1 - (points / (index - 0.5)).sqrt()) / (3 * quartile)
-    k = torch.log1p(-theta.unsqueeze(1) * excess).mean(1)  # [points, ...]
-    profile = n * (torch.log(-theta / k) - k - 1)
-    weights = torch.softmax(profile, 0)
-    theta = (weights * theta).sum(0)
-    k = torch.log1p(-theta * excess).mean(0)
-    return (n * k + 5) / (n + 10)  # as of ten more observations with k = 0.5
+def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of the mean of the Pareto-smoothed weights, k) of log weights [K, ...]: [...] each.
+
+    The largest min(K / 5, 3 sqrt K) weights are replaced by quantiles of the Pareto tail that is
+    fitted to them: an estimate of log p(x) with less variance than log mean w, and no bound. The
+    fit is arviz-stats' (``psislw``). Where k is not finite the mean is that of the weights as they
+    are. Vehtari et al., "Pareto smoothed importance sampling", JMLR 2024.
+    """
+    if not HAS_ARVIZ:
+        raise RuntimeError(
+            "Pareto smoothing needs arviz-stats, which is not installed: pip install arviz-stats "
+            "(for Python 3.11 and newer)"
+        )
+    shape = log_weights.shape[1:]
+    columns = log_weights.detach().double().cpu().reshape(len(log_weights), math.prod(shape)).T
+    found = torch.tensor([_smoothed(c) for c in columns], dtype=torch.float64).view(-1, 2)
+    mean, k = (column.view(shape).to(log_weights) for column in found.unbind(1))
+    return mean, k
 
 
-def kl_per_dimension(mu: Tensor, logvar: Tensor, *, impl: Implementation = "auto") -> Tensor:
-    """KL(q_d || N(0, 1)) of each latent dimension, [..., D]: a collapsed one is near zero."""
-    return gaussian_kl(mu.unsqueeze(-1), logvar.unsqueeze(-1), impl=impl)
+def _smoothed(log_weights):
+    """(log mean, k) of [K]."""
+    # A second to import, for scipy's sake: only by who asks for it.
+    from arviz_stats.base import array_stats
+
+    samples = len(log_weights)
+    plain = (torch.logsumexp(log_weights, 0) - math.log(samples)).item()
+    greatest = log_weights.max()
+    if samples < 25 or not greatest.isfinite():
+        return plain, math.nan
+    tail = int(3 * samples**0.5 if samples > 225 else samples / 5)
+    ordered = (log_weights - greatest).exp().sort().values[-tail - 1 :]
+    if ordered[int(tail / 4 + 0.5)] == ordered[0] or ordered[1] == ordered[-1]:
+        # psislw would divide by 0, and answer 1/6: too far apart for float64, or too many equal.
+        return plain, math.inf if ordered[0] == 0 else math.nan
+    smoothed, k = array_stats.psislw(-log_weights.numpy())
+    # It normalises: most weights are as they were, but for the sum of the smoothed ones.
+    total = torch.nanmedian(log_weights - torch.from_numpy(smoothed))
+    return total.item() - math.log(samples), float(k)
 
 
-def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
+def kl_per_dimension(
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """KL(q_d || p_d) of each latent dimension in nats, [..., D]: a collapsed one is near zero.
+
+    Arguments as in :func:`fused_elbo.gaussian_kl`, whose value is the sum over D.
+
+    >>> kl_per_dimension(torch.tensor([1.0, 0.0]), torch.zeros(2), prior_mu=torch.ones(2))
+    tensor([0.0000, 0.5000])
+    """
+    given = mu, logvar, prior_mu, prior_logvar
+    columns: list[Any] = [t if t is None else t.unsqueeze(-1) for t in given]
+    return gaussian_kl(*columns, impl=impl)
+
+
+def active_units(
+    mu: Tensor,
+    threshold: float = 0.01,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+) -> Tensor:
     """Which latents are in use: Var over the data of E_q[z_d] > threshold, [D] of bool.
 
-    ``mu`` [N, D] over a data set. Burda et al. 2016, section 5.2.
+    ``mu`` [N, D] over a data set, in units of the prior where there is one: of (mu - prior_mu) /
+    prior_std. ``prior_mu`` and ``prior_logvar`` broadcast to ``mu``, and may be of each example, as
+    p(z|c) is; what a latent knows beyond its prior then counts. Burda et al. 2016, section 5.2,
+    for the standard normal.
 
     >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
     tensor([False,  True])
     """
-    validate.tensors(mu=mu)
+    validate.tensors(mu=mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if mu.dim() != 2 or mu.shape[0] < 2:
         raise ValueError(f"expected mu [N, D] with N >= 2, got mu {tuple(mu.shape)}")
-    return mu.var(0) > threshold
+    validate.within(mu.shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    return in_units_of_prior(mu, prior_mu, prior_logvar).var(0) > threshold
+
+
+class GradientNoise(NamedTuple):
+    """Of a parameter's gradient, over parameters, each with its standard error."""
+
+    variance: float  # the mean over parameters
+    variance_error: float
+    snr: float  # |mean| / standard deviation, the median over parameters
+    snr_error: float
+
+
+BLOCKS = 32  # of replicates: what the bootstrap draws from
+RESAMPLES = 200
+
+
+def gradient_noise(
+    loss: Callable[[], Tensor], parameters: Iterable[Tensor], num_replicates: int = 320
+) -> GradientNoise:
+    """Variance and signal-to-noise ratio of a loss's gradient, from independent replicates.
+
+    For a model of your own, what the quality suite measures of every estimator on exact ones: a
+    gradient whose SNR is under 1 is mostly noise. Give the encoder's parameters and the decoder's
+    in two calls: estimators differ in the former.
+
+    Args:
+        loss: draws anew at each call and returns a scalar of ``parameters``, as
+            ``lambda: -estimate("dreg", *encoder(x), 64, ...).surrogate.mean()`` does; of one and
+            the same x, or the variance is that of batches too.
+        parameters: those whose gradients are measured, all of them in the loss; their ``.grad``
+            stays as it is. The sums take 512 bytes a number.
+        num_replicates: how many gradients, a multiple of 32, the blocks of the standard errors'
+            bootstrap.
+
+    Returns:
+        :class:`GradientNoise`: floats. The variance is unbiased; the SNR's square is rid of what
+        the noise of the mean adds to it, and 0 where nothing is left.
+
+    Raises:
+        ValueError: no parameters, one without gradient, a loss that is no scalar, or a number of
+            replicates that is no multiple of 32.
+
+    Rainforth et al., "Tighter variational bounds are not necessarily better", ICML 2018, eq. 7.
+
+    >>> theta = torch.ones(3, requires_grad=True)
+    >>> noise = gradient_noise(lambda: (theta * (2.0 + torch.randn(3))).sum(), [theta])
+    >>> 0.5 < noise.variance < 2.0, 1.5 < noise.snr < 2.5
+    (True, True)
+    """
+    parameters = list(parameters)
+    validate.count("num_replicates", num_replicates)
+    if num_replicates % BLOCKS:
+        raise ValueError(f"num_replicates must be a multiple of {BLOCKS}, got {num_replicates}")
+    if not parameters or not all(p.requires_grad for p in parameters):
+        raise ValueError("parameters must be tensors that require gradients, at least one")
+    sums = Sums(BLOCKS)
+    for replicate in range(num_replicates):
+        value = loss()
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError("loss() must return a tensor of one number")
+        gradients = torch.autograd.grad(value, parameters)
+        flat = torch.cat([g.reshape(1, -1).cpu() for g in gradients], 1)
+        sums.add(flat, torch.tensor([replicate * BLOCKS // num_replicates]))
+    return GradientNoise(*with_error(mean_variance, sums), *with_error(signal_to_noise, sums))
+
+
+class Sums:
+    """Sums and sums of squares over the replicates of each block: [blocks, ...], float64."""
+
+    def __init__(self, blocks: int):
+        self.blocks, self.count = blocks, 0
+        self.first: Any = 0.0
+        self.second: Any = 0.0
+
+    def add(self, values, index):
+        """``values`` [R, n] of replicates whose blocks are ``index`` [R]."""
+        values = values.double()
+        empty = values.new_zeros(self.blocks, values.shape[1])
+        self.first = self.first + empty.index_add(0, index, values)
+        self.second = self.second + empty.index_add(0, index, values.square())
+        self.count += len(values)
+
+    def moments(self, shares):
+        """Mean and variance [m, n] by m weightings of the blocks, [m, blocks] with rows of sum 1.
+
+        Blocks are of one size.
+        """
+        first = shares @ self.first * (self.blocks / self.count)
+        second = shares @ self.second * (self.blocks / self.count)
+        variance = (second - first.square()).clamp(min=0.0) * self.count / (self.count - 1)
+        return first, variance
+
+
+def signal_to_noise(mean, variance, count):
+    """|mean| / std of each parameter, then the median over parameters (the last dimension).
+
+    The square of a mean of ``count`` replicates is too large by variance / count; without that
+    it may be negative, and counts as 0.
+    """
+    square = (mean.square() - variance / count).clamp(min=0.0)
+    ratio = torch.where(square > 0, square / variance, 0.0).sqrt()
+    return ratio.quantile(0.5, dim=-1)
+
+
+def mean_variance(_mean, variance, _count):
+    """The mean over parameters of the variance."""
+    return variance.mean(-1)
+
+
+def with_error(statistic, sums):
+    """A statistic of the moments, and its standard error by a bootstrap over blocks."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(sums.blocks, (RESAMPLES, sums.blocks), generator=generator)
+    shares = torch.zeros(RESAMPLES, sums.blocks, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.full(drawn.shape, 1 / sums.blocks, dtype=torch.float64)
+    )
+    even = torch.full((1, sums.blocks), 1 / sums.blocks, dtype=torch.float64)
+    value = statistic(*sums.moments(even), sums.count)
+    # One at a time: a model has more parameters than 200 copies of their moments leave room for.
+    resampled = torch.cat([statistic(*sums.moments(s), sums.count) for s in shares.split(1)])
+    return value.item(), resampled.std().item()

@@ -20,6 +20,9 @@ IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
+# Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
+SMALL = {"gaussian": 2**19, "bernoulli": 2**15}
+
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
     ops.bernoulli_nll.function: twins.bernoulli_nll,
@@ -46,14 +49,13 @@ def use_kernels(impl, *tensors, fits=True):
     >>> use_kernels("reference", torch.zeros(2))
     False
     """
+    if impl == "auto":
+        served = HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors)
+        return fits and served
     check(impl)
     if impl == "reference":
         return False
-    device = tensors[0].device
-    if impl == "auto":
-        served = HAS_TRITON if device.type == "cuda" else served_on_cpu(device, tensors)
-        return fits and served
-    insist(impl, device)
+    insist(impl, tensors[0].device)
     if not fits:
         raise RuntimeError(
             f"impl={impl!r}: no kernel serves these arguments, but those of one floating dtype and "
@@ -63,14 +65,14 @@ def use_kernels(impl, *tensors, fits=True):
     return True
 
 
-def served_on_cpu(device, tensors):
+def served_on_cpu(tensors):
     """Whether numba's kernels can do all that the reference can with these tensors.
 
     Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
     has the reference, which it can look into.
     """
     return (
-        device.type == "cpu"
+        tensors[0].is_cpu
         and HAS_NUMBA
         and not library.INTERPRETED
         and not torch.compiler.is_compiling()
@@ -100,17 +102,23 @@ def insist(impl, device):
         )
 
 
-def left_to_torch(impl, tensor):
-    """Whether torch's own squared error or cross-entropy of logits is the choice.
+def left_to_torch(impl, tensor, likelihood):
+    """Whether torch's own loss is the choice: on CPUs, up to so many elements.
 
-    On CPUs they run at the speed of memory, in 0.5 to 0.8 of the time of a kernel and its row sums.
+    Its squared error and its cross-entropy of logits are one call each, at the speed of memory.
     """
-    return impl == "auto" and tensor.device.type == "cpu"
+    return impl == "auto" and tensor.is_cpu and tensor.numel() < SMALL.get(likelihood, 0)
 
 
 def is_numba(tensor):
     """Whether its kernels, if they run, are numba's: to look at a result makes nobody wait."""
-    return library.backend(tensor.device) == "numba"
+    return library.backend(tensor) == "numba"
+
+
+def noise_is_kept(mu, logvar):
+    """Whether backward reads the noise of one sample: on a CPU to draw it again takes longer."""
+    wanted = torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad)
+    return wanted and is_numba(mu)
 
 
 def where_it_fits(impl, fits):
@@ -141,7 +149,9 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
     if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    z = ops.rsample(*rows(shape, mu, logvar), seed, num_samples or 1)
+    samples = num_samples or 1
+    keep_noise = samples == 1 and noise_is_kept(mu, logvar)
+    z = ops.rsample(*rows(shape, mu, logvar), seed, samples, keep_noise)
     return z.view(shape if num_samples is None else (num_samples, *shape))
 
 
@@ -153,7 +163,7 @@ def sampler(mu, samples, shape, *, impl):
 
         def draw_again(mu, logvar):
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples).view(shape)
+            return ops.rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
@@ -171,7 +181,8 @@ def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, generator, impl):
     if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    z, kl = ops.rsample_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)), seed)
+    q = rows(shape, mu, logvar, *both(prior_mu, prior_logvar))
+    z, kl = ops.rsample_kl(*q, seed, noise_is_kept(mu, logvar))
     return view(z, shape), view(kl, shape[:-1])
 
 
@@ -227,8 +238,7 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
     """
     x = floating(x, recon)
     sigma = tensor_or_none(recon_logvar)
-    plain = likelihood == "bernoulli" or (likelihood == "gaussian" and sigma is None)
-    fits = not (plain and left_to_torch(impl, recon))
+    fits = sigma is not None or not left_to_torch(impl, recon, likelihood)
     if not use_kernels(impl, recon, x, sigma, fits=fits):
         by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
         options = (recon_logvar,) if likelihood == "gaussian" else ()
@@ -242,12 +252,11 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
-    x = floating(x, recon)
     tensors = recon, x, tensor_or_none(recon_logvar), kl, tensor_or_none(beta)
     if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-        operands = likelihood_rows(recon, x, recon_logvar)
+        operands = likelihood_rows(recon, floating(x, recon), recon_logvar)
         options = {"likelihood": likelihood, "scale": scale}
         if not isinstance(beta, Tensor):
             return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
@@ -337,6 +346,8 @@ def tensor_or_none(value):
 
 def example_rows(recon, x):
     """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
+    if x.dim() == 2 and recon.shape == x.shape:
+        return recon, x
     x = x.flatten(1)
     return view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
@@ -364,9 +375,15 @@ def likelihood_rows(recon, x, recon_logvar):
 
 def rows(shape, *tensors):
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
+    for tensor in tensors:
+        # Lengths first: as in validate.broadcast.
+        if tensor is not None and (tensor.dim() != len(shape) or tensor.shape != shape):
+            break
+    else:
+        if len(shape) == 2:
+            return tensors
     flat = (math.prod(shape[:-1]), shape[-1])
     wide = (
-        # Lengths first: as in validate.broadcast.
         t if t is None or (t.dim() == len(shape) and t.shape == shape) else t.expand(shape)
         for t in tensors
     )

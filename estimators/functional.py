@@ -201,6 +201,10 @@ def rsample_log_ratio(
 ) -> tuple[Tensor, Tensor]:
     r"""K reparameterised samples and log p(z) - log q(z|x) of each, in one pass.
 
+    ``gradient`` must fit the bound that trains q: ``"total"`` fits all, ``"path"`` the ELBO alone,
+    ``"dreg"`` IWAE's bound alone. :func:`iwae_loss` refuses a log ratio that does not fit, but sees
+    only one that comes as it is returned here: what you compute from it has no such check.
+
     .. math:: z_k = \mu + e^{\ell / 2} \odot \epsilon_k, \qquad
               \log p(z_k) - \log q(z_k \mid x)
               = \tfrac12 \sum_d \big[\epsilon_{kd}^2 - (z_{kd} - m_d)^2 e^{-s_d} + \ell_d - s_d\big]
@@ -219,9 +223,10 @@ def rsample_log_ratio(
         prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
         gradient: what reaches mu and logvar. ``"total"``: the gradient of the values.
             ``"path"``: what flows through z alone, the score of q left out (Roeder et al.
-            2017, "sticking the landing"). ``"dreg"``: that of ``"path"`` and of z, multiplied
-            by the normalised importance weight once more (Tucker et al. 2019): the right
-            gradient of :func:`iwae_loss` with ``alpha=0``, with less variance. It reads the
+            2017, "sticking the landing"): right for a mean over log weights, so for
+            :func:`iwae_loss` with ``alpha=1``, or one sample. ``"dreg"``: that of ``"path"`` and
+            of z, multiplied by the normalised importance weight once more (Tucker et al. 2019):
+            right for :func:`iwae_loss` with ``alpha=0``, with less variance. It reads the
             weights off the gradient that reaches the log ratio, so the loss must use the log
             ratio, and that gradient must be a multiple of the weights. The prior's and the
             decoder's gradients are the same for all three.
@@ -247,7 +252,7 @@ def rsample_log_ratio(
     """
     q = mu, logvar, prior_mu, prior_logvar
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
-    return dispatch.rsample_log_ratio(
+    z, log_ratio = dispatch.rsample_log_ratio(
         shape,
         *q,
         num_samples,
@@ -256,6 +261,19 @@ def rsample_log_ratio(
         generator=generator,
         impl=impl,
     )
+    log_ratio.gradient_of_q = gradient  # type: ignore[attr-defined]  # for check_gradient
+    return z, log_ratio
+
+
+def check_gradient(gradient, alpha, num_samples):
+    """Whether ``gradient`` is that of the bound of order ``alpha``: of one sample all are."""
+    alone = {"path": 1, "dreg": 0}.get(gradient, alpha)
+    if alpha != alone and num_samples > 1:
+        right = {0: "'dreg' or 'total'", 1: "'path' or 'total'"}.get(alpha, "'total'")
+        raise ValueError(
+            f"gradient={gradient!r} is biased at alpha={alpha} with {num_samples} samples, it "
+            f"needs alpha={alone}; for this alpha draw with gradient={right}"
+        )
 
 
 def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
@@ -365,6 +383,9 @@ def importance_weights(
     log_weights: Tensor, alpha: float = 0.0, *, impl: Implementation = "auto"
 ) -> ImportanceWeights:
     r"""The importance-weighted bound of K log weights, in nats, and the normalised weights.
+
+    Not checked here: log weights made of a log ratio that :func:`rsample_log_ratio` returned for
+    ``gradient="dreg"`` need alpha = 0, for ``"path"`` alpha = 1; else q's gradient is biased.
 
     .. math:: \tfrac1a \log \tfrac1K \sum_k w_k^a, \qquad
               v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad

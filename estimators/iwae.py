@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import dispatch, noise, validate
 from .dispatch import Implementation
-from .functional import Gradient, check_samples
+from .functional import Gradient, check_gradient, check_samples
 from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
 
 
@@ -36,6 +36,9 @@ def iwae_loss(
 ) -> Any:  # Tensor, or IWAEParts with return_parts=True
     r"""The loss of an importance-weighted autoencoder: minus its bound of log p(x), in nats.
 
+    A ``log_ratio`` whose ``gradient`` would be biased at this alpha is an error, if it comes as
+    :func:`rsample_log_ratio` returned it; after arithmetic or indexing that cannot be seen.
+
     .. math:: -\frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}, \qquad
               \log w_k = \log p(x \mid z_k) + \log p(z_k) - \log q(z_k \mid x)
 
@@ -56,10 +59,11 @@ def iwae_loss(
             ``"bernoulli"``, means for ``"gaussian"``.
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
-            Its ``gradient`` decides which estimator trains q; ``"dreg"`` is for alpha = 0.
+            Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
+            alpha = 0, ``"path"`` for alpha = 1.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
-        alpha: the order of Renyi's bound; with ``gradient="dreg"`` 0 only.
+        alpha: the order of Renyi's bound.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, log_weights, weights, ess)``, a named tuple, all but the
             loss detached, ``[K, B]``, ``[K, B]`` and ``[B]``.
@@ -72,7 +76,8 @@ def iwae_loss(
 
     Raises:
         ValueError: shapes that do not fit; an unknown ``likelihood``, ``reduction`` or
-            ``impl``; ``recon_logvar`` with Bernoulli; an ``alpha`` that is not finite.
+            ``impl``; ``recon_logvar`` with Bernoulli; an ``alpha`` that is not finite, or for
+            which the log ratio's ``gradient`` is biased.
         TypeError, RuntimeError: as :func:`gaussian_log_prob`.
 
     Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, eq. 8; Li &
@@ -84,6 +89,7 @@ def iwae_loss(
     """
     alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, recon_logvar)
+    check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
     nll = dispatch.negative_log_likelihood(
         shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl
     )
@@ -146,7 +152,8 @@ def chunked_iwae_loss(
 
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`rsample_log_ratio` and
-            :func:`iwae_loss`; also ``gradient="dreg"`` with ``alpha`` other than 0.
+            :func:`iwae_loss`; with K > 1 ``gradient="dreg"`` needs ``alpha=0``, and ``"path"``
+            ``alpha=1``.
 
     Chen et al., "Training deep nets with sublinear memory cost", 2016 (recomputation).
 
@@ -168,8 +175,7 @@ def chunked_iwae_loss(
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
     if antithetic and chunk_size % 2 and chunk_size < num_samples:
         raise ValueError(f"antithetic sampling needs an even chunk_size, got {chunk_size}")
-    if gradient == "dreg" and alpha != 0:
-        raise ValueError(f"gradient='dreg' needs alpha=0, got {alpha}")
+    check_gradient(gradient, alpha, num_samples)
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     seed = noise.draw_seed(mu.device, generator)
 
@@ -236,7 +242,7 @@ def check_samples_of(name, recon, x, log_ratio, recon_logvar):
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
-    validate.dense("x", x, validate.DTYPES + validate.INTEGERS)
+    validate.dense("x", x, validate.OF_DATA)
     fits = recon.dim() > 1 and recon.shape[1:] == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:
         shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})

@@ -105,11 +105,13 @@ def chi_square_divergence(p: Gaussian, q: Gaussian) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearGaussianModel:
-    """p(z) = N(0, I), p(x|z) = N(W z + b, sigma^2 I): factor analysis with one noise variance.
+    """p(z) = N(m, S), p(x|z) = N(W z + b, diag sigma^2): factor analysis, with any prior.
 
-    ``weight`` W [P, D], ``bias`` b [P], ``noise_variance`` sigma^2. Examples x [B, P]; every
-    result is one number an example. Tipping & Bishop, "Probabilistic principal component
-    analysis", JRSS B 1999; Lucas et al., "Don't blame the ELBO!", NeurIPS 2019.
+    ``weight`` W [P, D], ``bias`` b [P], ``noise_variance`` sigma^2: one number, or one a
+    measurement [P]. ``prior`` is a :class:`Gaussian` of D dimensions, or the number S / I of
+    N(0, S). Examples x [B, P]; every result is one number an example. Bishop, "Pattern
+    Recognition and Machine Learning", 2006, section 2.3.3; Tipping & Bishop, "Probabilistic
+    principal component analysis", JRSS B 1999; Lucas et al., "Don't blame the ELBO!", NeurIPS 2019.
 
     >>> model = LinearGaussianModel(torch.ones(3, 1), torch.zeros(3), 0.5)
     >>> model.log_evidence(torch.zeros(2, 3)).shape
@@ -119,36 +121,71 @@ class LinearGaussianModel:
     weight: Tensor
     bias: Tensor
     noise_variance: float | Tensor
+    prior: float | Gaussian = 1.0
+
+    def __post_init__(self):
+        pixels, latents = self.weight.shape[-2:]
+        noise = self.noise_variance
+        if isinstance(noise, Tensor) and noise.shape not in ((), (1,), (pixels,)):
+            raise ValueError(f"expected noise_variance [] or [{pixels}], got {tuple(noise.shape)}")
+        if isinstance(self.prior, Gaussian):
+            shapes = tuple(self.prior.mean.shape), tuple(self.prior.covariance.shape)
+            if shapes != ((latents,), (latents, latents)):
+                raise ValueError(
+                    f"expected a prior of mean [{latents}] and covariance [{latents}, {latents}], "
+                    f"got {shapes[0]} and {shapes[1]}"
+                )
+
+    def _noise(self) -> Tensor:
+        """sigma^2, [] or [P]."""
+        return torch.as_tensor(self.noise_variance, dtype=self.weight.dtype)
+
+    def full_prior(self) -> Gaussian:
+        """p(z) = N(m, S)."""
+        if isinstance(self.prior, Gaussian):
+            return self.prior
+        zero = self.weight.new_zeros(self.weight.shape[-1])
+        return Gaussian(zero, self.prior * torch.diag_embed(torch.ones_like(zero)))
+
+    def _information(self) -> Tensor:
+        """What an example says of z: W' diag(1 / sigma^2) W [D, D]; it is the same for every x."""
+        return (self.weight.mT / self._noise()) @ self.weight
 
     def _precision(self) -> Tensor:
-        """The posterior's: I + W' W / sigma^2 [D, D]; it is the same for every x."""
-        eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
-        return eye + self.weight.mT @ self.weight / self.noise_variance
+        """The posterior's: S^-1 + W' diag(1 / sigma^2) W [D, D]."""
+        return torch.linalg.inv(self.full_prior().covariance) + self._information()
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), with ``z`` [..., B, D]: [..., B]."""
-        variance = torch.as_tensor(self.noise_variance, dtype=x.dtype)
-        return textbook.gaussian_log_prob(x, z @ self.weight.mT + self.bias, variance.log())
+        logvar = self._noise().to(x.dtype).log()
+        return textbook.gaussian_log_prob(x, z @ self.weight.mT + self.bias, logvar)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), with ``z`` [..., D]: [...]."""
+        if isinstance(self.prior, Gaussian):
+            return gaussian_log_prob(z, self.prior)
+        return textbook.gaussian_log_prob(z, torch.zeros_like(z), _log(self.prior, z))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z): [..., B]."""
-        zero = torch.zeros_like(z)
-        return self.log_likelihood(x, z) + textbook.gaussian_log_prob(z, zero, zero)
+        return self.log_likelihood(x, z) + self.log_prior(z)
 
     def evidence(self) -> Gaussian:
-        """p(x) = N(b, W W' + sigma^2 I) (Tipping & Bishop, eq. 4)."""
-        eye = torch.eye(self.weight.shape[0], dtype=self.weight.dtype, device=self.weight.device)
-        covariance = self.weight @ self.weight.mT + self.noise_variance * eye
-        return Gaussian(self.bias, covariance)
+        """p(x) = N(W m + b, W S W' + diag sigma^2) (Bishop, eq. 2.115)."""
+        prior = self.full_prior()
+        covariance = self.weight @ prior.covariance @ self.weight.mT
+        noise = torch.diag_embed(self._noise().to(covariance.device).expand(len(covariance)))
+        return Gaussian(prior.mean @ self.weight.mT + self.bias, covariance + noise)
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x) of each example."""
         return gaussian_log_prob(x, self.evidence())
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """p(z|x) = N(M^-1 W' (x - b) / sigma^2, M^-1), M = I + W' W / sigma^2."""
-        covariance = torch.linalg.inv(self._precision())
-        mean = (x - self.bias) @ self.weight @ covariance / self.noise_variance
+        """p(z|x) = N(C (W' diag(1 / sigma^2) (x - b) + S^-1 m), C), C the precision's inverse."""
+        prior, covariance = self.full_prior(), torch.linalg.inv(self._precision())
+        seen = ((x - self.bias) / self._noise()) @ self.weight
+        mean = (seen + torch.linalg.solve(prior.covariance, prior.mean)) @ covariance
         return Gaussian(mean, covariance.expand(*mean.shape[:-1], -1, -1))
 
     def optimal_diagonal(self, x: Tensor) -> DiagonalGaussian:
@@ -156,14 +193,31 @@ class LinearGaussianModel:
         mean = self.posterior(x).mean
         return DiagonalGaussian(mean, -self._precision().diagonal().log().expand_as(mean))
 
-    def elbo(self, x: Tensor, q: DiagonalGaussian) -> Tensor:
-        """The exact ELBO of a diagonal q, no sampling: E_q[log p(x|z)] - KL(q || N(0, I)).
+    def mean_field_gap(self) -> Tensor:
+        """log p(x) - ELBO at that q, of any x: 1/2 (sum_d log M_dd - log |M|), M the precision."""
+        precision = self._precision()
+        return 0.5 * (precision.diagonal().log().sum() - log_det(precision))
 
-        E_q[log p(x|z)] = log N(x; W mu + b, sigma^2 I) - sum_d exp(logvar_d) |W_d|^2 / (2 sigma^2).
+    def elbo(self, x: Tensor, q: DiagonalGaussian | Gaussian) -> Tensor:
+        """The exact ELBO of q, no sampling: E_q[log p(x|z)] - KL(q || p), Q the covariance of q.
+
+        E_q[log p(x|z)] = log N(x; W mu + b, diag sigma^2) - 1/2 tr(Q W' diag(1 / sigma^2) W).
         """
-        spread = (q.logvar.exp() * self.weight.square().sum(0)).sum(-1)
-        expected = self.log_likelihood(x, q.mu) - 0.5 * spread / self.noise_variance
-        return expected - textbook.gaussian_kl(q.mu, q.logvar)
+        information = self._information()
+        if isinstance(q, Gaussian):
+            spread = (q.covariance * information).sum((-2, -1))
+            return (
+                self.log_likelihood(x, q.mean) - 0.5 * spread - kl_divergence(q, self.full_prior())
+            )
+        expected = self.log_likelihood(x, q.mu) - 0.5 * q.logvar.exp() @ information.diagonal()
+        if isinstance(self.prior, Gaussian):
+            return expected - kl_divergence(as_full(q), self.prior)
+        zero = torch.zeros_like(q.mu)
+        return expected - textbook.gaussian_kl(*q, zero, _log(self.prior, zero))
+
+
+def _log(value, like):
+    return torch.as_tensor(value, dtype=like.dtype).log()
 
 
 def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:
@@ -190,11 +244,13 @@ def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:
 
 @dataclass(frozen=True)
 class BayesianLinearRegression:
-    """y ~ N(X w, sigma^2 I), w ~ N(0, tau^2 I): all weights, the intercept too, are latent.
+    """y ~ N(X w, diag sigma^2), w ~ N(m, S): all weights, the intercept too, are latent.
 
     ``design`` X [N, D] (with a column of ones for an intercept), ``targets`` y [N],
-    ``noise_variance`` sigma^2, ``prior_variance`` tau^2. One data set is one example: results
-    are scalars. Bishop, "Pattern Recognition and Machine Learning", 2006, sections 3.3, 3.5.
+    ``noise_variance`` sigma^2: one number, or one a target [N]; ``prior`` a :class:`Gaussian`, or
+    the number tau^2 of N(0, tau^2 I). The linear-Gaussian model of one example, the data set, and
+    so results are scalars. Bishop, "Pattern Recognition and Machine Learning", 2006, sections
+    3.3, 3.5.
 
     >>> model = BayesianLinearRegression(torch.ones(3, 1), torch.ones(3), 1.0, 1.0)
     >>> model.log_evidence() >= model.elbo(model.optimal_diagonal())
@@ -203,35 +259,28 @@ class BayesianLinearRegression:
 
     design: Tensor
     targets: Tensor
-    noise_variance: float
-    prior_variance: float
+    noise_variance: float | Tensor
+    prior: float | Gaussian
 
-    def _precision(self) -> Tensor:
-        """The posterior's: X' X / sigma^2 + I / tau^2 [D, D] (Bishop, eq. 3.54)."""
-        eye = torch.eye(self.design.shape[1], dtype=self.design.dtype, device=self.design.device)
-        return self.design.mT @ self.design / self.noise_variance + eye / self.prior_variance
-
-    def _log(self, value: float) -> Tensor:
-        return torch.tensor(value, dtype=self.design.dtype).log()
+    def model(self) -> LinearGaussianModel:
+        """The same, as p(x|z) with x the targets and z the weights."""
+        zero = torch.zeros_like(self.targets)
+        return LinearGaussianModel(self.design, zero, self.noise_variance, self.prior)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
         """log p(y|w), ``w`` [..., D]: [...]."""
-        fitted = w @ self.design.mT
-        return textbook.gaussian_log_prob(self.targets, fitted, self._log(self.noise_variance))
+        return self.model().log_likelihood(self.targets, w)
 
     def log_joint(self, w: Tensor) -> Tensor:
         """log p(y, w): [...]."""
-        zero, logvar = torch.zeros_like(w), self._log(self.prior_variance)
-        return self.log_likelihood(w) + textbook.gaussian_log_prob(w, zero, logvar)
+        return self.model().log_joint(self.targets, w)
 
     def posterior(self) -> Gaussian:
-        """p(w|y) = N(L^-1 X' y / sigma^2, L^-1) with the precision L."""
-        covariance = torch.linalg.inv(self._precision())
-        mean = covariance @ (self.design.mT @ self.targets) / self.noise_variance
-        return Gaussian(mean, covariance)
+        """p(w|y) = N(C (X' diag(1 / sigma^2) y + S^-1 m), C) (Bishop, eq. 3.49 to 3.54)."""
+        return self.model().posterior(self.targets)
 
     def log_evidence(self) -> Tensor:
-        """log p(y) = log N(y; 0, sigma^2 I + tau^2 X X'), through the D x D posterior.
+        """log p(y) = log N(y; X m, diag sigma^2 + X S X'), through the D x D posterior.
 
         Bayes' rule at the posterior's mean m: log p(y, m) - log p(m|y).
         """
@@ -239,17 +288,13 @@ class BayesianLinearRegression:
         return self.log_joint(posterior.mean) - gaussian_log_prob(posterior.mean, posterior)
 
     def optimal_diagonal(self) -> DiagonalGaussian:
-        """The diagonal q with the greatest ELBO: the posterior's mean, variances 1 / L_dd."""
-        return DiagonalGaussian(self.posterior().mean, -self._precision().diagonal().log())
+        """The diagonal q with the greatest ELBO: :meth:`LinearGaussianModel.optimal_diagonal`."""
+        return self.model().optimal_diagonal(self.targets)
 
     def mean_field_gap(self) -> Tensor:
-        """log p(y) - ELBO at that q: 1/2 (sum_d log L_dd - log |L|)."""
-        precision = self._precision()
-        return 0.5 * (precision.diagonal().log().sum() - log_det(precision))
+        """log p(y) - ELBO at that q: :meth:`LinearGaussianModel.mean_field_gap`."""
+        return self.model().mean_field_gap()
 
-    def elbo(self, q: DiagonalGaussian) -> Tensor:
-        """The exact ELBO of a diagonal q, no sampling: E_q[log p(y|w)] - KL(q || prior)."""
-        spread = (q.logvar.exp() * self.design.square().sum(0)).sum(-1)
-        expected = self.log_likelihood(q.mu) - 0.5 * spread / self.noise_variance
-        zero, logvar = torch.zeros_like(q.mu), self._log(self.prior_variance)
-        return expected - textbook.gaussian_kl(q.mu, q.logvar, zero, logvar)
+    def elbo(self, q: DiagonalGaussian | Gaussian) -> Tensor:
+        """The exact ELBO of q, no sampling: E_q[log p(y|w)] - KL(q || prior)."""
+        return self.model().elbo(self.targets, q)

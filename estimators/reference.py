@@ -19,7 +19,7 @@ def accumulate(*tensors):
     """The tensors in the dtype that sums are accumulated in; None stays None."""
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
     dtype = torch.float64 if wide else torch.float32
-    return [None if t is None else t.to(dtype) for t in tensors]
+    return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
 def scalar(number, like):
@@ -240,6 +240,11 @@ def normalised(log_weights):
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
 
 
+def expanded(x, recon):
+    """x for every sample of recon; torch's losses warn of other shapes."""
+    return x if x.dim() == recon.dim() else x.expand_as(recon)
+
+
 # Below, the precision leaves float32's range, which it must not before it meets the residual.
 LEAST_FIXED_LOGVAR = -60
 
@@ -255,7 +260,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
         return -textbook.gaussian_log_prob(x, recon, logvar)
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
-    squares = F.mse_loss(recon, x.expand_as(recon), reduction="none").flatten(event).sum(-1)
+    squares = F.mse_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
     if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
         recon_logvar = scalar(recon_logvar, recon)
         precision = torch.exp(-recon_logvar)
@@ -270,5 +275,5 @@ def bernoulli_nll(logits, x):
     """Twin of :func:`fused_elbo.bernoulli_nll`."""
     logits, x = accumulate(logits, x)
     # torch's own loss: two thirds of the textbook's memory.
-    nll = F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+    nll = F.binary_cross_entropy_with_logits(logits, expanded(x, logits), reduction="none")
     return nll.flatten(1 - x.dim()).sum(-1)

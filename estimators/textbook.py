@@ -48,8 +48,55 @@ def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None):
     if prior_logvar is not None:
         mu = mu * torch.exp(-0.5 * prior_logvar)
         logvar = logvar - prior_logvar
-    # exp(a) - 1 cancels near zero and may round below a; expm1(a) >= a in every dtype.
-    return 0.5 * (mu.square() + (torch.expm1(logvar) - logvar)).sum(-1)
+    return 0.5 * (mu.square() + expm1_minus(logvar)).sum(-1)
+
+
+def expm1_minus(a):
+    """exp(a) - 1 - a, accurate near zero, and never negative: what variances add to the KL.
+
+    There expm1(a) - a cancels, and so does its gradient, (expm1(a) + 1) - 1: in float32 the two
+    are off by a quarter and a fifth at a = 1e-6.
+    """
+    # The compiler fuses the series and its derivative, and can look into no jvp; elsewhere autograd
+    # would run forty small operations, in three times the time.
+    return expm1_series(a) if torch.compiler.is_compiling() else Expm1Minus.apply(a)
+
+
+def expm1_series(a):
+    """Of a = b + r Taylor's series for |b| <= 1/4, and exp(a) = exp(b) (1 + expm1(r)).
+
+    Differentiated, it is exact to rounding too.
+    """
+    b, r = a.clamp(-0.25, 0.25), F.softshrink(a, 0.25)
+    one = a.new_ones(())
+    series = one
+    for n in range(13 if a.dtype == torch.float64 else 7, 2, -1):
+        series = torch.addcmul(one, b, series, value=1 / n)
+    near = 0.5 * b * b * series
+    return near + ((near + b + 1) * torch.expm1(r) - r)
+
+
+class Expm1Minus(torch.autograd.Function):
+    """The series, and expm1(a) for its derivative, in reverse and in forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a):
+        return expm1_series(a)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.expm1(*ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent * torch.expm1(*ctx.saved_tensors)
 
 
 def gaussian_entropy(logvar):

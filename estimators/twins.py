@@ -28,11 +28,11 @@ def bernoulli_nll(recon, x, probabilities):
     return nll.sum(-1).flatten()
 
 
-def rsample(mu, logvar, seed, samples):
+def rsample(mu, logvar, seed, samples, keep_noise=False):
     return rsample_log_ratio(mu, logvar, None, None, seed, 0, samples, "total", True, False)[0]
 
 
-def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise=False):
     kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     return rsample(mu, logvar, seed, 1).squeeze(0), kl
 

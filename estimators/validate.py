@@ -8,7 +8,7 @@ import torch
 
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+OF_DATA = (*DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 STRIDED = torch.strided
 
 
@@ -58,10 +58,15 @@ def tensors(**named):
 
     Their dtypes may differ: every operand is read in its own.
     """
-    named = {name: t for name, t in named.items() if t is not None}
+    first = None
     for name, tensor in named.items():
+        if tensor is None:
+            continue
         dense(name, tensor, DTYPES)
-    same_device(**named)
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.device != first.device:
+            same_device(**{first_name: first, name: tensor})
 
 
 def dense(name, tensor, dtypes):
@@ -108,20 +113,27 @@ def autocast_mixes(a, b):
 
 def describe(named):
     """'mu (3, 4), logvar (3, 5)' for an error message."""
-    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
+    given = ((name, t) for name, t in named.items() if t is not None)
+    return ", ".join(f"{name} {tuple(t.shape)}" for name, t in given)
 
 
 def broadcast(**named):
     """The shape [..., D], D >= 1, that the named tensors broadcast to."""
-    named = {name: t for name, t in named.items() if t is not None}
-    shape, *others = (t.shape for t in named.values())
-    try:
+    shape = None
+    for tensor in named.values():
+        if tensor is None:
+            continue
+        if shape is None:
+            shape = tensor.shape
+            continue
         # Lengths first: tuples compare elements first, and symbolic sizes would be held to them.
-        # And broadcast_shapes is slow.
-        if any(len(other) != len(shape) or other != shape for other in others):
-            shape = torch.broadcast_shapes(shape, *others)
-    except RuntimeError as error:
-        raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
+        if tensor.dim() == len(shape) and tensor.shape == shape:
+            continue
+        try:
+            shape = torch.broadcast_shapes(*(t.shape for t in named.values() if t is not None))
+        except RuntimeError as error:
+            raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
+        break
     if len(shape) == 0 or shape[-1] == 0:
         raise ValueError(f"expected shapes [..., D] with D >= 1, got {describe(named)}")
     return shape
@@ -133,6 +145,8 @@ def samples_of_examples(**named):
     Any number of dimensions of samples, none included, stand before those of x.
     """
     (name, first), (_, x) = named.items()
+    if first.shape == x.shape and x.dim() > 1 and 0 not in x.shape[1:]:
+        return x.shape[:1]
     samples = first.dim() - x.dim()
     if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):
         raise ValueError(
@@ -150,12 +164,14 @@ def likelihood(recon, x, recon_logvar=0.0, *, name="recon"):
 
     The data x may be integers.
     """
-    learned = isinstance(recon_logvar, torch.Tensor)
-    tensors(**{name: recon}, recon_logvar=recon_logvar if learned else None)
-    dense("x", x, DTYPES + INTEGERS)
-    same_device(**{name: recon, "x": x})
+    dense(name, recon, DTYPES)
+    dense("x", x, OF_DATA)
+    if x.device != recon.device:
+        same_device(**{name: recon, "x": x})
+    if isinstance(recon_logvar, torch.Tensor):
+        tensors(**{name: recon}, recon_logvar=recon_logvar)
     shape = samples_of_examples(**{name: recon, "x": x})
-    if learned:
+    if isinstance(recon_logvar, torch.Tensor):
         within(recon.shape, recon_logvar=recon_logvar)
     else:
         number("recon_logvar", recon_logvar)

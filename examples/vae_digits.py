@@ -119,19 +119,23 @@ def test_elbo(model, x, samples, impl):
     return -negative_elbo(model, x.repeat(samples, 1), generator, impl).item()
 
 
-@torch.no_grad()
 def test_bound(model, x, samples, impl, progress):
     """A bound of log p(x) in nats per image, tighter with more samples: K = 1 is an ELBO.
 
     With 5,000 samples it is the usual stand-in for the log-likelihood itself, and compares
     models that were trained on different bounds. ``progress`` wraps the list of chunks.
     """
+    return test_log_likelihood(model, x, samples, impl, progress).bound.mean().item()
+
+
+@torch.no_grad()
+def test_log_likelihood(model, x, samples, impl, progress):
+    """The bound of each image, and how far it is to be trusted."""
     mu, logvar = model.encode(x)
     target = log_likelihood(model, x, impl)
     generator = torch.Generator(x.device).manual_seed(0)
     options = {"chunk_size": CHUNK, "generator": generator, "impl": impl, "progress": progress}
-    bounds = log_likelihood_bound(mu, logvar, samples, log_likelihood=target, **options)
-    return bounds.mean().item()
+    return log_likelihood_bound(mu, logvar, samples, log_likelihood=target, **options)
 
 
 def pixel_baseline(train, test):
@@ -392,12 +396,14 @@ def main(argv=None):
         bounds = {}
         for samples in sorted(args.bounds):
             track = partial(progress.track, description=f"bound, K = {samples:,}")
-            bounds[samples] = test_bound(model, test, samples, args.impl, track)
+            result = test_log_likelihood(model, test, samples, args.impl, track)
+            bounds[samples] = result.bound.mean().item()
 
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "vae_digits.png"
     draw(model, test, elbos, bounds, baseline, path)
     progress.console.print(summary(elbos[-1], bounds, baseline))
+    progress.console.print(str(result), highlight=False)  # of the most samples
     progress.console.print(f"pictures in {path}", soft_wrap=True)
 
 

@@ -13,20 +13,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
-PLAIN = {type(None), bool, int, float, str, list}
+Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+PLAIN = {type(None), bool, int, float, str, list, tuple}
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def backend(device):
-    """The folder that has the kernels for a device.
+def backend(tensor):
+    """The folder that has the kernels for a tensor's device.
 
     CPU tensors are for numba, or for Triton's interpreter: one process cannot have both.
     """
-    return "numba" if device.type == "cpu" and not INTERPRETED else "triton"
+    return "numba" if tensor.is_cpu and not INTERPRETED else "triton"
 
 
 @functools.cache
@@ -43,8 +45,10 @@ def register(family, schema, fake):
     name = schema.partition("(")[0]
 
     def launch(*arguments):
-        device = next(a.device for a in arguments if a is not None)
-        return launcher(backend(device), family, name)(*arguments)
+        for first in arguments:
+            if first is not None:
+                break
+        return launcher(backend(first), family, name)(*arguments)
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
@@ -76,15 +80,11 @@ def watched(arguments):
     torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. Of a
     view whose sign is pending the numbers in memory are not those of the tensor.
     """
-    if (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if modes() > 0 or tracing() is not None or transforming():
         return True
     for argument in arguments:
         kind = type(argument)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if kind is Tensor or kind is Parameter:
             if argument.is_neg() or argument.is_meta or batched(argument):
                 return True
         elif kind not in PLAIN:
@@ -92,18 +92,42 @@ def watched(arguments):
     return False
 
 
+modes = torch._C._len_torch_dispatch_stack
+tracing = torch._C._get_tracing_state
+transforming = torch._C._are_functorch_transforms_active
 # Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
 batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 class Op:
-    """A differentiable op: called, it is recorded by autograd; forward and backward are bare."""
+    """A differentiable op: called, it is recorded by autograd; forward and backward are bare.
 
-    def __init__(self, forward, backward, function):
+    Of a list of results the first ``results`` are the caller's; None is for no list.
+    """
+
+    def __init__(self, forward, backward, function, results=None):
         self.forward, self.backward, self.function = forward, backward, function
+        self.results = results
 
     def __call__(self, *arguments):
-        return record(self.function, *arguments)
+        if torch.compiler.is_compiling() or transforming() or differentiated(arguments):
+            found = record(self.function, *arguments)
+        else:
+            found = self.forward(*arguments)
+        if self.results is None:
+            return found
+        return found[0] if self.results == 1 else found[: self.results]
+
+
+def differentiated(arguments):
+    """Whether a derivative may be asked for, backward or forward."""
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return True
+    return False
 
 
 def record(function, *arguments):
@@ -111,7 +135,7 @@ def record(function, *arguments):
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
     try:
-        if torch._C._are_functorch_transforms_active():
+        if transforming():
             return function.apply(*arguments)
         return super(torch.autograd.Function, function).apply(*arguments)
     except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
@@ -123,7 +147,7 @@ def record(function, *arguments):
         ) from error
 
 
-def declare(family, schema, *, gradients=(), saved=None, like=None):
+def declare(family, schema, *, gradients=(), saved=None, like=None, results=None, kept=None):
     """Make an op of its schema; the decorated function returns empty results: shapes and dtypes.
 
     Args:
@@ -133,6 +157,8 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             backward, and what is returned is the bare forward.
         saved: what backward takes of the arguments; by default all.
         like: for arguments that are not saved one that is, of the same shape: ``{name: other}``.
+        results: names of the first of a list of results, which are the caller's.
+        kept: the name of a further one, if there is one: it is for backward alone.
     """
 
     def decorate(fake):
@@ -140,17 +166,19 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
         if not gradients:
             return forward
         name, types, outputs = parse(schema)
+        outputs = results or outputs
         names = list(types)
-        kept = names if saved is None else saved
+        inputs = names if saved is None else saved
         sources = [(like or {}).get(gradient, gradient) for gradient in gradients]
         upstream = "Tensor" if len(outputs) == 1 else "Tensor?"
         taken = [f"{upstream} d{output}" for output in outputs]
-        taken += [f"{types[argument]} {argument}" for argument in kept]
+        taken += [f"{types[argument]} {argument}" for argument in inputs]
+        taken += [f"Tensor? {kept}"] if kept else []
         backward_schema = f"{name}_backward({', '.join(taken)}, bool[] needs) -> Tensor[]"
 
         def backward_fake(*arguments):
             *given, needs = arguments
-            named = dict(zip(kept, given[len(outputs) :], strict=True))
+            named = dict(zip(inputs, given[len(outputs) :], strict=not kept))
             return gradients_like([named[source] for source in sources], needs)
 
         backward = register(family, backward_schema, backward_fake)
@@ -158,12 +186,15 @@ def declare(family, schema, *, gradients=(), saved=None, like=None):
             fake.__name__,
             forward,
             backward,
-            saved=[names.index(argument) for argument in kept],
-            tensors=sum(types[argument].startswith("Tensor") for argument in kept),
+            saved=[names.index(argument) for argument in inputs],
+            tensors=sum(types[argument].startswith("Tensor") for argument in inputs),
             sources=[names.index(source) for source in sources],
             arguments=len(names),
+            results=results and len(results),
+            keeps=kept is not None,
         )
-        return functools.update_wrapper(Op(forward, backward, function), fake)
+        count = results and len(results)
+        return functools.update_wrapper(Op(forward, backward, function, count), fake)
 
     return decorate
 
@@ -173,10 +204,12 @@ def parse(schema):
     name, rest = schema.split("(", 1)
     arguments, results = rest.split(") -> ")
     types = {n: type_ for type_, n in (pair.rsplit(" ", 1) for pair in arguments.split(", "))}
-    return name, types, [pair.rsplit(" ", 1)[1] for pair in results.strip("()").split(", ")]
+    return name, types, [pair.split()[-1] for pair in results.strip("()").split(", ")]
 
 
-def autograd_function(name, forward, backward, *, saved, tensors, sources, arguments):
+def autograd_function(
+    name, forward, backward, *, saved, tensors, sources, arguments, results, keeps
+):
     """The autograd function of the op ``name``, of so many ``arguments``.
 
     ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
@@ -187,13 +220,22 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
-        ctx.save_for_backward(*kept[:tensors])
+        hidden = output[results:] if keeps else ()
+        ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
+        if hidden:  # torch.compile takes a call of none to be of several results
+            ctx.mark_non_differentiable(*hidden)
         ctx.set_materialize_grads(False)
+
+    def saved_of(ctx):
+        """What was saved of the arguments, and what forward kept, or None, if the op keeps any."""
+        found = ctx.saved_tensors
+        kept = (*found[tensors:], None)[:1] if keeps else ()
+        return (*found[:tensors], *ctx.options), kept
 
     def arguments_of(ctx):
         values: list[Any] = [None] * arguments
-        for position, value in zip(saved, (*ctx.saved_tensors, *ctx.options), strict=True):
+        for position, value in zip(saved, saved_of(ctx)[0], strict=True):
             values[position] = value
         for position, source in enumerate(sources):
             if position not in saved:  # its value is of no consequence
@@ -202,14 +244,18 @@ def autograd_function(name, forward, backward, *, saved, tensors, sources, argum
 
     @once_differentiable
     def differentiate(ctx, *upstream):
-        if all(gradient is None for gradient in upstream):
+        for gradient in upstream:
+            if gradient is not None:
+                break
+        else:
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
-        found = backward(*upstream, *ctx.saved_tensors, *ctx.options, list(needs))
+        given, kept = saved_of(ctx)
+        found = backward(*upstream[:results], *given, *kept, needs)
         return *spread(found, needs), *others
 
     methods = {
-        "forward": forward,
+        "forward": forward if results is None else lambda *given: tuple(forward(*given)),
         "setup_context": setup_context,
         "backward": differentiate,
         "arguments": arguments_of,
@@ -229,7 +275,7 @@ def gradients_like(tensors, needs):
 def spread(gradients, needs):
     """Lay the gradients that were computed back among the inputs, None elsewhere."""
     gradients = iter(gradients)
-    return tuple(next(gradients) if needed else None for needed in needs)
+    return [next(gradients) if needed else None for needed in needs]
 
 
 class SecondDerivative(torch.autograd.Function):
@@ -264,7 +310,7 @@ def once_differentiable(backward):
     def wrapper(ctx, *upstream):
         again = torch.is_grad_enabled()
         if not torch.compiler.is_compiling() and twin_wanted(ctx, upstream, again):
-            return through_twin(ctx, upstream, create_graph=again)
+            return tuple(through_twin(ctx, upstream, create_graph=again))
         if not again:
             return backward(ctx, *upstream)
         with torch.no_grad():
@@ -283,12 +329,12 @@ def once_differentiable(backward):
 
 def twin_wanted(ctx, upstream, again):
     """On CPUs, for gradients to be differentiated again, or batches of them."""
-    given = [u for u in upstream if u is not None]
-    if not given or not (again or any(map(batched, given))):
-        return False
-    # Under torch.func contexts are not of our class.
-    twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
-    return twin is not None and backend(given[0].device) == "numba"
+    for given in upstream:
+        if given is not None and (again or batched(given)):
+            # Under torch.func contexts are not of our class.
+            twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
+            return twin is not None and backend(given) == "numba"
+    return False
 
 
 def through_twin(ctx, upstream, create_graph):

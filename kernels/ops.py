@@ -54,26 +54,40 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 
 @declare(
     "gaussian_rsample",
-    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples) -> (Tensor z)",
+    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples, bool keep_noise) -> Tensor[]",
     gradients=("mu", "logvar"),
     saved=("logvar", "seed", "samples"),
     like={"mu": "logvar"},
+    results=("z",),
+    kept="noise",
 )
-def rsample(mu, logvar, seed, samples):
-    """z [samples, rows, cols]; ``seed`` is an int64 scalar on the device."""
-    return mu.new_empty(samples, *mu.shape)
+def rsample(mu, logvar, seed, samples, keep_noise):
+    """z [samples, rows, cols]; ``seed`` is an int64 scalar on the device.
+
+    ``keep_noise``: z - mu [rows, cols], before it was rounded, stays for backward, which otherwise
+    draws it again. On CPUs, and of one sample.
+    """
+    return [mu.new_empty(samples, *mu.shape), *noise_of(mu, logvar, keep_noise)]
+
+
+def noise_of(mu, logvar, keep_noise):
+    return [mu.new_empty(mu.shape, dtype=accumulator(mu, logvar))] if keep_noise else []
 
 
 @declare(
     "rsample_kl",
-    "rsample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed)"
-    " -> (Tensor z, Tensor kl)",
+    "rsample_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, "
+    "bool keep_noise) -> Tensor[]",
     gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
+    saved=("mu", "logvar", "prior_mu", "prior_logvar", "seed"),
+    results=("z", "kl"),
+    kept="noise",
 )
-def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
-    """One sample z [rows, cols], and the KL."""
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
+    """One sample z [rows, cols], and the KL; ``keep_noise`` as above."""
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
-    return mu.new_empty(mu.shape), mu.new_empty(mu.shape[0], dtype=acc)
+    noise = noise_of(mu, logvar, keep_noise)
+    return [mu.new_empty(mu.shape), mu.new_empty(mu.shape[0], dtype=acc), *noise]
 
 
 @declare(

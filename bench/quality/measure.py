@@ -15,6 +15,7 @@ import torch
 
 from fused_elbo.estimators import diagnostics, models
 from fused_elbo.estimators.bounds import estimate
+from fused_elbo.estimators.diagnostics import Sums, mean_variance, signal_to_noise, with_error
 
 from . import cases
 from .entries import ENTRIES
@@ -25,7 +26,6 @@ NOISE_VARIANCE = 1.0
 # Elements of [K, pairs, D + P] at once: what a core's cache holds, or what fills a GPU. It takes
 # part in saying which noise is drawn.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
-RESAMPLES = 200
 # An SNR past this says how float32 rounds: antithetic pairs leave mu's gradient no variance at
 # all here, where the log-likelihood is quadratic.
 ROUNDING = 1e4
@@ -92,61 +92,6 @@ def gradients(entry, samples, leaves, x, bias, generator):
     return result, torch.autograd.grad(result.surrogate.sum(), leaves)
 
 
-class Sums:
-    """Sums and sums of squares over the replicates of each block: [blocks, ...], float64."""
-
-    def __init__(self, blocks=cases.BLOCKS):
-        self.blocks, self.count = blocks, 0
-        self.first = self.second = 0.0
-
-    def add(self, values, index):
-        """``values`` [R, n] of replicates whose blocks are ``index`` [R]."""
-        values = values.to(F64)
-        empty = values.new_zeros(self.blocks, values.shape[1])
-        self.first = self.first + empty.index_add(0, index, values)
-        self.second = self.second + empty.index_add(0, index, values.square())
-        self.count += len(values)
-
-    def moments(self, shares):
-        """Mean and variance [m, n] by m weightings of the blocks, [m, blocks] with rows of sum 1.
-
-        Blocks are of one size.
-        """
-        first = shares @ self.first * (self.blocks / self.count)
-        second = shares @ self.second * (self.blocks / self.count)
-        variance = (second - first.square()).clamp(min=0.0) * self.count / (self.count - 1)
-        return first, variance
-
-
-def signal_to_noise(mean, variance, count):
-    """|mean| / std of each parameter, then the median over parameters (the last dimension).
-
-    The square of a mean of ``count`` replicates is too large by variance / count; without that
-    it may be negative, and counts as 0.
-    """
-    square = (mean.square() - variance / count).clamp(min=0.0)
-    ratio = torch.where(square > 0, square / variance, 0.0).sqrt()
-    return ratio.quantile(0.5, dim=-1)
-
-
-def trace(_mean, variance, _count):
-    """The mean over parameters of the variance."""
-    return variance.mean(-1)
-
-
-def with_error(statistic, sums):
-    """A statistic of the moments, and its standard error by a bootstrap over blocks."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(sums.blocks, (RESAMPLES, sums.blocks), generator=generator)
-    shares = torch.zeros(RESAMPLES, sums.blocks, dtype=F64).scatter_add_(
-        1, drawn, torch.full(drawn.shape, 1 / sums.blocks, dtype=F64)
-    )
-    even = torch.full((1, sums.blocks), 1 / sums.blocks, dtype=F64)
-    value = statistic(*sums.moments(even), sums.count)
-    resampled = statistic(*sums.moments(shares), sums.count)
-    return value.item(), resampled.std().item()
-
-
 @contextlib.contextmanager
 def one_thread():
     """Chunks fit a cache, and threads that meet after each operation gain nothing on them."""
@@ -169,7 +114,7 @@ def replicate(entry, samples, made, count, seed, device="cpu"):
     x, weight, bias, mu, logvar = (t.to(device, torch.float32) for t in made)
     examples = len(x)
     each = samples * examples * (mu.shape[1] + x.shape[1])
-    sums = {name: Sums() for name in ("value", "ess", *cases.PARTS)}
+    sums = {name: Sums(cases.BLOCKS) for name in ("value", "ess", *cases.PARTS)}
     done = 0
     while done < count:
         size = min(max(CHUNK[device] // each, 1), count - done)
@@ -221,7 +166,8 @@ def measure(estimator, samples, distance, latent, grid, device="cpu"):
     info["gap"] = -gap
     info["ess"], info["ess_error"] = bias(sums["ess"], torch.zeros(len(bound)))
     for part in cases.PARTS:
-        info[f"{part}_variance"], info[f"{part}_variance_error"] = with_error(trace, sums[part])
+        variance, variance_error = with_error(mean_variance, sums[part])
+        info[f"{part}_variance"], info[f"{part}_variance_error"] = variance, variance_error
         snr, snr_error = with_error(signal_to_noise, sums[part])
         known = snr < ROUNDING
         info[f"{part}_snr"], info[f"{part}_snr_error"] = (snr, snr_error) if known else (None, None)

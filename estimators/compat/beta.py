@@ -1,8 +1,11 @@
 """What beta a loss with its own reductions and weights amounts to."""
 
-from typing import Literal, TypeAlias
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 from .. import validate
+from . import vae
 
 ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]
 TermReduction: TypeAlias = Literal["sum", "batchmean", "mean"]
@@ -84,6 +87,97 @@ def effective_beta(
     recon_terms = _divisor("recon_reduction", recon_reduction, "pixels", pixels, batch)
     kl_terms = _divisor("kl_reduction", kl_reduction, "latents", latents, batch)
     return kl_weight * recon_terms / (kl_terms * recon_weight * unit)
+
+
+def effective_beta_of(
+    loss: str,
+    *,
+    pixels: int | None = None,
+    latents: int | None = None,
+    variance: float = 1.0,
+    **options: Any,
+) -> float:
+    r"""The beta of a VAE's loss in :mod:`fused_elbo.compat`, by its name, defaults included.
+
+    :func:`effective_beta` of the loss's reductions and weights, with
+
+    .. math:: \beta = \frac{w_k / n_k}{s\, w_r / n_r}
+
+    as there; equivalent PyTorch is in the docstring of each loss.
+
+    Args:
+        loss: ``"pytorch_examples_vae_loss"``, ``"pythae_vae_loss"``, ``"pythae_beta_vae_loss"``,
+            ``"antixk_vanilla_vae_loss"``, ``"AntixKBetaVAELoss"`` (type ``"B"``: above its
+            capacity; below it minus that), ``"bolts_vae_loss"`` or ``"scvi_kl_local"``.
+        pixels, latents: as in :func:`effective_beta`: needed where the loss averages over them.
+        variance: of the decoder that a squared error stands for.
+        options: what the loss takes: ``beta``, ``gamma``, ``loss_type``, ``kl_coeff``,
+            ``kl_weight``, ``reconstruction_loss``. Those left out have the loss's defaults;
+            ``M_N`` has none.
+
+    Returns:
+        beta, a float.
+
+    Raises:
+        ValueError: an unknown loss; otherwise as :func:`effective_beta`.
+        TypeError: an option that the loss does not take, or ``M_N`` missing.
+
+    Higgins et al., "beta-VAE", ICLR 2017, eq. 4.
+
+    >>> effective_beta_of("bolts_vae_loss", pixels=3072, latents=256)
+    0.6000000000000001
+    """
+    validate.choice("loss", loss, tuple(LOSSES))
+    terms = LOSSES[loss]
+    defaults = inspect.signature(getattr(vae, loss)).parameters
+    takes = tuple(inspect.signature(terms).parameters)
+    for name in options:
+        if name not in takes:
+            raise TypeError(f"{loss} has no option {name} that beta depends on, but {takes}")
+    for name in takes:
+        default = defaults[name].default if name in defaults else inspect.Parameter.empty
+        if name not in options and default is inspect.Parameter.empty:
+            raise TypeError(f"{loss} needs {name}: it has no default")
+        options.setdefault(name, default)
+    described = terms(**options)
+    if described["likelihood"] == "mse":
+        described["variance"] = variance
+    elif variance != 1.0:
+        raise ValueError(f"variance is of a squared error, which {loss} has not with {options}")
+    return effective_beta(pixels=pixels, latents=latents, **described)
+
+
+def _pythae(reconstruction_loss, beta=1.0):
+    validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
+    if reconstruction_loss == "bce":
+        return {"likelihood": "bernoulli", "kl_weight": beta}
+    return {"likelihood": "mse", "recon_weight": 0.5, "kl_weight": beta}
+
+
+def _mean_squares(kl_weight, kl_reduction="batchmean"):
+    weights = {"kl_weight": kl_weight, "kl_reduction": kl_reduction}
+    return {"likelihood": "mse", "recon_reduction": "mean", **weights}
+
+
+def _antixk_beta(beta, gamma, loss_type, M_N):
+    validate.choice("loss_type", loss_type, ("H", "B"))
+    return _mean_squares((beta if loss_type == "H" else gamma) * M_N)
+
+
+# What effective_beta is to know of a loss, as a function of the loss's own options.
+LOSSES: dict[str, Callable[..., dict[str, Any]]] = {
+    "pytorch_examples_vae_loss": lambda: {
+        "likelihood": "bernoulli",
+        "recon_reduction": "sum",
+        "kl_reduction": "sum",
+    },
+    "pythae_vae_loss": lambda reconstruction_loss: _pythae(reconstruction_loss),
+    "pythae_beta_vae_loss": _pythae,
+    "antixk_vanilla_vae_loss": lambda M_N: _mean_squares(M_N),
+    "AntixKBetaVAELoss": _antixk_beta,
+    "bolts_vae_loss": lambda kl_coeff: _mean_squares(kl_coeff, "mean"),
+    "scvi_kl_local": lambda kl_weight: {"likelihood": "gaussian", "kl_weight": kl_weight},
+}
 
 
 def _divisor(name, reduction, count_name, elements, batch):

@@ -58,7 +58,7 @@ def mse_loss(
     """
     legacy = size_average is not None or reduce is not None
     fits = not legacy and weight is None and fits_kernel(reduction, input, target)
-    fits = fits and not dispatch.left_to_torch(impl, input)
+    fits = fits and not dispatch.left_to_torch(impl, input, "gaussian")
     if not dispatch.use_kernels(impl, input, target, fits=fits):
         arguments = (input, target, size_average, reduce, reduction, weight)
         return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
@@ -104,7 +104,7 @@ def binary_cross_entropy_with_logits(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
     fits = plain and fits_kernel(reduction, input, target)
-    fits = fits and not dispatch.left_to_torch(impl, input)
+    fits = fits and not dispatch.left_to_torch(impl, input, "bernoulli")
     if not dispatch.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight

@@ -14,7 +14,6 @@ from .device import exp, fill, log, log1m_half, log1p_unit
 from .launch import launch, samples_of
 from .memory import (
     BLOCK,
-    add_rows,
     load,
     operand,
     present,
@@ -24,17 +23,18 @@ from .memory import (
     tiles,
     workspace,
 )
+from .sums import add_rows, row_sums
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
 LEAST_VARIANCE = torch.tensor(1e-12).item()
 
 
-@elementwise
-def logits_terms(logits, x, nll):
-    real = nll.dtype.type
-    for i in range(nll.size):
-        positive = logits[i] if logits[i] > real(0.0) else real(0.0)
-        nll[i] = positive - x[i] * logits[i] + log1p_unit(exp(-abs(logits[i])))
+@row_sums
+def nll_of_logits(tensors, i):
+    logits, x = tensors
+    zero = type(logits[i])(0.0)
+    positive = logits[i] if logits[i] > zero else zero
+    return positive - x[i] * logits[i] + log1p_unit(exp(-abs(logits[i])))
 
 
 @elementwise
@@ -42,6 +42,18 @@ def logits_gradient(grad, logits, x, drecon):
     real = drecon.dtype.type
     for i in range(drecon.size):
         odds = exp(-abs(logits[i]))
+        mean = (real(1.0) if logits[i] >= real(0.0) else odds) / (real(1.0) + odds)
+        drecon[i] = grad[i] * (mean - x[i])
+
+
+@elementwise
+def logits_terms_and_gradient(grad, logits, x, nll, drecon):
+    """Both from one exponential."""
+    real = nll.dtype.type
+    for i in range(nll.size):
+        odds = exp(-abs(logits[i]))
+        positive = logits[i] if logits[i] > real(0.0) else real(0.0)
+        nll[i] = positive - x[i] * logits[i] + log1p_unit(odds)
         mean = (real(1.0) if logits[i] >= real(0.0) else odds) / (real(1.0) + odds)
         drecon[i] = grad[i] * (mean - x[i])
 
@@ -71,15 +83,15 @@ def logs_of(p):
     return (log_smaller if low else log_larger), (log_larger if low else log_smaller)
 
 
-@elementwise
-def probabilities_terms(p, x, nll):
+@row_sums
+def nll_of_probabilities(tensors, i):
     """Clamped where torch clamps it."""
-    real = nll.dtype.type
-    for i in range(nll.size):
-        log_p, log_rest = logs_of(valid(p[i], x[i]))
-        log_p = real(-100.0) if log_p < real(-100.0) else log_p
-        log_rest = real(-100.0) if log_rest < real(-100.0) else log_rest
-        nll[i] = -x[i] * log_p - (real(1.0) - x[i]) * log_rest
+    p, x = tensors
+    real = type(p[i])
+    log_p, log_rest = logs_of(valid(p[i], x[i]))
+    log_p = real(-100.0) if log_p < real(-100.0) else log_p
+    log_rest = real(-100.0) if log_rest < real(-100.0) else log_rest
+    return -x[i] * log_p - (real(1.0) - x[i]) * log_rest
 
 
 @elementwise
@@ -102,13 +114,13 @@ def subtract_probabilities_x_gradient(grad, p, x, dx):
 
 @kernel
 def bernoulli_nll_kernel(
-    lo, hi, cols, scratch, rows, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
+    queue, step, rows, cols, scratch, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     partial = np.empty(BLOCK + samples)
     fill(scratch[0], scale)
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])
         grad = scratch[0][: x.size]
         dx = target(dx_ptr, tile, scratch[2])
@@ -117,20 +129,23 @@ def bernoulli_nll_kernel(
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[3])
-            if present(nll_ptr):
-                nll = scratch[4][: x.size]
-                if probabilities:
-                    probabilities_terms(recon, x, nll)
-                else:
-                    logits_terms(recon, x, nll)
-                add_rows(nll, here, cols, 1.0, partial[k:], nll_ptr)
             if present(dnll_ptr):
                 grad = load(dnll_ptr, here, scratch[5])
+            drecon = target(drecon_ptr, here, scratch[6])
+            if present(nll_ptr):
+                given, terms = (recon, x), scratch[4]
+                if probabilities:
+                    nll_of_probabilities(given, here, cols, 1.0, partial[k:], nll_ptr, terms)
+                elif present(drecon_ptr):
+                    terms = terms[: x.size]
+                    logits_terms_and_gradient(grad, recon, x, terms, drecon)
+                    add_rows(terms, here, cols, 1.0, partial[k:], nll_ptr)
+                else:
+                    nll_of_logits(given, here, cols, 1.0, partial[k:], nll_ptr, terms)
             if present(drecon_ptr):
-                drecon = target(drecon_ptr, here, scratch[6])
                 if probabilities:
                     probabilities_gradient(grad, recon, x, drecon)
-                else:
+                elif not present(nll_ptr):
                     logits_gradient(grad, recon, x, drecon)
                 store(drecon_ptr, here, drecon)
             if present(dx_ptr):
@@ -156,7 +171,6 @@ def launch_bernoulli_nll(
         bernoulli_nll_kernel,
         acc,
         *x.shape,
-        x.shape[0],
         samples,
         probabilities,
         scale,
@@ -165,7 +179,7 @@ def launch_bernoulli_nll(
         operand(dnll),
         operand(nll),
         *map(operand, gradients),
-        cost=0.5 * samples,
+        cost=0.4 * samples,
     )
     return nll, [g for g in gradients if g is not None]
 

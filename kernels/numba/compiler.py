@@ -79,6 +79,19 @@ def polynomial(*coefficients):
 
 
 @intrinsic
+def multiply_add(typing_context, a, b, c):
+    """a * b + c, rounded once wherever the processor can: by itself LLVM does that or does not."""
+
+    def generate(context, builder, signature, arguments):
+        kind = arguments[0].type
+        signature = ir.FunctionType(kind, [kind] * 3)
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], signature)
+        return builder.call(function, arguments)
+
+    return a(a, b, c), generate
+
+
+@intrinsic
 def float_of_bits(typing_context, bits):
     """The float32 of 32 bits."""
 
@@ -127,18 +140,12 @@ def store_lanes(typing_context, array, start, value):
 
 
 @intrinsic
-def prefetch(typing_context, address):
-    """Ask for the cache line at an address; past the end of a tensor nothing happens."""
+def fetch_add(typing_context, array, index, value):
+    """What array[index] was before ``value`` is added, as one step for all threads."""
 
     def generate(context, builder, signature, arguments):
-        where = builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-        word = ir.IntType(32)
-        function = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [where.type],
-            ir.FunctionType(ir.VoidType(), [where.type, word, word, word]),
-        )
-        builder.call(function, [where, word(0), word(3), word(1)])
-        return context.get_dummy_value()
+        array, index, value = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        return builder.atomic_rmw("add", builder.gep(data, [index]), value, "seq_cst")
 
-    return types.none(types.int64), generate
+    return types.int64(array, types.intp, types.int64), generate

@@ -81,17 +81,69 @@ def _(x):
 
 
 @inline
-def expm1_minus_x(x, exp_x):
+def expm1_minus_x_given(x, exp_x):
     """exp(x) - 1 - x from x and exp(x): never negative, and accurate near zero."""
     real = type(x)
     return x * x * expm1_series(x) if abs(x) < real(1.0) else (exp_x - real(1.0)) - x
 
 
 @inline
-def expm1(x, exp_x):
+def expm1_given(x, exp_x):
     """exp(x) - 1 from x and exp(x), accurate near zero."""
     real = type(x)
-    return x + expm1_minus_x(x, exp_x) if abs(x) < real(1.0) else exp_x - real(1.0)
+    return x + expm1_minus_x_given(x, exp_x) if abs(x) < real(1.0) else exp_x - real(1.0)
+
+
+@inline
+def halves_of_exp(x):
+    """(half, r, q) with exp(x) = 2 half (1 + r + q), half a power of two, r + q small.
+
+    Half, for twice it may be too large. Below -87 it is nothing beside 1, above 89 infinite.
+    """
+    x = np.float32(89.0) if x > np.float32(89.0) else x
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    # The sum's lowest bits are n; shifted into the exponent nothing else is left of it.
+    half = float_of_bits(np.int32(np.int32(bits_of_float(shifted) << 23) + np.int32(126 << 23)))
+    return half, r, r * r * EXP(r)
+
+
+def expm1(x):
+    raise NotImplementedError
+
+
+@overload(expm1)
+def _(x):
+    return (lambda x: expm1_32(x)) if x == types.float32 else (lambda x: math.expm1(x))
+
+
+@inline
+def expm1_32(x):
+    """exp(x) - 1, accurate near zero: there half is 1/2, and r is x."""
+    half, r, q = halves_of_exp(x)
+    return np.float32(2.0) * (half * q + (half * r + (half - np.float32(0.5))))
+
+
+def expm1_minus_x(x):
+    raise NotImplementedError
+
+
+@overload(expm1_minus_x)
+def _(x):
+    if x == types.float32:
+        return lambda x: expm1_minus_x_32(x)
+    return lambda x: expm1_minus_x_given(x, math.exp(x))
+
+
+@inline
+def expm1_minus_x_32(x):
+    """exp(x) - 1 - x, accurate near zero: there it is q."""
+    half, r, q = halves_of_exp(x)
+    known = half * r + (half - np.float32(0.5))
+    # Infinite minus infinite is NaN, which it would not be by way of a product with 2, contracted.
+    return (known + known) - x + np.float32(2.0) * (half * q)
 
 
 def log(x):

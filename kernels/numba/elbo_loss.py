@@ -12,21 +12,22 @@ from .bernoulli_nll import launch_bernoulli_nll
 from .compiler import helper, kernel
 from .gaussian_nll import launch_gaussian_nll
 from .launch import launch
-from .memory import lane_sum, load, operand, present, target, tiles, workspace
+from .memory import load, operand, present, target, tiles_of, workspace
+from .sums import lane_sum
 
 
 @helper
 def total(operand, count, buffer):
     """The sum of an operand [1, count], in float64 from tile to tile."""
     result = 0.0
-    for tile in tiles(0, 1, count):
+    for tile in tiles_of(0, 1, count):
         result += lane_sum(load(operand, tile, buffer))
     return result
 
 
 @kernel
 def total_kernel(
-    lo, hi, cols, scratch, nll_rows, kl_rows, beta, nll_scale, kl_scale, nll_ptr, kl_ptr,
+    queue, step, rows, cols, scratch, nll_rows, kl_rows, beta, nll_scale, kl_scale, nll_ptr, kl_ptr,
     loss_out, nll_out, kl_out,
 ):  # fmt: skip
     scratch = workspace(scratch)
@@ -69,7 +70,7 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
         operand(rows[None]),
         operand(None if kl is None else kl[None]),
         *map(operand, totals),
-        cost=0.1,
+        cost=0.0,  # by one thread
     )
     return [*totals, *gradients]
 

@@ -8,39 +8,17 @@ import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows
-from .compiler import elementwise, kernel
-from .device import exp, expm1, expm1_minus_x, in_units_of_prior
+from .compiler import elementwise, helper, inline, kernel
+from .device import exp, expm1, expm1_given, expm1_minus_x, expm1_minus_x_given
 from .launch import launch
-from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
+from .memory import BLOCK, load, operand, present, store, target, tiles, workspace
+from .sums import row_sums
 
 
-@elementwise
-def kl_terms(distance, logvar_ratio, ratio, kl):
-    for i in range(kl.size):
-        kl[i] = distance[i] * distance[i] + expm1_minus_x(logvar_ratio[i], ratio[i] * ratio[i])
-
-
-@elementwise
-def kl_gradients(dkl, distance, logvar_ratio, ratio, root, dmu, dlogvar):
-    real = dmu.dtype.type
-    for i in range(dmu.size):
-        dmu[i] = dkl[i] * (distance[i] * root[i])
-        dlogvar[i] = real(0.5) * dkl[i] * expm1(logvar_ratio[i], ratio[i] * ratio[i])
-
-
-@elementwise
-def kl_prior_gradients(dkl, distance, dmu, dlogvar, dprior_mu, dprior_logvar):
-    real = dmu.dtype.type
-    for i in range(dmu.size):
-        dprior_mu[i] = -dmu[i]
-        dprior_logvar[i] = -dlogvar[i] - real(0.5) * dkl[i] * (distance[i] * distance[i])
-
-
-# To the standard prior, which most have, in half the passes over a tile.
-@elementwise
-def standard_kl_terms(mu, logvar, kl):
-    for i in range(kl.size):
-        kl[i] = mu[i] * mu[i] + expm1_minus_x(logvar[i], exp(logvar[i]))
+@row_sums
+def standard_kl(tensors, i):
+    mu, logvar = tensors
+    return mu[i] * mu[i] + expm1_minus_x(logvar[i])
 
 
 @elementwise
@@ -48,55 +26,101 @@ def standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar):
     real = dmu.dtype.type
     for i in range(dmu.size):
         dmu[i] = dkl[i] * mu[i]
-        dlogvar[i] = real(0.5) * dkl[i] * expm1(logvar[i], exp(logvar[i]))
+        dlogvar[i] = real(0.5) * dkl[i] * expm1(logvar[i])
+
+
+@inline
+def in_units_of_prior(mu, logvar, prior_mu, prior_logvar):
+    """(mean distance, log variance ratio, variance ratio, 1 / prior std) of q.
+
+    The ratio is not the exponential of the difference, which would blow up its rounding error; the
+    root of the precision, not the precision, for its square may overflow where products do not.
+    """
+    real = type(mu)
+    root = exp(real(-0.5) * prior_logvar)
+    ratio = exp(real(0.5) * logvar) * root
+    return (mu - prior_mu) * root, logvar - prior_logvar, ratio * ratio, root
+
+
+@row_sums
+def kl_to_prior(tensors, i):
+    mu, logvar, prior_mu, prior_logvar = tensors
+    distance, logvar_ratio, ratio, _ = in_units_of_prior(
+        mu[i], logvar[i], prior_mu[i], prior_logvar[i]
+    )
+    return distance * distance + expm1_minus_x_given(logvar_ratio, ratio)
+
+
+@elementwise
+def kl_gradients(dkl, mu, logvar, prior_mu, prior_logvar, dmu, dlogvar, dprior_mu, dprior_logvar):
+    real = dmu.dtype.type
+    for i in range(dmu.size):
+        distance, logvar_ratio, ratio, root = in_units_of_prior(
+            mu[i], logvar[i], prior_mu[i], prior_logvar[i]
+        )
+        dmu[i] = dkl[i] * (distance * root)
+        dlogvar[i] = real(0.5) * dkl[i] * expm1_given(logvar_ratio, ratio)
+        dprior_mu[i] = -dmu[i]
+        dprior_logvar[i] = -dlogvar[i] - real(0.5) * dkl[i] * (distance * distance)
+
+
+@helper
+def add_kl(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, cols, partial, kl_ptr, scratch):
+    """The KL of a tile's rows, to the standard prior if none is given."""
+    if not present(prior_mu_ptr):
+        standard_kl((mu, logvar), tile, cols, 0.5, partial, kl_ptr, scratch[0])
+        return
+    prior_mu = load(prior_mu_ptr, tile, scratch[1])
+    prior_logvar = load(prior_logvar_ptr, tile, scratch[2])
+    q = mu, logvar, prior_mu, prior_logvar
+    kl_to_prior(q, tile, cols, 0.5, partial, kl_ptr, scratch[0])
+
+
+@helper
+def write_kl_gradients(
+    dkl, mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, dmu, dlogvar, dprior_mu_ptr,
+    dprior_logvar_ptr, scratch,
+):  # fmt: skip
+    """Those of q into arrays, those of the prior, which not all have, where they belong."""
+    if not present(prior_mu_ptr):
+        standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar)
+        return
+    prior_mu = load(prior_mu_ptr, tile, scratch[0])
+    prior_logvar = load(prior_logvar_ptr, tile, scratch[1])
+    dprior_mu = target(dprior_mu_ptr, tile, scratch[2])
+    dprior_logvar = target(dprior_logvar_ptr, tile, scratch[3])
+    q = mu, logvar, prior_mu, prior_logvar
+    kl_gradients(dkl, *q, dmu, dlogvar, dprior_mu, dprior_logvar)
+    store(dprior_mu_ptr, tile, dprior_mu)
+    store(dprior_logvar_ptr, tile, dprior_logvar)
 
 
 @kernel
 def gaussian_kl_kernel(
-    lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
+    queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
     scratch = workspace(scratch)
     partial = np.empty(BLOCK)
-    for tile in tiles(lo, hi, cols):
+    prior = prior_mu_ptr, prior_logvar_ptr
+    for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        kl = scratch[2][: mu.size]
-        if present(prior_mu_ptr):
-            _, distance, logvar_ratio, ratio, _ = in_units_of_prior(
-                mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[3:]
-            )
-            kl_terms(distance, logvar_ratio, ratio, kl)
-        else:
-            standard_kl_terms(mu, logvar, kl)
-        add_rows(kl, tile, cols, 0.5, partial, kl_ptr)
+        add_kl(mu, logvar, *prior, tile, cols, partial, kl_ptr, scratch[2:])
 
 
 @kernel
 def gaussian_kl_backward_kernel(
-    lo, hi, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
+    queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
     dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
-    for tile in tiles(lo, hi, cols):
+    prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
+    for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         dkl = load(dkl_ptr, tile, scratch[2])
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
-        if not present(prior_mu_ptr):
-            standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar)
-            store(dmu_ptr, tile, dmu)
-            store(dlogvar_ptr, tile, dlogvar)
-            continue
-        _, distance, logvar_ratio, ratio, root = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[7:]
-        )
-        kl_gradients(dkl, distance, logvar_ratio, ratio, root, dmu, dlogvar)
+        write_kl_gradients(dkl, mu, logvar, *prior, tile, dmu, dlogvar, *dprior, scratch[5:])
         store(dmu_ptr, tile, dmu)
         store(dlogvar_ptr, tile, dlogvar)
-        if present(dprior_mu_ptr) or present(dprior_logvar_ptr):
-            dprior_mu = target(dprior_mu_ptr, tile, scratch[5])
-            dprior_logvar = target(dprior_logvar_ptr, tile, scratch[6])
-            kl_prior_gradients(dkl, distance, dmu, dlogvar, dprior_mu, dprior_logvar)
-            store(dprior_mu_ptr, tile, dprior_mu)
-            store(dprior_logvar_ptr, tile, dprior_logvar)
 
 
 def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
@@ -104,7 +128,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     kl = torch.empty(mu.shape[0], dtype=acc)
-    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.4)
+    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.25)
     return kl
 
 
@@ -117,6 +141,6 @@ def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
         accumulator(*inputs),
         *mu.shape,
         *map(operand, (*inputs, dkl, *gradients)),
-        cost=0.6,
+        cost=0.35,
     )
     return [g for g in gradients if g is not None]

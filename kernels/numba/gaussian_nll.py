@@ -11,11 +11,10 @@ import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel
-from .device import exp_scaled, fill
+from .device import exp, exp_scaled, fill
 from .launch import launch, samples_of
 from .memory import (
     BLOCK,
-    add_rows,
     load,
     operand,
     present,
@@ -26,31 +25,57 @@ from .memory import (
     tiles,
     workspace,
 )
+from .sums import add_rows, row_sums
 
 LOG_2PI = math.log(2 * math.pi)
 
 
-@elementwise
-def nll_terms(recon, x, logvar, inverse_std, nll):
-    real = nll.dtype.type
-    for i in range(nll.size):
-        residual = (x[i] - recon[i]) * inverse_std[i]
-        nll[i] = residual * residual + (logvar[i] + real(LOG_2PI))
+@row_sums
+def nll_of_fixed_std(tensors, i):
+    recon, x, logvar, inverse_std = tensors
+    residual = (x[i] - recon[i]) * inverse_std
+    return residual * residual + (logvar + type(residual)(LOG_2PI))
+
+
+@row_sums
+def nll_of_std_a_row(tensors, i):
+    recon, x, logvar, inverse_std = tensors
+    residual = (x[i] - recon[i]) * inverse_std[i]
+    return residual * residual + (logvar[i] + type(residual)(LOG_2PI))
+
+
+@row_sums
+def nll_of_learned_std(tensors, i):
+    recon, x, logvar = tensors
+    real = type(logvar[i])
+    residual = (x[i] - recon[i]) * exp(real(-0.5) * logvar[i])
+    return residual * residual + (logvar[i] + real(LOG_2PI))
 
 
 @elementwise
-def mean_gradient(grad, sign, recon, x, inverse_std, drecon):
+def gradients_of_learned_std(grad, sign, recon, x, logvar, drecon, dlogvar):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        inverse_std = exp(real(-0.5) * logvar[i])
+        residual = (recon[i] - x[i]) * inverse_std
+        drecon[i] = real(sign) * grad[i] * (residual * inverse_std)
+        dlogvar[i] = real(0.5 * sign) * grad[i] * (real(1.0) - residual * residual)
+
+
+@elementwise
+def gradient_of_fixed_std(grad, sign, recon, x, inverse_std, drecon):
+    real = drecon.dtype.type
+    for i in range(drecon.size):
+        residual = (recon[i] - x[i]) * inverse_std
+        drecon[i] = real(sign) * grad[i] * (residual * inverse_std)
+
+
+@elementwise
+def gradients_of_std_a_row(grad, sign, recon, x, inverse_std, drecon, dlogvar):
     real = drecon.dtype.type
     for i in range(drecon.size):
         residual = (recon[i] - x[i]) * inverse_std[i]
         drecon[i] = real(sign) * grad[i] * (residual * inverse_std[i])
-
-
-@elementwise
-def logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar):
-    real = dlogvar.dtype.type
-    for i in range(dlogvar.size):
-        residual = (x[i] - recon[i]) * inverse_std[i]
         dlogvar[i] = real(0.5 * sign) * grad[i] * (real(1.0) - residual * residual)
 
 
@@ -61,33 +86,29 @@ def subtract(values, result):
 
 
 @helper
-def logvar_and_inverse_std(logvar_ptr, tile, scratch):
+def spread_std(logvar_ptr, tile, logvar, inverse_std, scratch):
     """Of one number a row the exponential is taken once a row, not once an element."""
-    row, count, _, width = tile
-    size = count * width
-    if logvar_ptr[2] != 0:
-        logvar, inverse_std = load(logvar_ptr, tile, scratch[0]), scratch[1][:size]
-        exp_scaled(logvar, -0.5, inverse_std)
-        return logvar, inverse_std
-    one_a_row = load(logvar_ptr, (row, count, 0, 1), scratch[2])
-    inverse = scratch[3][:count]
+    row, count, _, _ = tile
+    one_a_row = load(logvar_ptr, (row, count, 0, 1), scratch[0])
+    inverse = scratch[1][:count]
     exp_scaled(one_a_row, -0.5, inverse)
-    spread(one_a_row, tile, 1, scratch[0])
-    spread(inverse, tile, 1, scratch[1])
-    return scratch[0][:size], scratch[1][:size]
+    spread(one_a_row, tile, 1, logvar)
+    spread(inverse, tile, 1, inverse_std)
 
 
 @kernel
 def gaussian_nll_kernel(
-    lo, hi, cols, scratch, rows, samples, logvar_value, sign, scale, recon_ptr, x_ptr, logvar_ptr,
-    dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
+    queue, step, rows, cols, scratch, samples, gradients, logvar_value, sign, scale, recon_ptr,
+    x_ptr, logvar_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
+    learned = present(logvar_ptr) and logvar_ptr[2] != 0  # one number an element
+    real = scratch.dtype.type
+    fixed = real(logvar_value), real(math.exp(-0.5 * logvar_value))
     fill(scratch[0], scale)
-    fill(scratch[1], logvar_value)
-    exp_scaled(scratch[1], -0.5, scratch[2])
-    for tile in tiles(lo, hi, cols):
+    factor = 0.5 * sign
+    for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[3])
         grad, logvar, inverse_std = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
         dx = target(dx_ptr, tile, scratch[4])
@@ -96,26 +117,39 @@ def gaussian_nll_kernel(
         for k in range(samples):
             here = sample_of(tile, k, rows)
             recon = load(recon_ptr, here, scratch[5])
-            if present(logvar_ptr):
-                logvar, inverse_std = logvar_and_inverse_std(logvar_ptr, here, scratch[10:])
+            if learned:
+                logvar = load(logvar_ptr, here, scratch[1])
+            elif present(logvar_ptr):
+                spread_std(logvar_ptr, here, scratch[1], scratch[2], scratch[10:])
             if present(nll_ptr):
-                nll = scratch[6][: x.size]
-                nll_terms(recon, x, logvar, inverse_std, nll)
-                add_rows(nll, here, cols, 0.5 * sign, nll_partial[k:], nll_ptr)
+                partial, terms = nll_partial[k:], scratch[6]
+                if learned:
+                    learned_std = recon, x, logvar
+                    nll_of_learned_std(learned_std, here, cols, factor, partial, nll_ptr, terms)
+                elif present(logvar_ptr):
+                    std_a_row = recon, x, logvar, inverse_std
+                    nll_of_std_a_row(std_a_row, here, cols, factor, partial, nll_ptr, terms)
+                else:
+                    fixed_std = recon, x, *fixed
+                    nll_of_fixed_std(fixed_std, here, cols, factor, partial, nll_ptr, terms)
             if present(dnll_ptr):
                 grad = load(dnll_ptr, here, scratch[7])
-            if present(drecon_ptr) or present(dx_ptr):
-                drecon = target(drecon_ptr, here, scratch[8])
-                mean_gradient(grad, sign, recon, x, inverse_std, drecon)
-                store(drecon_ptr, here, drecon)
-                if present(dx_ptr):
-                    subtract(drecon, dx)
-            if present(dlogvar_ptr) or present(row_dlogvar_ptr):
-                dlogvar = target(dlogvar_ptr, here, scratch[9])
-                logvar_gradient(grad, sign, recon, x, inverse_std, dlogvar)
-                store(dlogvar_ptr, here, dlogvar)
-                if present(row_dlogvar_ptr):
-                    add_rows(dlogvar, here, cols, 1.0, dlogvar_partial[k:], row_dlogvar_ptr)
+            if not gradients:
+                continue
+            drecon = target(drecon_ptr, here, scratch[8])
+            dlogvar = target(dlogvar_ptr, here, scratch[9])
+            if learned:
+                gradients_of_learned_std(grad, sign, recon, x, logvar, drecon, dlogvar)
+            elif present(logvar_ptr):
+                gradients_of_std_a_row(grad, sign, recon, x, inverse_std, drecon, dlogvar)
+            else:
+                gradient_of_fixed_std(grad, sign, recon, x, fixed[1], drecon)
+            store(drecon_ptr, here, drecon)
+            store(dlogvar_ptr, here, dlogvar)
+            if present(dx_ptr):
+                subtract(drecon, dx)
+            if present(row_dlogvar_ptr):
+                add_rows(dlogvar, here, cols, 1.0, dlogvar_partial[k:], row_dlogvar_ptr)
         store(dx_ptr, tile, dx)
 
 
@@ -140,8 +174,8 @@ def launch_gaussian_nll(
         gaussian_nll_kernel,
         acc,
         *x.shape,
-        x.shape[0],
         samples,
+        any(needs),
         logvar_value,
         float(sign),
         scale,

@@ -65,7 +65,7 @@ def add_excess(log_weights, order, mean, excess):
     real = log_weights.dtype.type
     for i in range(log_weights.size):
         above = real(real(order) * log_weights[i] - mean[i])
-        excess[i] += expm1(above, exp(above))
+        excess[i] += expm1(above)
 
 
 @inline
@@ -105,12 +105,12 @@ def divide(weights, total):
 
 @kernel
 def importance_weights_kernel(
-    lo, hi, cols, scratch, rows, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
+    queue, step, rows, cols, scratch, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
     log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
     sums = np.empty((4, BLOCK))
-    for tile in tiles(lo, hi, cols):
+    for tile in tiles(queue, step, rows, cols):
         _, count, _, _ = tile
         mean, total, squares = sums[0][:count], sums[1][:count], sums[2][:count]
         excess, greatest, least = sums[3][:count], scratch[0][:count], scratch[1][:count]
@@ -164,10 +164,9 @@ def importance_weights(log_ratio, nll, alpha):
         acc,
         rows,
         1,
-        rows,
         samples,
         1.0 - alpha,
         *map(operand, (*matrices, bound, ess)),
-        cost=samples,
+        cost=2.0 * samples,
     )
     return [bound, weights, ess] + ([] if nll is None else [log_weights])

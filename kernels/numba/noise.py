@@ -23,9 +23,10 @@ from .compiler import (
     polynomial,
 )
 from .device import log_of_normal
-from .memory import BLOCK, BUFFERS
+from .memory import BUFFERS
 
-CALLS = BLOCK // 4  # of Philox, for a tile
+NOISE_BLOCK = 1024  # elements of a tile where noise is drawn: its buffers fit into L1
+CALLS = NOISE_BLOCK // 4  # of Philox
 HALF_TURN = np.float32(math.pi * 2.0**-31)
 # sin r = r + r^3 SIN(r^2) and cos r = 1 + r^2 COS(r^2) for |r| <= pi / 4, to 4e-9 and 3e-8.
 SIN = polynomial(-0.16666655242443085, 0.008332177996635437, -0.00019517267355695367)
@@ -103,8 +104,8 @@ def noise_buffers(scratch):
     normals with and without the padding of their rows.
     """
     words = carray(pointer(scratch[BUFFERS].ctypes.data), (4, CALLS), np.uint32)
-    padded = carray(pointer(scratch[BUFFERS + 1].ctypes.data), BLOCK, np.float32)
-    normals = carray(pointer(scratch[BUFFERS + 2].ctypes.data), BLOCK, np.float32)
+    padded = carray(pointer(scratch[BUFFERS + 1].ctypes.data), NOISE_BLOCK, np.float32)
+    normals = carray(pointer(scratch[BUFFERS + 2].ctypes.data), NOISE_BLOCK, np.float32)
     return words, padded, normals
 
 

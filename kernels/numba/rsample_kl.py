@@ -1,102 +1,101 @@
-"""One reparameterised sample, z = mu + exp(logvar / 2) eps, and the KL to the prior.
-
-Backward draws the same eps again from the seed, at 0.5 ns each: no noise is stored.
-"""
+"""One reparameterised sample, z = mu + exp(logvar / 2) eps, and the KL to the prior."""
 
 import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, kernel
-from .device import fill, in_units_of_prior
-from .gaussian_kl import kl_gradients, kl_prior_gradients, kl_terms
+from .device import exp_scaled, fill
+from .gaussian_kl import add_kl, write_kl_gradients
+from .gaussian_rsample import sample
 from .launch import launch
-from .memory import BLOCK, add_rows, load, operand, present, store, target, tiles, workspace
-from .noise import draw, noise_buffers
+from .memory import load, operand, present, store, target, tiles, workspace
+from .noise import NOISE_BLOCK, draw, noise_buffers
 
 
 @elementwise
-def sample(mu, std, eps, z):
-    real = z.dtype.type
-    for i in range(z.size):
-        z[i] = mu[i] + std[i] * real(eps[i])
-
-
-@elementwise
-def add_sample_gradients(dz, std, eps, dmu, dlogvar):
+def add_sample_gradients(dz, noise, dmu, dlogvar):
     real = dmu.dtype.type
     for i in range(dmu.size):
         dmu[i] += dz[i]
-        dlogvar[i] += real(0.5) * std[i] * (dz[i] * real(eps[i]))
+        dlogvar[i] += real(0.5) * (dz[i] * noise[i])
+
+
+@elementwise
+def scaled(eps, std, noise):
+    real = noise.dtype.type
+    for i in range(noise.size):
+        noise[i] = std[i] * real(eps[i])
 
 
 @kernel
 def rsample_kl_kernel(
-    lo, hi, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, z_ptr, kl_ptr
-):
+    queue, step, rows, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr,
+    z_ptr, kl_ptr, noise_ptr,
+):  # fmt: skip
     scratch = workspace(scratch)
-    noise, partial = noise_buffers(scratch), np.empty(BLOCK)
-    for tile in tiles(lo, hi, cols):
+    buffers, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK)
+    prior = prior_mu_ptr, prior_logvar_ptr
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        std, distance, logvar_ratio, ratio, _ = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[4:]
-        )
-        z, kl = target(z_ptr, tile, scratch[2]), scratch[3][: mu.size]
-        sample(mu, std, draw(seed, 0, tile, noise), z)
+        noise, z = target(noise_ptr, tile, scratch[2]), target(z_ptr, tile, scratch[3])
+        std = scratch[4][: mu.size]
+        exp_scaled(logvar, 0.5, std)
+        sample(mu, std, draw(seed, 0, tile, buffers), noise, z)
         store(z_ptr, tile, z)
-        kl_terms(distance, logvar_ratio, ratio, kl)
-        add_rows(kl, tile, cols, 0.5, partial, kl_ptr)
+        add_kl(mu, logvar, *prior, tile, cols, partial, kl_ptr, scratch[5:])
 
 
 @kernel
 def rsample_kl_backward_kernel(
-    lo, hi, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr,
-    dkl_ptr, dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
+    queue, step, rows, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr,
+    noise_ptr, dz_ptr, dkl_ptr, dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch)
-    noise = noise_buffers(scratch)
-    for tile in tiles(lo, hi, cols):
+    buffers = noise_buffers(scratch)
+    prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
+    for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        std, distance, logvar_ratio, ratio, root = in_units_of_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch[7:]
-        )
         dmu, dlogvar = target(dmu_ptr, tile, scratch[2]), target(dlogvar_ptr, tile, scratch[3])
         if present(dkl_ptr):
             dkl = load(dkl_ptr, tile, scratch[4])
-            kl_gradients(dkl, distance, logvar_ratio, ratio, root, dmu, dlogvar)
-            if present(dprior_mu_ptr) or present(dprior_logvar_ptr):
-                dprior_mu = target(dprior_mu_ptr, tile, scratch[5])
-                dprior_logvar = target(dprior_logvar_ptr, tile, scratch[6])
-                kl_prior_gradients(dkl, distance, dmu, dlogvar, dprior_mu, dprior_logvar)
-                store(dprior_mu_ptr, tile, dprior_mu)
-                store(dprior_logvar_ptr, tile, dprior_logvar)
+            write_kl_gradients(dkl, mu, logvar, *prior, tile, dmu, dlogvar, *dprior, scratch[5:])
         else:
             fill(dmu, 0.0)
             fill(dlogvar, 0.0)
         if present(dz_ptr):
             dz = load(dz_ptr, tile, scratch[4])
-            add_sample_gradients(dz, std, draw(seed, 0, tile, noise), dmu, dlogvar)
+            if present(noise_ptr):
+                add_sample_gradients(dz, load(noise_ptr, tile, scratch[5]), dmu, dlogvar)
+            else:
+                noise, std = scratch[5][: mu.size], scratch[6][: mu.size]
+                exp_scaled(logvar, 0.5, std)
+                scaled(draw(seed, 0, tile, buffers), std, noise)
+                add_sample_gradients(dz, noise, dmu, dlogvar)
         store(dmu_ptr, tile, dmu)
         store(dlogvar_ptr, tile, dlogvar)
 
 
-def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
-    """z [rows, cols] and the KL [rows] of mu, logvar, prior_mu and prior_logvar, or None."""
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
+    """[z [rows, cols], the KL [rows], and the noise if it is to be kept]."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    z, kl = empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc)
+    results = [empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc)]
+    if keep_noise:
+        results.append(torch.empty(mu.shape, dtype=acc))
+    outputs = results if keep_noise else (*results, None)
     launch(
         rsample_kl_kernel,
         acc,
         *mu.shape,
         seed.item(),
-        *map(operand, (*inputs, z, kl)),
+        *map(operand, (*inputs, *outputs)),
         cost=1.0,
     )
-    return z, kl
+    return results
 
 
-def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
+def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise, needs):
     """The wanted gradients, from dz [rows, cols] and dkl [rows]; either may be None."""
     inputs = mu, logvar, prior_mu, prior_logvar
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
@@ -107,7 +106,7 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs
         accumulator(*inputs),
         *mu.shape,
         seed.item(),
-        *map(operand, (*inputs, dz, dkl, *gradients)),
-        cost=1.2,
+        *map(operand, (*inputs, noise, dz, dkl, *gradients)),
+        cost=0.5 if noise is not None else 1.2,
     )
     return [g for g in gradients if g is not None]

@@ -355,11 +355,12 @@ def launch_rsample_backward(
     ]
 
 
-def rsample(mu, logvar, seed, samples):
-    return launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]
+def rsample(mu, logvar, seed, samples, keep_noise):
+    """Noise is never kept: to draw it is free beside reading it."""
+    return [launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]]
 
 
-def rsample_backward(dz, logvar, seed, samples, needs):
+def rsample_backward(dz, logvar, seed, samples, noise, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)
 

@@ -127,16 +127,17 @@ def rsample_kl_backward_kernel(
         store_tile(dlogvar_ptr, row, col, cols, mask, dlogvar)
 
 
-def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed):
+def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
+    """Noise is never kept: to draw it is free beside reading it."""
     inputs = [as_rows(t) for t in (mu, logvar, prior_mu, prior_logvar)]
     z = empty_like_rows(inputs[0])
     tiles = tiling(*z.shape, *inputs)
     kl = partial_sums(z, tiles, "rows")
     launch_tiles(rsample_kl_kernel, tiles, [*inputs, seed, z, kl], inputs)
-    return z, sum_stages(kl, tiles.col_tiles)
+    return [z, sum_stages(kl, tiles.col_tiles)]
 
 
-def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, needs):
+def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise, needs):
     """Either of ``dz`` and ``dkl`` may be None."""
     inputs = [as_rows(t) for t in (mu, logvar, prior_mu, prior_logvar)]
     dz = as_rows(dz)

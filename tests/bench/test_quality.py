@@ -16,6 +16,7 @@ from bench.quality import cases, exact, measure, results, tables
 from bench.quality.entries import ENTRIES
 from bench.reporting.results import Device
 from fused_elbo.estimators import bounds
+from fused_elbo.estimators.diagnostics import Sums, mean_variance, signal_to_noise, with_error
 from helpers import exact_bounds, fake_runs
 
 GRID = cases.GRIDS["smoke"]
@@ -23,7 +24,7 @@ GRID = cases.GRIDS["smoke"]
 
 def sums_of(values):
     """As the suite makes them, of values [R, n]."""
-    sums = measure.Sums()
+    sums = Sums(cases.BLOCKS)
     sums.add(values, torch.arange(len(values)) * sums.blocks // len(values))
     return sums
 
@@ -34,8 +35,8 @@ def test_moments_of_a_hand_made_case():
     means = torch.tensor([0.5, -2.0, 8.0])
     deviations = torch.tensor([1.0, 2.0, 4.0])
     sums = sums_of(means + deviations * signs)
-    snr, snr_error = measure.with_error(measure.signal_to_noise, sums)
-    variance, variance_error = measure.with_error(measure.trace, sums)
+    snr, snr_error = with_error(signal_to_noise, sums)
+    variance, variance_error = with_error(mean_variance, sums)
     assert snr == pytest.approx(1.0, rel=1e-3)  # the median of 0.5, 1 and 2
     assert variance == pytest.approx(7.0 * 3200 / 3199)
     assert snr_error == pytest.approx(0.0, abs=1e-6)  # all blocks are alike
@@ -46,14 +47,14 @@ def test_errors_are_those_of_normal_samples():
     count, parameters = 6400, 400
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(count, parameters, generator=generator, dtype=torch.float64)
-    variance, error = measure.with_error(measure.trace, sums_of(0.3 + noise))
+    variance, error = with_error(mean_variance, sums_of(0.3 + noise))
     expected = (2 / count / parameters) ** 0.5
     assert variance == pytest.approx(1.0, abs=4 * expected)
     assert error == pytest.approx(expected, rel=0.5)
-    snr, snr_error = measure.with_error(measure.signal_to_noise, sums_of(0.3 + noise))
+    snr, snr_error = with_error(signal_to_noise, sums_of(0.3 + noise))
     assert snr == pytest.approx(0.3, abs=5 * snr_error)
     # No signal gives none: |mean| / std itself would say 0.8 / sqrt(count).
-    snr, _ = measure.with_error(measure.signal_to_noise, sums_of(noise))
+    snr, _ = with_error(signal_to_noise, sums_of(noise))
     assert snr < 0.3 / count**0.5
 
 

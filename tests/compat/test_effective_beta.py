@@ -120,6 +120,57 @@ def test_effective_beta_of_the_libraries(name):
     assert_gradient_of_elbo(loss, [leaves[0], mu, last], recon, x, kl, beta, likelihood)
 
 
+NAMED = {
+    "pytorch_examples": ("pytorch_examples_vae_loss", {}),
+    "pythae_vae": ("pythae_vae_loss", {}),
+    "pythae_vae_bce": ("pythae_vae_loss", {"reconstruction_loss": "bce"}),
+    "pythae_beta_vae": ("pythae_beta_vae_loss", {"beta": 2.5}),
+    "antixk_vanilla": ("antixk_vanilla_vae_loss", {"M_N": 0.3}),
+    "antixk_beta": ("AntixKBetaVAELoss", {"beta": 7.0, "loss_type": "H", "M_N": 0.3}),
+    "bolts_standard": ("bolts_vae_loss", {}),  # with its default, kl_coeff = 0.1
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_effective_beta_by_name(name):
+    loss, options = NAMED[name]
+    beta = compat.effective_beta_of(loss, pixels=PIXELS, latents=LATENTS, **options)
+    assert beta == pytest.approx(BETAS[name], rel=1e-14)
+
+
+def test_effective_beta_by_name_has_every_loss_with_its_defaults():
+    losses = {name for name in compat.__all__ if "vae" in name.lower() or "scvi" in name}
+    assert losses == {name for name, _ in NAMED.values()} | {"scvi_kl_local"}
+    assert compat.effective_beta_of("scvi_kl_local") == 1.0
+    assert compat.effective_beta_of("scvi_kl_local", kl_weight=0.2) == 0.2
+    assert compat.effective_beta_of("pythae_beta_vae_loss") == 1.0
+    # Type B is the class's default, with a gamma of 1000.
+    type_b = compat.effective_beta_of("AntixKBetaVAELoss", M_N=0.3, pixels=PIXELS)
+    assert type_b == pytest.approx(1000 * 0.3 * PIXELS / 2)
+    vanilla = {"M_N": 0.00025, "pixels": 3 * 64 * 64}
+    assert compat.effective_beta_of("antixk_vanilla_vae_loss", **vanilla) == pytest.approx(1.536)
+    half = compat.effective_beta_of("antixk_vanilla_vae_loss", variance=2.0, **vanilla)
+    assert half == pytest.approx(0.768)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "error", "match"),
+    [
+        ("bolts", {}, ValueError, "loss must be one of 'pytorch_examples_vae_loss'.*got 'bolts'"),
+        ("bolts_vae_loss", {"latents": 2}, ValueError, "pixels is needed"),
+        ("bolts_vae_loss", {"beta": 2.0}, TypeError, "bolts_vae_loss has no option beta"),
+        ("antixk_vanilla_vae_loss", {"pixels": 4}, TypeError, "needs M_N: it has no default"),
+        ("AntixKBetaVAELoss", {"M_N": 1.0, "loss_type": "C"}, ValueError, "loss_type.*'H', 'B'"),
+        ("pythae_vae_loss", {"reconstruction_loss": "l1"}, ValueError, "'mse', 'bce'"),
+        ("scvi_kl_local", {"variance": 2.0}, ValueError, "variance is of a squared error"),
+    ],
+    ids=str,
+)
+def test_effective_beta_by_name_bad_arguments(loss, options, error, match):
+    with pytest.raises(error, match=match):
+        compat.effective_beta_of(loss, **options)
+
+
 def test_effective_beta_of_a_capacity():
     """Type B pushes the KL to its capacity with gamma's weight: up from below, down from above."""
     beta = compat.effective_beta(**MSE, pixels=PIXELS, kl_weight=1000.0 * 0.3)

@@ -73,7 +73,7 @@ def test_bad_callable_is_named_joint_where_it_is_one():
         ("jackknife", 6, {"order": 6}, ValueError, "order.*6"),
         ("jackknife", 6, {"order": -1}, ValueError, "order.*-1"),
         ("jackknife", 6, {"order": 1.5}, TypeError, "order must be an int, got float"),
-        ("jackknife", 60, {"order": 9}, ValueError, "order 9 with 60 samples needs .* subsets"),
+        ("jackknife", 60, {"order": 9}, ValueError, "order 9 with 60 samples needs .* sums"),
         ("iwae", 6, {"sampling": "halton"}, ValueError, "sampling must be one of.*'halton'"),
         ("iwae", 6, {"impl": "fast"}, ValueError, "impl must be one of.*'fast'"),
         ("iwae", 6, {"prior_mu": torch.zeros(4).double()}, ValueError, r"prior_mu \(4,\)"),

@@ -1,10 +1,13 @@
 """Biased estimators have the bias that theory says."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
+from bench.harness.memory import cpu_peak
+from fused_elbo.estimators.bounds import estimate
 from fused_elbo.estimators.models import as_full, renyi_divergence
 from helpers.estimates import run
 from helpers.exact_bounds import (
@@ -103,6 +106,48 @@ def test_jackknife_is_the_combination_of_smaller_bounds(samples, order):
 def test_jackknife_of_order_zero_is_iwae():
     for a, b in zip(run("jackknife", SPACE, order=0)[1], run("iwae", SPACE)[1], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def by_enumeration(log_weights, order):
+    """The jackknife's value, of all subsets, in float64."""
+    samples, value = len(log_weights), 0.0
+    coefficients = jackknife_coefficients(samples, order)
+    for left_out, coefficient in enumerate(coefficients):
+        subsets = list(itertools.combinations(range(samples), samples - left_out))
+        chosen = log_weights[torch.tensor(subsets)]  # [subsets, size, ...]
+        bounds = torch.logsumexp(chosen, 1) - math.log(samples - left_out)
+        value = value + coefficient * bounds.mean(0)
+    return value
+
+
+# Weights alike; one that is nearly all of the sum, and one that is all of it even in float64.
+@pytest.mark.parametrize("spread", [0.5, 50.0, 5000.0])
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_jackknife_is_the_sum_over_subsets(order, spread):
+    """Its value, and its gradient in each log weight, by enumeration and autograd."""
+    known = spread * torch.randn(7, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
+    found, wanted = known.clone().requires_grad_(), known.clone().requires_grad_()
+    zero = torch.zeros(3, 1, dtype=F64)  # q is the prior: a weight is a likelihood
+    result = estimate(
+        "jackknife", zero, zero, 7, log_likelihood=lambda z: found + 0 * z.sum(-1), order=order
+    )
+    value = by_enumeration(wanted, order)
+    torch.testing.assert_close(result.value, value.detach(), rtol=1e-11, atol=1e-8)
+    result.surrogate.sum().backward()
+    value.sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-8, atol=1e-8)
+
+
+def test_jackknife_of_a_thousand_samples_takes_little_memory():
+    """By the enumeration of subsets 1.6 GB; now some buffers of K B numbers, of 0.5 MB each."""
+    zero = torch.zeros(64, 2)
+
+    def evaluate(mu):
+        estimate("jackknife", mu, zero, 1000, log_likelihood=lambda z: z.sum(-1), order=1)
+
+    evaluate(zero)
+    peak = cpu_peak(evaluate, zero)
+    assert 1000 * 64 * 8 < peak < 32 * 1000 * 64 * 8
 
 
 def test_bias_of_iwae_and_of_the_jackknife():

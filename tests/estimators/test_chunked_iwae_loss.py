@@ -31,6 +31,7 @@ class TestChunks:
         decoder, x = mlp(4, 6, device), normal(3, 6, seed=4, device=device)
         everything = [*leaves, sigma, *decoder.parameters()]
         loss = {"likelihood": "gaussian", "recon_logvar": sigma, "impl": impl}
+        loss["alpha"] = 1.0 if gradient == "path" else 0.0
         chunked = at_seed(
             7, chunked_iwae_loss, decoder, x, *leaves[:2], 16, chunk_size=chunk_size,
             prior_mu=leaves[2], prior_logvar=leaves[3], gradient=gradient, **loss,

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from fused_elbo import bernoulli_nll, gaussian_kl
 from fused_elbo.estimators.bounds import estimate
 from fused_elbo.estimators.diagnostics import (
     active_units,
     effective_sample_size,
+    gradient_noise,
     kl_per_dimension,
     pareto_k,
 )
 from fused_elbo.estimators.models import as_full, chi_square_divergence
 from helpers.exact_bounds import F64, PLANE, SPACE, f64
+from helpers.machine import NEEDS_ARVIZ
 
 
 def generator(seed=0):
@@ -90,12 +93,14 @@ def log_weights_of(name, samples):
     return -float(name.split()[1]) * quantiles(samples).log()
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize(("name", "samples"), ARVIZ, ids=lambda v: str(v))
 def test_pareto_k_is_that_of_arviz(name, samples):
     k = pareto_k(log_weights_of(name, samples)).item()
     assert k == pytest.approx(ARVIZ[name, samples], abs=1e-10)
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.7, 1.2])
 def test_pareto_k_of_a_generalised_pareto_tail(k):
     """w = ((1 - u)^(-k) - 1) / k: its tail has this k at any threshold."""
@@ -103,6 +108,7 @@ def test_pareto_k_of_a_generalised_pareto_tail(k):
     assert pareto_k((torch.expm1(-k * u.log()) / k).log()).item() == pytest.approx(k, abs=0.03)
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("scale", [0.9, 0.6, 0.4])
 def test_pareto_k_of_a_gaussian_importance_ratio(scale):
     """q = N(0, s^2), p = N(0, 1), s < 1: k = 1 - s^2.
@@ -118,6 +124,7 @@ def test_pareto_k_of_a_gaussian_importance_ratio(scale):
     assert wanted - 0.09 < found < wanted
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_tells_a_good_q_from_a_bad_one():
     """Wider than the posterior: weights are bounded, k <= 0 ... narrower by far: past 0.7."""
     k = {}
@@ -132,6 +139,7 @@ def test_pareto_k_tells_a_good_q_from_a_bad_one():
     assert k[-3.0].min() > 0.7
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_is_batched_and_keeps_the_dtype():
     log_weights = torch.randn(100, 2, 3, generator=generator())
     k = pareto_k(log_weights)
@@ -143,12 +151,14 @@ def test_pareto_k_is_batched_and_keeps_the_dtype():
     torch.testing.assert_close(shifted, pareto_k(log_weights.double()))
 
 
+@NEEDS_ARVIZ
 @pytest.mark.parametrize("samples", [1, 5, 24])
 def test_pareto_k_needs_a_tail(samples):
     assert pareto_k(torch.randn(samples, 2)).isnan().all()
     assert pareto_k(torch.randn(25, 2)).isfinite().all()
 
 
+@NEEDS_ARVIZ
 def test_pareto_k_of_constant_weights_is_not_a_number():
     log_weights = torch.zeros(100, 2)
     log_weights[:, 1] = torch.randn(100, generator=generator())
@@ -174,6 +184,95 @@ def test_kl_per_dimension_of_a_collapsed_latent():
     mu, logvar = torch.zeros(4, 2), torch.zeros(4, 2)
     mu[:, 1] = 1.0
     assert kl_per_dimension(mu, logvar).tolist() == [[0.0, 0.5]] * 4
+
+
+def test_kl_per_dimension_with_a_prior():
+    """As torch.distributions has it; either half of the prior alone, too."""
+    prior_mu, prior_logvar = f64([0.3, -1.0, 2.0]), f64([0.5, -0.7, 0.1])
+    q = Normal(SPACE.mu, (0.5 * SPACE.logvar).exp())
+    for given in ((prior_mu, prior_logvar), (prior_mu, None), (None, prior_logvar)):
+        mean, logvar = (f64([0.0]) if p is None else p for p in given)
+        wanted = kl_divergence(q, Normal(mean.expand(3), (0.5 * logvar).exp().expand(3)))
+        torch.testing.assert_close(kl_per_dimension(*SPACE.q(), *given), wanted)
+    found = kl_per_dimension(*SPACE.q(), prior_mu, prior_logvar)
+    torch.testing.assert_close(found.sum(-1), gaussian_kl(*SPACE.q(), prior_mu, prior_logvar))
+
+
+def test_active_units_in_units_of_the_prior():
+    """A latent that follows a conditional prior's mean, or is small beside its width, is idle."""
+    mu = torch.randn(200, 3, dtype=F64, generator=generator())
+    wide = f64([0.0, 0.0, math.log(400.0)])
+    assert active_units(mu, prior_logvar=wide).tolist() == [True, True, False]
+    follows = mu.clone()
+    follows[:, 1] += 1.0
+    follows[:, 0] = 0.0
+    assert active_units(mu, prior_mu=follows).tolist() == [True, False, False]
+    assert active_units(mu / 20, 0.01, prior_logvar=f64([-9.0, 0.0, 0.0])).tolist() == [
+        True, False, False,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="prior_logvar"):
+        active_units(mu, prior_logvar=torch.zeros(2, dtype=F64))
+
+
+# Gradients.
+
+MEANS, DEVIATIONS = f64([0.5, -2.0, 8.0]), f64([1.0, 2.0, 4.0])
+
+
+def noisy_loss(theta, noise):
+    """Its gradient is N(MEANS, DEVIATIONS^2), independent from call to call."""
+    return lambda: (theta * (MEANS + DEVIATIONS * torch.randn(3, dtype=F64, generator=noise))).sum()
+
+
+def test_gradient_noise_of_known_gradients():
+    """Variance 7, SNR 1 (the median of 0.5, 1 and 2); errors are those of repeated measuring."""
+    theta = torch.ones(3, dtype=F64, requires_grad=True)
+    noise = generator(1)
+    found = [gradient_noise(noisy_loss(theta, noise), [theta], 640) for _ in range(30)]
+    for statistic, wanted in (("variance", 7.0), ("snr", 1.0)):
+        values = f64([getattr(f, statistic) for f in found])
+        errors = f64([getattr(f, f"{statistic}_error") for f in found])
+        assert abs(values.mean() - wanted) < 4 * values.std() / 30**0.5
+        assert 0.7 < errors.mean() / values.std() < 1.4
+    assert theta.grad is None
+
+
+def test_gradient_noise_of_a_users_model():
+    """DReG's encoder against IWAE's, at K = 64: the one that does not drown in noise."""
+    encoder, decoder = torch.nn.Linear(6, 4), torch.nn.Linear(2, 6)
+    x = torch.rand(8, 6, generator=generator()).round()
+
+    def loss_of(name):
+        def loss():
+            mu, logvar = encoder(x).chunk(2, -1)
+            likelihood = lambda z: -bernoulli_nll(decoder(z), x)  # noqa: E731
+            return -estimate(name, mu, logvar, 64, log_likelihood=likelihood).surrogate.mean()
+
+        return loss
+
+    torch.manual_seed(0)
+    dreg, iwae = (gradient_noise(loss_of(n), encoder.parameters(), 320) for n in ("dreg", "iwae"))
+    assert dreg.variance + 4 * dreg.variance_error < iwae.variance - 4 * iwae.variance_error
+    assert dreg.snr - 3 * dreg.snr_error > iwae.snr + 3 * iwae.snr_error
+    decoders = [gradient_noise(loss_of(n), decoder.parameters(), 320) for n in ("dreg", "iwae")]
+    ratio = decoders[0].variance / decoders[1].variance
+    assert ratio == pytest.approx(1, abs=4 * decoders[0].variance_error / decoders[0].variance)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parameters", "replicates", "match"),
+    [
+        (lambda t: t.sum(), 1, 100, "num_replicates must be a multiple of 32, got 100"),
+        (lambda t: t.sum(), 0, 32, "parameters must be tensors that require gradients"),
+        (lambda t: t * 2, 1, 32, "a tensor of one number"),
+        (lambda t: 1.0, 1, 32, "a tensor of one number"),
+    ],
+    ids=["replicates", "no parameters", "a vector", "a float"],
+)
+def test_gradient_noise_refuses(loss, parameters, replicates, match):
+    theta = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=match):
+        gradient_noise(lambda: loss(theta), [theta][:parameters], replicates)
 
 
 def test_active_units():

@@ -1,12 +1,20 @@
 """iwae_loss: values and gradients against the textbook; the whole step compiles."""
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fused_elbo import bernoulli_nll, elbo_loss, gaussian_nll, iwae_loss, rsample_log_ratio
+from fused_elbo import (
+    bernoulli_nll,
+    chunked_iwae_loss,
+    elbo_loss,
+    gaussian_nll,
+    iwae_loss,
+    rsample_log_ratio,
+)
 from fused_elbo.kernels.triton import launch
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, at_seed, normal
@@ -231,3 +239,66 @@ def test_compiles_without_gradients(impl, device):
     with torch.no_grad():
         actual, expected = at_seed(3, compiled, *tensors), at_seed(3, step(impl, "total"), *tensors)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# Which gradient of q goes with which bound, and what to take instead.
+REFUSED = {
+    ("path", 0.0): "alpha=1; for this alpha draw with gradient='dreg' or 'total'",
+    ("path", 0.5): "alpha=1; for this alpha draw with gradient='total'",
+    ("dreg", 0.5): "alpha=0; for this alpha draw with gradient='total'",
+    ("dreg", 1.0): "alpha=0; for this alpha draw with gradient='path' or 'total'",
+}
+PAIRS = [(g, a) for g in ("total", "path", "dreg") for a in (0.0, 0.5, 1.0)]
+
+
+def mean_gradient(gradient, alpha):
+    """Of the loss in mu, and its standard error, from 40,000 examples; K = 5, x | z ~ N(z, I)."""
+    batch = 40_000
+    mu, logvar = torch.full((2, batch, 1), 0.4, dtype=F64).unbind()
+    mu, impl = mu.requires_grad_(), "reference"  # whose gradients are the kernels'
+    z, log_ratio = at_seed(1, rsample_log_ratio, mu, logvar, 5, gradient=gradient, impl=impl)
+    x = torch.full((batch, 1), 2.0, dtype=F64)
+    options = {"likelihood": "gaussian", "alpha": alpha, "reduction": "sum", "impl": impl}
+    loss = iwae_loss(z, x, log_ratio + 0, **options)  # + 0: where no check sees the gradient
+    (found,) = torch.autograd.grad(loss, mu)
+    return found.mean().item(), (found.std() / batch**0.5).item()
+
+
+@pytest.mark.parametrize(("gradient", "alpha"), PAIRS)
+def test_what_is_refused_is_what_is_biased(gradient, alpha):
+    """Against the total gradient, which is that of the values: four standard errors, or ten."""
+    (wanted, error), (found, its_error) = (mean_gradient(g, alpha) for g in ("total", gradient))
+    distance = abs(found - wanted) / math.hypot(error, its_error)
+    assert distance > 10 if (gradient, alpha) in REFUSED else distance < 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("gradient", "alpha"), PAIRS)
+@IMPLS
+def test_a_biased_gradient_is_an_error(gradient, alpha, compiled, impl, device):
+    """Under the compiler too, in one graph; of one sample all gradients are unbiased."""
+    torch._dynamo.reset()
+    shapes = (4, 6), (4, 6), (6, 8), (4, 8)
+    mu, logvar, weight, x = (normal(*s, seed=i, device=device) for i, s in enumerate(shapes))
+
+    def step(samples):
+        z, log_ratio = rsample_log_ratio(mu, logvar, samples, gradient=gradient, impl=impl)
+        return iwae_loss(z @ weight, x, log_ratio, alpha=alpha, impl=impl)
+
+    run = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
+    assert run(1).isfinite()
+    if (gradient, alpha) not in REFUSED:
+        assert run(3).isfinite()
+        return
+    with pytest.raises(Exception, match=re.escape(REFUSED[gradient, alpha])) as raised:
+        run(3)
+    assert compiled or raised.type is ValueError
+
+
+@pytest.mark.parametrize(("gradient", "alpha"), REFUSED)
+def test_a_biased_gradient_is_an_error_in_chunks(gradient, alpha):
+    mu, x = torch.zeros(2, 3), torch.zeros(2, 3)
+    options = {"chunk_size": 2, "gradient": gradient, "alpha": alpha}
+    assert chunked_iwae_loss(torch.nn.Identity(), x, mu, mu, 1, **options).isfinite()
+    with pytest.raises(ValueError, match=re.escape(REFUSED[gradient, alpha])):
+        chunked_iwae_loss(torch.nn.Identity(), x, mu, mu, 4, **options)

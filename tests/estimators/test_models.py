@@ -240,6 +240,109 @@ def test_ppca_needs_fewer_latents_than_columns(latents):
         fit_ppca(torch.zeros(10, 4), latents)
 
 
+# Any diagonal noise, any prior, any Gaussian q.
+
+PRIOR = Gaussian(f64([0.7, -1.1]), f64([[1.5, 0.6], [0.6, 0.8]]))
+NOISE = f64([0.4, 1.3, 0.9])
+FULL_Q = Gaussian(f64([[0.5, -0.4], [0.1, 0.3]]), f64([[[0.5, -0.3], [-0.3, 0.7]]] * 2))
+DIAGONAL_Q = DiagonalGaussian(FULL_Q.mean, f64([[-0.4, 0.2], [0.5, -0.9]]))
+X = f64([[1.0, 0.2, -0.6], [-0.3, 2.0, 0.5]])
+
+
+@pytest.fixture(params=["prior", "one variance", "noise"])
+def general(request):
+    """Each generalisation by itself, and both at once."""
+    noise = 0.8 if request.param == "one variance" else NOISE
+    prior = 2.5 if request.param == "noise" else PRIOR
+    return LinearGaussianModel(
+        f64([[1.0, -0.5], [0.3, 0.9], [-0.7, 0.4]]), f64([0.1, 0.0, -0.4]), noise, prior
+    )
+
+
+def scipy_parts(model):
+    """m, S and the covariance of the noise."""
+    noise = torch.as_tensor(model.noise_variance, dtype=F64).expand(3)
+    if model.prior == 2.5:
+        return np.zeros(2), 2.5 * np.eye(2), np.diag(noise)
+    return *(p.numpy() for p in model.prior), np.diag(noise)
+
+
+def density(mean, covariance, at):
+    return stats.multivariate_normal(np.asarray(mean), np.asarray(covariance)).logpdf(at)
+
+
+def test_general_densities_against_scipy(general):
+    """Likelihood, prior, joint and evidence; Bayes' rule at random z gives the posterior."""
+    m, s, noise = scipy_parts(general)
+    weight, bias = general.weight.numpy(), general.bias.numpy()
+    z = torch.randn(2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    posterior = general.posterior(X)
+    for i in range(2):
+        likelihood = density(weight @ z[i].numpy() + bias, noise, X[i])
+        prior = density(m, s, z[i])
+        evidence = density(weight @ m + bias, weight @ s @ weight.T + noise, X[i])
+        assert general.log_likelihood(X, z)[i].item() == pytest.approx(likelihood, rel=1e-12)
+        assert general.log_prior(z)[i].item() == pytest.approx(prior, rel=1e-12)
+        assert general.log_joint(X, z)[i].item() == pytest.approx(likelihood + prior, rel=1e-12)
+        assert general.log_evidence(X)[i].item() == pytest.approx(evidence, rel=1e-12)
+        log_posterior = density(posterior.mean[i], posterior.covariance[i], z[i])
+        assert likelihood + prior - log_posterior == pytest.approx(evidence, rel=1e-10)
+
+
+@pytest.mark.parametrize("q", [FULL_Q, DIAGONAL_Q], ids=["full", "diagonal"])
+def test_general_elbo_by_quadrature(general, q):
+    """int q(z) [log p(x, z) - log q(z)] dz, of a q with covariances too."""
+    z, cell = plane()
+    full = q if isinstance(q, Gaussian) else as_full(q)
+    log_q = MultivariateNormal(*full).log_prob(z.unsqueeze(1))
+    wanted = (log_q.exp() * (general.log_joint(X, z.unsqueeze(1)) - log_q)).sum(0) * cell
+    torch.testing.assert_close(general.elbo(X, q), wanted)
+
+
+def test_what_mean_field_loses(general):
+    """Nothing at the full posterior; the gap at the best diagonal q, and more at any other."""
+    evidence = general.log_evidence(X)
+    torch.testing.assert_close(general.elbo(X, general.posterior(X)), evidence)
+    best = general.optimal_diagonal(X)
+    gap = evidence - general.elbo(X, best)
+    torch.testing.assert_close(gap, general.mean_field_gap().expand(2))
+    assert (gap > 0.005).all()
+    mu, logvar = (t.clone().requires_grad_() for t in best)
+    elbo = general.elbo(X, DiagonalGaussian(mu, logvar)).sum()
+    for gradient in torch.autograd.grad(elbo, (mu, logvar)):
+        assert gradient.abs().max() < 1e-12
+
+
+def test_general_regression(regression):
+    """Noise of each target and a correlated prior: N(y; X m, diag sigma^2 + X S X')."""
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.randn(11, 11, dtype=F64, generator=generator)
+    prior = Gaussian(factor[0], factor @ factor.mT / 11 + 0.1 * torch.eye(11, dtype=F64))
+    noise = 0.3 + torch.rand(442, dtype=F64, generator=generator)
+    model = BayesianLinearRegression(regression.design, regression.targets, noise, prior)
+    x, y = regression.design.numpy(), regression.targets.numpy()
+    covariance = np.diag(noise) + x @ prior.covariance.numpy() @ x.T
+    wanted = density(x @ prior.mean.numpy(), covariance, y)
+    assert model.log_evidence().item() == pytest.approx(wanted, rel=1e-10)
+    torch.testing.assert_close(model.elbo(model.posterior()), model.log_evidence())
+    gap = model.log_evidence() - model.elbo(model.optimal_diagonal())
+    torch.testing.assert_close(gap, model.mean_field_gap())
+    assert gap > 0.1
+
+
+@pytest.mark.parametrize(
+    ("noise", "prior", "match"),
+    [
+        (torch.ones(2), 1.0, r"expected noise_variance \[\] or \[3\], got \(2,\)"),
+        (1.0, Gaussian(torch.zeros(3), torch.eye(3)), r"prior of mean \[2\].*got \(3,\)"),
+    ],
+    ids=["noise", "prior"],
+)
+def test_model_refuses(noise, prior, match):
+    with pytest.raises(ValueError, match=match):
+        LinearGaussianModel(torch.ones(3, 2), torch.zeros(3), noise, prior)
+
+
 # Bayesian linear regression.
 
 
@@ -411,3 +514,12 @@ def test_gaussian_log_prob_against_scipy():
     assert models.log_det(P2.covariance).item() == pytest.approx(
         np.linalg.slogdet(P2.covariance.numpy())[1]
     )
+
+
+def test_regression_before_any_data():
+    """The posterior is the prior, the evidence 1, and q loses nothing."""
+    model = BayesianLinearRegression(torch.zeros(0, 2).double(), torch.zeros(0).double(), 0.5, 2.0)
+    assert torch.equal(model.posterior().mean, torch.zeros(2, dtype=F64))
+    torch.testing.assert_close(model.posterior().covariance, 2 * torch.eye(2, dtype=F64))
+    nothing = model.log_evidence(), model.elbo(model.optimal_diagonal()), model.mean_field_gap()
+    torch.testing.assert_close(torch.stack(nothing), torch.zeros(3, dtype=F64), rtol=0, atol=1e-15)

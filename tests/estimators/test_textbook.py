@@ -5,6 +5,7 @@ p(z) = N(0, I), p(x|z) = N(W z + b, sigma^2 I): the closed forms are written her
 posterior is not diagonal.
 """
 
+import decimal
 import math
 
 import numpy as np
@@ -251,6 +252,83 @@ def test_kl_near_the_prior_is_not_negative(impl, device):
     exact = 0.25 * logvar[:, 0].cpu().double() ** 2
     assert (kl >= 0).all()
     torch.testing.assert_close(kl[:2], exact[:2], rtol=1e-3, atol=0)
+
+
+def log_variances(dtype):
+    """Of either sign, 1e-7 to 10, and on both sides of where a series ends."""
+    sizes = [*(10.0 ** np.linspace(-7, 1, 97)), 0.2499, 0.25, 0.2501, 0.4999, 0.5, 0.5001, 1.0]
+    return torch.tensor([sign * s for s in sizes for sign in (1, -1)], dtype=dtype)
+
+
+def digits_lost(found, wanted):
+    """The greatest relative error, in units of the last place."""
+    relative = [
+        abs(decimal.Decimal(f) / w - 1) for f, w in zip(found.tolist(), wanted, strict=True)
+    ]
+    return float(max(relative)) / torch.finfo(found.dtype).eps
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("impl", ["reference", KERNELS])
+def test_kl_near_the_prior_is_accurate(impl, dtype, with_prior, device):
+    """Value and gradients to some last places, against sixty digits; also of a learned prior.
+
+    expm1(l) - l is off by 25 % and its gradient by 19 %, in float32 at l = 1e-6. The reference
+    loses at most 4; Triton's kernels, which square a ratio of standard deviations, 17.
+    """
+    variances = log_variances(dtype)
+    zero = torch.zeros(len(variances), 1, dtype=dtype, device=device)
+    logvar = variances[:, None].to(device).requires_grad_()
+    prior = (zero, zero.clone().requires_grad_()) if with_prior else ()
+    kl = fused_elbo.gaussian_kl(zero, logvar, *prior, impl=impl)
+    leaves = [logvar, *prior[1:]]
+    gradients = torch.autograd.grad(kl.sum(), leaves)
+    most = 6 if impl == "reference" else 20
+    with decimal.localcontext(prec=60):
+        exact = [decimal.Decimal(v) for v in variances.tolist()]
+        half = [(v.exp() - 1) / 2 for v in exact]
+        assert digits_lost(kl, [h - v / 2 for h, v in zip(half, exact, strict=True)]) < most
+        assert digits_lost(gradients[0].flatten(), half) < most
+        if with_prior:
+            assert digits_lost(gradients[1].flatten(), [-h for h in half]) < most
+
+
+def log_variance_part(logvar):
+    return fused_elbo.gaussian_kl(torch.zeros_like(logvar), logvar, impl="reference").sum()
+
+
+def test_derivatives_of_the_kl_near_the_prior():
+    """expm1(l) / 2, then exp(l) / 2 forever: by autograd, vmap, forward mode and the compiler."""
+    logvar = torch.tensor([[1e-6], [-3e-4], [0.1], [-0.3], [2.0]])
+    slope, curvature = 0.5 * torch.expm1(logvar.double()), 0.5 * torch.exp(logvar.double())
+
+    def check(found, wanted):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0)
+
+    gradient = torch.func.grad(log_variance_part)
+    check(gradient(logvar), slope)
+    check(torch.func.vmap(gradient)(logvar), slope)
+    one = torch.ones_like(logvar)
+    check(torch.func.jvp(gradient, (logvar,), (one,))[1], curvature)
+    curve = torch.func.grad(lambda a: gradient(a).sum())
+    check(curve(logvar), curvature)
+    check(torch.func.grad(lambda a: curve(a).sum())(logvar), curvature)
+    torch._dynamo.reset()
+    leaf = logvar.clone().requires_grad_()
+    torch.compile(log_variance_part, fullgraph=True)(leaf).backward()
+    check(leaf.grad, slope)
+
+
+def test_the_kl_of_extreme_variances():
+    """Where exp overflows inf, with the gradient that is; no NaN from a series nobody needs."""
+    logvar = torch.tensor([[100.0], [-100.0], [80.0], [1e30]], requires_grad=True)
+    kl = fused_elbo.gaussian_kl(torch.zeros(4, 1), logvar, impl="reference")
+    kl.sum().backward()
+    assert kl.tolist() == pytest.approx([math.inf, 49.5, math.exp(80) / 2, math.inf])
+    assert logvar.grad.flatten().tolist() == pytest.approx(
+        [math.inf, -0.5, math.exp(80) / 2, math.inf]
+    )
 
 
 @pytest.mark.parametrize("impl", ["reference", KERNELS])

@@ -1,9 +1,11 @@
 """examples/bayesian_linear_regression.py: fits reach the exact optimum, and never exceed it."""
 
+import math
 import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from helpers.scripts import is_picture, load, run
 
@@ -51,6 +53,37 @@ def test_regression_is_on_the_standardised_diabetes_data(regression):
     assert 1 - model.noise_variance * (442 - 11) / 442 == pytest.approx(0.518, abs=5e-4)
 
 
+def test_slope_and_intercept_before_and_after_data(regression):
+    """The prior, then ever less of it; least squares is in the posterior's 95 % once it exists."""
+    models = [regression.simple_model(n) for n in regression.PATIENTS]
+    areas = [m.posterior().covariance.det().sqrt().item() for m in models]
+    assert areas[0] == 1.0
+    assert areas == sorted(areas, reverse=True)
+    assert areas[-1] < 0.005
+    for model in models[1:]:
+        mean, covariance = model.posterior()
+        away = regression.least_squares(model.design, model.targets) - mean
+        assert away @ covariance.inverse() @ away < -2 * math.log(0.05)
+        assert model.mean_field_gap() > 0.3
+    curve = regression.ellipse(models[1].posterior()) - models[1].posterior().mean[:, None]
+    squares = (curve * torch.linalg.solve(models[1].posterior().covariance, curve)).sum(0)
+    torch.testing.assert_close(squares, torch.full((200,), -2 * math.log(0.05)).double())
+
+
+def test_bars_stack_up_to_the_evidence(regression):
+    """log p(y) = ELBO + KL(q || posterior), drawn and printed."""
+    for patients in regression.PATIENTS:
+        model = regression.simple_model(patients)
+        axes = Figure().subplots()
+        regression.draw_evidence(axes, model)
+        lower, upper = (bar.get_bbox() for bar in axes.patches)
+        q = model.optimal_diagonal()
+        divergence = regression.kl_divergence(regression.as_full(q), model.posterior()).item()
+        assert lower.y1 == pytest.approx(upper.y0)
+        assert upper.y1 == pytest.approx(model.log_evidence().item())
+        assert upper.height == pytest.approx(divergence, abs=1e-6)
+
+
 def test_regression_script_draws_and_explains_the_gap(tmp_path):
     options = ["--estimators", "stl", "dreg", "--steps", "20", "--out", str(tmp_path)]
     result = run("bayesian_linear_regression", *options)
@@ -61,6 +94,9 @@ def test_regression_script_draws_and_explains_the_gap(tmp_path):
     assert re.search(r"log evidence +│ +│ +-499\.979", result.stdout)
     assert "need not end at the ELBO's optimum" in result.stdout
     assert is_picture(tmp_path / "bayesian_linear_regression.png")
+    assert is_picture(tmp_path / "slope_and_intercept.png")
+    row = r"442 │ +0\.66 │ 0\.66 ± 0\.04 │ 0\.66 ± 0\.02 │ -541\.55 │ 0\.56 │ +-540\.99"
+    assert re.search(row, result.stdout)
 
 
 @pytest.mark.parametrize(

@@ -125,11 +125,16 @@ def test_script_trains_by_an_estimator_and_its_bounds_are_ordered(vae_digits, tm
     """
     options = ["--estimator", "iwae", "--epochs", "2", "--device", "cpu"]
     vae_digits.main([*options, "--out", str(tmp_path)])
-    found = re.findall(r"bound, K = ([\d,]+) +│ +(-[\d.]+)", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    found = re.findall(r"bound, K = ([\d,]+) +│ +(-[\d.]+)", printed)
     bounds = {int(samples.replace(",", "")): float(bound) for samples, bound in found}
     assert list(bounds) == [1, 50, 5000]
     assert bounds[1] - 0.5 <= bounds[50] <= bounds[5000] + 0.1
     assert -30 < bounds[5000] < -20
+    reported = re.search(
+        r"\(in expectation\) +(-[\d.]+) \+- 0\.\d+ over the weights, K = 5000", printed
+    )
+    assert float(reported[1]) == pytest.approx(bounds[5000], abs=0.006)
     assert is_picture(tmp_path / "vae_digits.png")
 
 

@@ -20,13 +20,23 @@ SCALAR = re.compile(r"\s(v(?:add|sub|mul|div|sqrt|fn?m(?:add|sub)\d+)s[sd])\s")
 
 
 def loops():
-    """(name, function) of what @elementwise made, and of the sum of a tile."""
-    for name, module in sorted(sys.modules.items()):
-        for function in vars(module).values() if name.startswith(FOLDER) else ():
-            if isinstance(function, Dispatcher) and function.py_func.__module__ == name:
-                own = function._compiler.pipeline_class is Restrict
-                if own or function.__name__ == "lane_sum":
-                    yield f"{name.removeprefix(FOLDER)}.{function.__name__}", function
+    """(name, function) of what @elementwise and @row_sums made, and of the sum of a tile."""
+    for module, found in sorted(sys.modules.items()):
+        for own, function in vars(found).items() if module.startswith(FOLDER) else ():
+            if not isinstance(function, Dispatcher):
+                continue
+            name = f"{module.removeprefix(FOLDER)}.{own}"
+            if function.py_func.__module__ == module and is_loop(function):
+                yield name, function
+            for cell in function.py_func.__closure__ or ():
+                if is_loop(cell.cell_contents):
+                    yield f"{name}.{cell.cell_contents.__name__}", cell.cell_contents
+
+
+def is_loop(function):
+    if not isinstance(function, Dispatcher):
+        return False
+    return function._compiler.pipeline_class is Restrict or function.__name__ == "lane_sum"
 
 
 def describe(code):

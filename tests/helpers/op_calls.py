@@ -2,7 +2,7 @@
 
 import torch
 
-import fused_elbo  # noqa: F401  it declares the ops
+from fused_elbo.kernels import library
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -16,6 +16,8 @@ def op_calls(device, rows=3, cols=5):
     column = t(rows, 1)
     half = a.to(BF16)
     no = [False, False]
+    # Of one sample numba's kernels keep the noise.
+    keeps = [False, True] if library.backend(a) == "numba" else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
         "gaussian_kl_backward": [
@@ -46,10 +48,15 @@ def op_calls(device, rows=3, cols=5):
             (t(2 * rows), several, b, False, [True, True]),
             (e, a.sigmoid(), b.sigmoid(), True, [True, True]),
         ],
-        "rsample": [(a, b, seed, 1), (a, b, seed, 3), (half, half, seed, 2)],
+        "rsample": [
+            (a, b, seed, 3, False),
+            (half, half, seed, 2, False),
+            *((a, b, seed, 1, keep) for keep in keeps),
+        ],
         "rsample_backward": [
-            (both, b, seed, 2, [True, True]),
-            (t(1, rows, cols), b, seed, 1, [False, True]),
+            (both, b, seed, 2, None, [True, True]),
+            (t(1, rows, cols), b, seed, 1, None, [False, True]),
+            *((t(1, rows, cols), b, seed, 1, c, [True, True]) for keep in keeps if keep),
         ],
         "rsample_log_ratio": [
             (a, b, None, None, seed, 0, 2, "total", False, False),
@@ -66,11 +73,16 @@ def op_calls(device, rows=3, cols=5):
             (t(4, rows), t(4, rows), 0.5),
             (t(1, rows), t(1, rows), 1.0),
         ],
-        "rsample_kl": [(a, b, None, None, seed), (a, b, c, d, seed), (half, a, None, None, seed)],
+        "rsample_kl": [
+            (a, b, None, None, seed, False),
+            (a, b, c, d, seed, False),
+            *((half, a, None, None, seed, keep) for keep in keeps),
+        ],
         "rsample_kl_backward": [
-            (c, e, a, b, None, None, seed, [True, True, False, False]),
-            (None, e, a, b, c, d, seed, [True, True, True, True]),
-            (c, None, a, b, None, None, seed, [True, False, False, False]),
+            (c, e, a, b, None, None, seed, None, [True, True, False, False]),
+            (None, e, a, b, c, d, seed, None, [True, True, True, True]),
+            (c, None, a, b, None, None, seed, None, [True, False, False, False]),
+            *((c, e, a, b, c, d, seed, d, [True] * 4) for keep in keeps if keep),
         ],
         "elbo_loss": [
             (a, b, None, 0.0, e, "bernoulli", 0.5, 0.1, [True, True, False]),

@@ -177,13 +177,13 @@ class TestNothingElseMatters:
         """Of every op that samples, from any draw on, and of antithetic pairs the first."""
         seed = torch.tensor(2**62 + 5, device=device)
         q = [torch.randn(6, 7, device=device).to(dtype) for _ in range(2)]
-        z = ops.rsample(*q, seed, 4)
+        z = ops.rsample(*q, seed, 4, False)
 
         def draws(first, samples, antithetic):
             options = "total", False, antithetic
             return ops.rsample_log_ratio(*q, None, None, seed, first, samples, *options)[0]
 
-        assert torch.equal(ops.rsample_kl(*q, None, None, seed)[0], z[0])
+        assert torch.equal(ops.rsample_kl(*q, None, None, seed, False)[0], z[0])
         assert torch.equal(draws(0, 4, False), z)
         assert torch.equal(draws(1, 2, False), z[1:3])
         assert torch.equal(draws(1, 6, True)[::2], z[1:])

@@ -1,0 +1,84 @@
+"""Row sums: of terms as they are computed, or of what lies in a buffer.
+
+Sums are pairwise in effect, in 16 to 64 lanes over a tile and in float64 from tile to tile, and so
+as accurate as torch's. A row is summed by one thread, in one order.
+"""
+
+import numpy as np
+from numba import carray, njit
+
+from .compiler import INTERNAL, LANES, Restrict, elementwise, helper, inline, pointer
+
+REASSOCIATED = INTERNAL | {"fastmath": {"contract", "reassoc"}}
+
+
+@njit(**REASSOCIATED)
+def lane_sum(values):
+    """The sum of a tile or less."""
+    total = values.dtype.type(0.0)
+    for i in range(values.size):
+        total += values[i]
+    return total
+
+
+@inline
+def sums_of(operand, tile, buffer):
+    """The output [rows] of sums, in the buffers' dtype, as far as the tile reaches."""
+    row, count, _, _ = tile
+    return carray(pointer(operand[0]), row + count, buffer.dtype)
+
+
+@helper
+def add_rows(values, tile, cols, factor, partial, operand):
+    """Write ``factor`` times the sum of each row of ``values`` to an output [rows].
+
+    ``partial`` has what the tiles of a long row add up to.
+    """
+    row, count, col, width = tile
+    sums = sums_of(operand, tile, values)
+    for line in range(count):
+        total = np.float64(lane_sum(values[line * width : (line + 1) * width]))
+        partial[line] = total if col == 0 else partial[line] + total
+        if col + width == cols:
+            sums[row + line] = values.dtype.type(factor * partial[line])
+
+
+def row_sums(term):
+    """Like ``add_rows``, of ``term(tensors, i)``: a function of a tuple and of where in it.
+
+    From 64 columns on the terms of a row are summed in registers: the KL of 4096 x 256 takes 0.26
+    ms so, and 0.34 by way of the buffer, which is for short rows, for those whose last columns,
+    short of a register, would be computed one by one, and for float64, whose loops call libm and
+    would sum in one lane.
+    """
+    term = inline(term)
+
+    @elementwise
+    def write_terms(tensors, result):
+        for i in range(result.size):
+            result[i] = term(tensors, i)
+
+    @njit(pipeline_class=Restrict, **REASSOCIATED)
+    def sum_terms(tensors, first, count):
+        total = tensors[0].dtype.type(0.0)
+        for i in range(count):  # unsigned: of an index that may be negative no loop is packed
+            total += term(tensors, np.uint64(first) + np.uint64(i))
+        return total
+
+    @helper
+    def add_terms(tensors, tile, cols, factor, partial, operand, buffer):
+        row, count, col, width = tile
+        whole_registers = width % LANES == 0 or width >= 512
+        if buffer.itemsize == 8 or width < 64 or not whole_registers:
+            terms = buffer[: count * width]
+            write_terms(tensors, terms)
+            add_rows(terms, tile, cols, factor, partial, operand)
+            return
+        sums = sums_of(operand, tile, buffer)
+        for line in range(count):
+            total = np.float64(sum_terms(tensors, line * width, width))
+            partial[line] = total if col == 0 else partial[line] + total
+            if col + width == cols:
+                sums[row + line] = buffer.dtype.type(factor * partial[line])
+
+    return add_terms
