@@ -195,7 +195,9 @@ def prior_gradients_of(dlr, u, root, needs):
 def importance_weights(log_weights, alpha=0.0):
     """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
-    powered = torch.zeros_like(log_weights) if alpha == 1 else (1.0 - alpha) * log_weights
+    powered = (
+        torch.zeros_like(log_weights) if alpha == 1 else order_of(alpha, log_weights) * log_weights
+    )
     weights = normalised(powered)
     return importance_bound(log_weights, alpha), weights, effective_size(weights)
 
@@ -206,17 +208,22 @@ def effective_size(weights):
     return torch.where(squares == 0, 0.0, 1 / squares)
 
 
+def order_of(alpha, log_weights):
+    """1 - alpha; for torch.compile a tensor, since 2.11 makes a constant of a difference."""
+    return 1.0 - (scalar(alpha, log_weights) if torch.compiler.is_compiling() else alpha)
+
+
 def importance_bound(log_weights, alpha=0.0):
     """The bound alone, differentiable."""
-    samples, order = len(log_weights), 1.0 - alpha
-    if order == 0:
+    if alpha == 1:
         return log_weights.mean(0)
-    powered = log_weights if order == 1 else order * log_weights
+    samples, order = len(log_weights), order_of(alpha, log_weights)
+    powered = log_weights if alpha == 0 else order * log_weights
     # Of -inf alone logsumexp has a gradient of NaN where the limit is 0.
     impossible = (powered == -torch.inf).all(0)
     total = torch.logsumexp(powered.masked_fill(impossible, 0.0), 0)
     bound = total.masked_fill(impossible, -torch.inf) - math.log(samples)
-    if abs(order) < 0.25:
+    if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
         mean = powered.mean(0)
@@ -224,7 +231,7 @@ def importance_bound(log_weights, alpha=0.0):
         excess = torch.where(close, powered - mean, 0.0)
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
-    return bound if order == 1 else bound / order
+    return bound if alpha == 0 else bound / order
 
 
 def normalised(log_weights):

@@ -145,7 +145,8 @@ def samples_of_examples(**named):
     Any number of dimensions of samples, none included, stand before those of x.
     """
     (name, first), (_, x) = named.items()
-    if first.shape == x.shape and x.dim() > 1 and 0 not in x.shape[1:]:
+    same = first.dim() == x.dim() > 1 and first.shape == x.shape  # lengths first, as below
+    if same and 0 not in x.shape[1:]:
         return x.shape[:1]
     samples = first.dim() - x.dim()
     if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):

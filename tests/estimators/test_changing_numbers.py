@@ -61,7 +61,6 @@ CALLS = {
 ESTIMATES = {
     "mix": lambda t, v, impl: estimate("ciwae", t, impl, mix=v),
     "alpha": lambda t, v, impl: estimate("renyi", t, impl, alpha=v),
-    "order": lambda t, v, impl: estimate("cubo", t, impl, order=8 * v),
     "beta of the bound": lambda t, v, impl: estimate("elbo", t, impl, beta=v),
     "beta by Monte Carlo": lambda t, v, impl: estimate("elbo-monte-carlo", t, impl, beta=v),
     "free_bits": lambda t, v, impl: estimate("elbo", t, impl, free_bits=v),
