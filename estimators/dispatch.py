@@ -346,7 +346,7 @@ def tensor_or_none(value):
 
 def example_rows(recon, x):
     """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
-    if x.dim() == 2 and recon.shape == x.shape:
+    if recon.dim() == x.dim() == 2 and recon.shape == x.shape:
         return recon, x
     x = x.flatten(1)
     return view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
