@@ -22,6 +22,15 @@ def accumulate(*tensors):
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
+def scalar(number, like):
+    """The number as a tensor beside ``like``, in the dtype of its sums.
+
+    torch.compile makes a constant of what is filled in, but not of what is added.
+    """
+    (zero,) = accumulate(like.new_zeros(()))
+    return zero + number
+
+
 def standard_normal(shape, like, generator=None):
     """eps ~ N(0, I) in the dtype and on the device of ``like``."""
     # Symbolic shapes, of torch.compile and torch.export, go with no generator, not even None.
@@ -86,7 +95,12 @@ def log_ratio_at(
 ):
     """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
     operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
-    z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    try:
+        z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    except NotImplementedError as error:  # torch's, which names an autograd function
+        raise RuntimeError(
+            "rsample_log_ratio has no forward-mode derivative, in the reference as in the kernels"
+        ) from error
     return z.to(mu.dtype), log_ratio
 
 
@@ -120,19 +134,22 @@ class LogRatio(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *operands, ctx.gradient, ctx.flat = inputs
-        ctx.save_for_backward(*operands, output[0])
+        ctx.save_for_backward(*operands)  # not z, which is the caller's to write to
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dz, dlog_ratio):
-        eps, mu, logvar, prior_mu, prior_logvar, z = ctx.saved_tensors
+        eps, mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
         std, prior_gradients = torch.exp(0.5 * logvar), (None, None)
         at_z = dz
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
             if not ctx.flat:
-                u = in_units_of_prior(z, prior_mu, prior_logvar)
-                root = 1.0 if prior_logvar is None else torch.exp(-0.5 * prior_logvar)
+                root, ratio = 1.0, std
+                if prior_logvar is not None:
+                    root = torch.exp(-0.5 * prior_logvar)
+                    ratio = torch.exp(0.5 * (logvar - prior_logvar))
+                u = torch.addcmul(in_units_of_prior(mu, prior_mu, prior_logvar), ratio, eps)
                 at_z = -dlr * root * u if dz is None else torch.addcmul(dz, dlr * root, u, value=-1)
                 prior_gradients = prior_gradients_of(dlr, u, root, ctx.needs_input_grad[3:5])
             if ctx.gradient != "total":
@@ -178,7 +195,9 @@ def prior_gradients_of(dlr, u, root, needs):
 def importance_weights(log_weights, alpha=0.0):
     """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
-    powered = torch.zeros_like(log_weights) if alpha == 1 else (1.0 - alpha) * log_weights
+    powered = (
+        torch.zeros_like(log_weights) if alpha == 1 else order_of(alpha, log_weights) * log_weights
+    )
     weights = normalised(powered)
     return importance_bound(log_weights, alpha), weights, effective_size(weights)
 
@@ -189,17 +208,22 @@ def effective_size(weights):
     return torch.where(squares == 0, 0.0, 1 / squares)
 
 
+def order_of(alpha, log_weights):
+    """1 - alpha; for torch.compile a tensor, since 2.11 makes a constant of a difference."""
+    return 1.0 - (scalar(alpha, log_weights) if torch.compiler.is_compiling() else alpha)
+
+
 def importance_bound(log_weights, alpha=0.0):
     """The bound alone, differentiable."""
-    samples, order = len(log_weights), 1.0 - alpha
-    if order == 0:
+    if alpha == 1:
         return log_weights.mean(0)
-    powered = log_weights if order == 1 else order * log_weights
+    samples, order = len(log_weights), order_of(alpha, log_weights)
+    powered = log_weights if alpha == 0 else order * log_weights
     # Of -inf alone logsumexp has a gradient of NaN where the limit is 0.
     impossible = (powered == -torch.inf).all(0)
     total = torch.logsumexp(powered.masked_fill(impossible, 0.0), 0)
     bound = total.masked_fill(impossible, -torch.inf) - math.log(samples)
-    if abs(order) < 0.25:
+    if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
         mean = powered.mean(0)
@@ -207,7 +231,7 @@ def importance_bound(log_weights, alpha=0.0):
         excess = torch.where(close, powered - mean, 0.0)
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
-    return bound if order == 1 else bound / order
+    return bound if alpha == 0 else bound / order
 
 
 def normalised(log_weights):
@@ -225,7 +249,7 @@ def normalised(log_weights):
 
 def expanded(x, recon):
     """x for every sample of recon; torch's losses warn of other shapes."""
-    return x if x.shape == recon.shape else x.expand_as(recon)
+    return x if x.dim() == recon.dim() else x.expand_as(recon)
 
 
 # Below, the precision leaves float32's range, which it must not before it meets the residual.
@@ -244,8 +268,14 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
     squares = F.mse_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
+        recon_logvar = scalar(recon_logvar, recon)
+        precision = torch.exp(-recon_logvar)
+    else:
+        recon_logvar = float(recon_logvar)
+        precision = math.exp(-recon_logvar)
     constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
-    return 0.5 * math.exp(-recon_logvar) * squares + 0.5 * constant
+    return 0.5 * precision * squares + 0.5 * constant
 
 
 def bernoulli_nll(logits, x):

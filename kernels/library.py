@@ -53,6 +53,7 @@ def register(family, schema, fake):
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
+    torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
     op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
@@ -62,6 +63,14 @@ def register(family, schema, fake):
         return launch(*arguments)
 
     return call
+
+
+def no_vmap(info, in_dims, *arguments):
+    raise RuntimeError(
+        "the kernels of fused_elbo do not run under torch.func.vmap, nor jacrev and hessian, which "
+        "use it: they take batches [..., D] as they are; for those, and for per-example gradients, "
+        "pass impl='reference'"
+    )
 
 
 def watched(arguments):
@@ -123,9 +132,19 @@ def differentiated(arguments):
 
 def record(function, *arguments):
     """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
-    if torch.compiler.is_compiling() or transforming():
+    if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)
+    try:
+        if transforming():
+            return function.apply(*arguments)
+        return super(torch.autograd.Function, function).apply(*arguments)
+    except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
+        if "jvp" not in str(error):
+            raise
+        raise RuntimeError(
+            "the kernels of fused_elbo have no forward-mode derivatives (jvp, jacfwd, hessian): "
+            "pass impl='reference'"
+        ) from error
 
 
 def declare(family, schema, *, gradients=(), saved=None, like=None, results=None, kept=None):
@@ -214,7 +233,7 @@ def autograd_function(
         hidden = output[results:] if keeps else ()
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
-        if hidden:
+        if hidden:  # torch.compile takes a call of none to be of several results
             ctx.mark_non_differentiable(*hidden)
         ctx.set_materialize_grads(False)
 
@@ -272,6 +291,8 @@ def spread(gradients, needs):
 class SecondDerivative(torch.autograd.Function):
     """The identity on a gradient, which refuses to be differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(gradient, *sources):
         return gradient.view_as(gradient)
@@ -328,8 +349,12 @@ def twin_wanted(ctx, upstream, again):
 
 def through_twin(ctx, upstream, create_graph):
     """The gradients by autograd, which can differentiate them again and take batches of them."""
-    arguments = ctx._forward_cls.arguments(ctx)
     with torch.enable_grad():
+        # Views: where an argument is a function of another, or the same, autograd must stop at it.
+        arguments = [
+            a.view_as(a) if isinstance(a, torch.Tensor) else a
+            for a in ctx._forward_cls.arguments(ctx)
+        ]
         outputs = ctx._forward_cls.twin(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u) for o, u in zip(outputs, upstream, strict=False) if u is not None]
@@ -360,9 +385,4 @@ class KernelFunction(torch.autograd.Function):
         """Those of forward, from what was saved."""
         raise NotImplementedError
 
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "the kernels of fused_elbo do not run under torch.func.vmap: they take "
-            "batches [..., D] as they are; for per-example gradients pass impl='reference'"
-        )
+    vmap = staticmethod(no_vmap)

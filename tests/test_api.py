@@ -159,6 +159,13 @@ except RuntimeError as error:
     assert "TRITON_INTERPRET=1" in run(code, TRITON_INTERPRET="0")
 
 
+def test_compat_is_imported_from_the_package():
+    """In a process that has not imported it yet."""
+    assert run("from fused_elbo import compat\nprint(compat.mse_loss.__name__)").split() == [
+        "mse_loss"
+    ]
+
+
 def test_import_is_quick():
     """Beside torch, the package's own import is small: no pandas, no scipy, no kernels."""
     code = "import torch, sys\nbefore = set(sys.modules)\nimport fused_elbo\n"
