@@ -230,22 +230,24 @@ def autograd_function(
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
-        hidden = output[results:] if keeps else ()
-        ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
-        if hidden:  # torch.compile takes a call of none to be of several results
-            ctx.mark_non_differentiable(*hidden)
+        if keeps:
+            kept[tensors:] = hidden = output[results:]
+            if hidden:  # torch.compile takes a call of none to be of several results
+                ctx.mark_non_differentiable(*hidden)
+        ctx.save_for_backward(*kept[: tensors + keeps])
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx):
-        """What was saved of the arguments, and what forward kept, or None, if the op keeps any."""
+        """What was saved of the arguments; and what forward kept, or None, if the op keeps any."""
         found = ctx.saved_tensors
-        kept = (*found[tensors:], None)[:1] if keeps else ()
-        return (*found[:tensors], *ctx.options), kept
+        if not keeps:
+            return *found, *ctx.options
+        return *found[:tensors], *ctx.options, found[tensors] if len(found) > tensors else None
 
     def arguments_of(ctx):
         values: list[Any] = [None] * arguments
-        for position, value in zip(saved, saved_of(ctx)[0], strict=True):
+        for position, value in zip(saved, saved_of(ctx), strict=not keeps):
             values[position] = value
         for position, source in enumerate(sources):
             if position not in saved:  # its value is of no consequence
@@ -260,8 +262,7 @@ def autograd_function(
         else:
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
-        given, kept = saved_of(ctx)
-        found = backward(*upstream[:results], *given, *kept, needs)
+        found = backward(*upstream[:results], *saved_of(ctx), needs)
         return *spread(found, needs), *others
 
     methods = {
