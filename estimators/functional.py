@@ -109,7 +109,8 @@ def gaussian_rsample(
         mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
     The kernels store no noise: backward draws it again from a seed (but on a CPU, of one sample,
-    where to read it is faster). It depends on the element's position and the seed alone, and is the same on a CPU and on a GPU, to rounding.
+    where to read it is faster). It depends on the element's position and the seed alone, and is
+    the same on a CPU and on a GPU, to rounding.
     The seed is 64 bits from torch's generator: ``torch.manual_seed`` or ``generator`` govern the
     noise, but after the same call of it a CPU and a GPU give other seeds. The reference draws
     other samples, those of ``torch.randn``; so does ``"auto"`` on a CPU where the reference
