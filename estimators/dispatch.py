@@ -361,6 +361,8 @@ def likelihood_rows(recon, x, recon_logvar):
             return recon_rows, x_rows, None, float(recon_logvar)
         # An op's argument is a constant to the compiler: for every value it would compile anew.
         recon_logvar = reference.scalar(recon_logvar, recon)
+    if recon_logvar.dim() == recon.dim() and recon_logvar.shape == recon.shape:
+        return recon_rows, x_rows, view(recon_logvar, recon_rows.shape), 0.0
     aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
     leading = recon.shape[: recon.dim() - x.dim() + 1]
     if all(size == 1 for size in aligned.shape[len(leading) :]):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..rows import samples_in
-from .memory import SCRATCH
+from .memory import SCRATCH, rows_of_tile
 
 # Nanoseconds of one thread's work from which others share in it.
 PARALLEL = 30_000
@@ -100,6 +100,12 @@ def compile_first(kernel, *arguments):
     compiled.add(kernel)
 
 
+def rows_at_a_time(rows, cols, work, threads):
+    """As many as take RANGE; but whole tiles, for short ones cost more, if all threads get some."""
+    tile = min(rows_of_tile.py_func(cols), -(-rows // threads))
+    return max(tile, int(rows * RANGE / work))
+
+
 def launch(kernel, acc, rows, cols, *arguments, cost):
     """Run ``kernel(queue, step, rows, cols, scratch, *arguments)``, in one thread or in several.
 
@@ -110,7 +116,7 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     """
     queue, work = np.zeros(3, np.int64), rows * cols * cost
     threads = threads_for(work)
-    step = rows if threads == 1 else max(1, int(rows * RANGE / work))
+    step = rows if threads == 1 else rows_at_a_time(rows, cols, work, threads)
     run = kernel if kernel in compiled else functools.partial(compile_first, kernel)
     run(OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
     if threads > 1 and queue[1] < rows:
