@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import torch
 
-from ..rows import samples_in
+from ..rows import PROCESS, samples_in
 from .memory import SCRATCH, rows_of_tile
 
 # Nanoseconds of one thread's work from which others share in it.
@@ -62,22 +62,9 @@ def find_openmp():
 OPENMP = find_openmp()
 
 
-class Child:
-    """A forked child has none of its parent's threads, and OpenMP would wait for them."""
-
-    forked = False
-
-    @classmethod
-    def begin(cls):
-        cls.forked = True
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=Child.begin)
-
-
 def threads_for(work):
-    if work <= PARALLEL or not OPENMP or Child.forked:
+    """One in a forked child, which has none of its parent's threads: OpenMP would wait for them."""
+    if work <= PARALLEL or not OPENMP or os.getpid() != PROCESS:
         return 1
     return max(1, min(torch.get_num_threads(), int(work // RANGE)))
 
