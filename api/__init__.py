@@ -19,6 +19,7 @@ from .estimators.functional import (
 )
 from .estimators.iwae import IWAEParts, chunked_iwae_loss, iwae_loss
 from .estimators.loss import ELBOLoss, ELBOParts, elbo_loss
+from .estimators.mixtures import mixture_log_prob
 
 __version__ = version("fused-elbo")
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "gaussian_rsample",
     "importance_weights",
     "iwae_loss",
+    "mixture_log_prob",
     "rsample_kl",
     "rsample_log_ratio",
 ]

@@ -30,6 +30,7 @@ TWINS: dict[Any, Any] = {
     ops.rsample.function: twins.rsample,
     ops.rsample_kl.function: twins.rsample_kl,
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,
 }
@@ -136,6 +137,18 @@ def gaussian_log_prob(shape, x, mu, logvar, *, impl) -> Tensor:
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = rows(shape, mu, x, logvar)
     return view(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
+
+
+def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
+    """``shape`` [K, D] is that of the components."""
+    mu, logvar = mu.expand(shape), logvar.expand(shape)
+    if log_weights is not None:
+        (log_weights,) = reference.accumulate(log_weights)
+        log_weights = torch.log_softmax(log_weights, 0)
+    if not use_kernels(impl, z, mu, logvar, log_weights):
+        return reference.mixture_log_prob(z, mu, logvar, log_weights)
+    (flat,) = rows(z.shape, z)
+    return view(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, impl) -> Tensor:

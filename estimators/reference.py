@@ -11,8 +11,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import textbook
+
+# Elements of a comparison of every row with every component that are held at a time.
+COMPARED = 2**22
 
 
 def accumulate(*tensors):
@@ -195,10 +199,7 @@ def importance_bound(log_weights, alpha=0.0):
     if order == 0:
         return log_weights.mean(0)
     powered = log_weights if order == 1 else order * log_weights
-    # Of -inf alone logsumexp has a gradient of NaN where the limit is 0.
-    impossible = (powered == -torch.inf).all(0)
-    total = torch.logsumexp(powered.masked_fill(impossible, 0.0), 0)
-    bound = total.masked_fill(impossible, -torch.inf) - math.log(samples)
+    bound = log_sum_exp(powered, 0) - math.log(samples)
     if abs(order) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
@@ -208,6 +209,13 @@ def importance_bound(log_weights, alpha=0.0):
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
     return bound if order == 1 else bound / order
+
+
+def log_sum_exp(values, dim):
+    """torch.logsumexp; but of -inf alone it has a gradient of NaN, where the limit is 0."""
+    impossible = (values == -torch.inf).all(dim, keepdim=True)
+    total = torch.logsumexp(values.masked_fill(impossible, 0.0), dim)
+    return total.masked_fill(impossible.squeeze(dim), -torch.inf)
 
 
 def normalised(log_weights):
@@ -221,6 +229,27 @@ def normalised(log_weights):
     weights = torch.softmax(log_weights, 0)
     weights = torch.where(greatest == -torch.inf, 0.0, weights)
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
+
+
+def mixture_log_prob(z, mu, logvar, log_weights=None):
+    """Twin of :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
+
+    From COMPARED elements on a part of the components at a time, and again in backward; torch.func
+    knows nothing of the latter.
+    """
+    z, mu, logvar, log_weights = accumulate(z, mu, logvar, log_weights)
+    if log_weights is None:
+        log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
+    chunk = max(1, COMPARED // max(1, z.numel()))
+    if len(mu) <= chunk or torch._C._are_functorch_transforms_active():
+        return log_density_of_part(z, mu, logvar, log_weights)
+    parts = zip(*(t.split(chunk) for t in (mu, logvar, log_weights)), strict=True)
+    found = [checkpoint(log_density_of_part, z, *part, use_reentrant=False) for part in parts]
+    return log_sum_exp(torch.stack(found), 0)
+
+
+def log_density_of_part(z, mu, logvar, log_weights):
+    return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
 
 
 def expanded(x, recon):

@@ -27,6 +27,14 @@ def gaussian_log_prob(x, mu, logvar):
     return -0.5 * ((residual.square() + logvar).sum(-1) + residual.shape[-1] * LOG_2PI)
 
 
+def gaussian_mixture_log_probs(z, mu, logvar, log_weights):
+    """log w_k N(z; mu_k, diag exp logvar_k) of each component k of [K, D], as a last dimension.
+
+    logsumexp of it is the density of the mixture (Tomczak & Welling 2018, eq. 9, for a VampPrior).
+    """
+    return gaussian_log_prob(z.unsqueeze(-2), mu, logvar) + log_weights
+
+
 def bernoulli_log_prob(x, logits):
     """log Bernoulli(x; sigmoid(logits)), summed over the last dimension.
 

@@ -24,6 +24,7 @@ SIGNATURES = {
     "bernoulli_nll": "logits x * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * "
     "gradient='total' antithetic=False generator=None impl='auto'",
+    "mixture_log_prob": "z mu logvar log_weights=None * impl='auto'",
     "importance_weights": "log_weights alpha=0.0 * impl='auto'",
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 alpha=0.0 "
     "reduction='mean' return_parts=False impl='auto'",
