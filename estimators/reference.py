@@ -252,6 +252,32 @@ def log_density_of_part(z, mu, logvar, log_weights):
     return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
 
 
+def aggregate_log_probs(z, mu, logvar, stratified_of=None):
+    """(log q(z), sum_d log q(z_d)) of the components' mean, in float32, or float64 for float64.
+
+    ``stratified_of`` is the size of a data set, of which the components are a batch, in the order
+    of z: then they count as in ``textbook.stratified_log_weights``. From COMPARED elements on some
+    rows at a time, and again in backward.
+    """
+    z, mu, logvar = accumulate(z, mu, logvar)
+    count = len(mu)
+
+    def of_rows(z, rows, mu, logvar):
+        if stratified_of is None:
+            log_weights = mu.new_full((count,), -math.log(count))
+        else:
+            log_weights = textbook.stratified_log_weights(rows, count, stratified_of, mu.dtype)
+        return textbook.aggregate_log_probs(z, mu, logvar, log_weights)
+
+    rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
+    if len(z) <= chunk or torch._C._are_functorch_transforms_active():
+        return of_rows(z, rows, mu, logvar)
+    parts = zip(z.split(chunk), rows.split(chunk), strict=True)
+    found = [checkpoint(of_rows, *part, mu, logvar, use_reentrant=False) for part in parts]
+    joint, marginals = zip(*found, strict=True)
+    return torch.cat(joint), torch.cat(marginals)
+
+
 def expanded(x, recon):
     """x for every sample of recon; torch's losses warn of other shapes."""
     return x if x.shape == recon.shape else x.expand_as(recon)

@@ -182,14 +182,14 @@ def mixture_log_prob_components_kernel(
     tl.store(zeroth_ptr + stage + component, zeroth)
 
 
-def block_of(count, acc):
-    """What a tile owns of so many; half in float64, or registers spill."""
-    return min(OWN // 2 if acc == torch.float64 else OWN, power_of_two(max(count, 1)))
+def block_of(count):
+    """What a tile owns of so many."""
+    return min(OWN, power_of_two(max(count, 1)))
 
 
 def in_tiles(tensor, count, acc, value=0.0):
     """[..., count] with whole tiles, the last of which ends in ``value``."""
-    missing = -count % block_of(count, acc)
+    missing = -count % block_of(count)
     return F.pad(tensor.to(acc), (0, missing), value=value).contiguous()
 
 
@@ -215,7 +215,8 @@ def launch_pairs(kernel, own, others, pointers, results):
     ``results`` are the shapes of what it adds up, in zeros; they come back as sums over stretches.
     """
     acc, device, cols = pointers[0].dtype, pointers[0].device, pointers[0].shape[0]
-    block_own, block_others = block_of(own, acc), min(OTHERS, block_of(others, acc))
+    most = OTHERS // 2 if acc == torch.float64 else OTHERS  # numbers of two registers
+    block_own, block_others = block_of(own), min(most, block_of(others))
     tiles, turns = own // block_own, others // block_others
     stretch = divide_up(turns, max(1, PROGRAMS // max(1, tiles)))
     grid = tiles, divide_up(turns, stretch)

@@ -637,9 +637,14 @@ FUNCTIONS = {
     "rsample_log_ratio": (t(3, 4), t(3, 4), 2),
     "importance_weights": (t(3, 4),),
     "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
+    "mixture_log_prob": (t(3, 4), t(5, 4), t(5, 4)),
+    "kl_decomposition": (t(3, 4), t(3, 4), t(3, 4), 10),
+    "elbo_tc_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2), t(3, 2), 10),
 }
+OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
+OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
 # Those whose examples are the first dimension, so that [:0] leaves none.
-OF_EXAMPLES = [n for n in FUNCTIONS if n not in ("elbo_loss", "importance_weights", "iwae_loss")]
+OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
