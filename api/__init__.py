@@ -19,22 +19,34 @@ from .estimators.functional import (
 )
 from .estimators.iwae import IWAEParts, chunked_iwae_loss, iwae_loss
 from .estimators.loss import ELBOLoss, ELBOParts, elbo_loss
+from .estimators.mixtures import (
+    ELBOTCParts,
+    KLDecomposition,
+    elbo_tc_loss,
+    kl_decomposition,
+    mixture_log_prob,
+)
 
 __version__ = version("fused-elbo")
 __all__ = [
     "ELBOLoss",
     "ELBOParts",
+    "ELBOTCParts",
     "IWAEParts",
     "ImportanceWeights",
+    "KLDecomposition",
     "bernoulli_nll",
     "chunked_iwae_loss",
     "elbo_loss",
+    "elbo_tc_loss",
     "gaussian_kl",
     "gaussian_log_prob",
     "gaussian_nll",
     "gaussian_rsample",
     "importance_weights",
     "iwae_loss",
+    "kl_decomposition",
+    "mixture_log_prob",
     "rsample_kl",
     "rsample_log_ratio",
 ]

@@ -23,6 +23,9 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 # Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
 SMALL = {"gaussian": 2**19, "bernoulli": 2**16}
 
+# Pairs of rows and components below which the reference is faster than a kernel a latent.
+FEW_PAIRS = 2**16
+
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
     ops.bernoulli_nll.function: twins.bernoulli_nll,
@@ -30,6 +33,7 @@ TWINS: dict[Any, Any] = {
     ops.rsample.function: twins.rsample,
     ops.rsample_kl.function: twins.rsample_kl,
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,
 }
@@ -135,6 +139,32 @@ def gaussian_log_prob(shape, x, mu, logvar, *, impl) -> Tensor:
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = rows(shape, mu, x, logvar)
     return view(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
+
+
+def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
+    """``shape`` [K, D] is that of the components."""
+    mu, logvar = mu.expand(shape), logvar.expand(shape)
+    if log_weights is not None:
+        (log_weights,) = reference.accumulate(log_weights)
+        log_weights = torch.log_softmax(log_weights, 0)
+    if not use_kernels(impl, z, mu, logvar, log_weights):
+        return reference.mixture_log_prob(z, mu, logvar, log_weights)
+    (flat,) = rows(z.shape, z)
+    return view(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
+
+
+def aggregate_log_probs(z, mu, logvar, stratified_of=None, *, impl):
+    """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them.
+
+    A marginal is a mixture of one latent; of stratified weights there is no kernel.
+    """
+    impl = where_it_fits(impl, stratified_of is None)
+    worth = stratified_of is None and (impl != "auto" or len(z) * len(mu) >= FEW_PAIRS)
+    if not use_kernels(impl, z, mu, logvar, fits=worth):
+        return reference.aggregate_log_probs(z, mu, logvar, stratified_of)
+    joint = ops.mixture_log_prob(z, mu, logvar, None)
+    latents = (t.split(1, 1) for t in (z, mu, logvar))
+    return joint, sum(ops.mixture_log_prob(*one, None) for one in zip(*latents, strict=True))
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, impl) -> Tensor:

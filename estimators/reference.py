@@ -11,8 +11,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import textbook
+
+# Elements of a comparison of every row with every component that are held at a time.
+COMPARED = 2**22
 
 
 def accumulate(*tensors):
@@ -219,10 +223,7 @@ def importance_bound(log_weights, alpha=0.0):
         return log_weights.mean(0)
     samples, order = len(log_weights), order_of(alpha, log_weights)
     powered = log_weights if alpha == 0 else order * log_weights
-    # Of -inf alone logsumexp has a gradient of NaN where the limit is 0.
-    impossible = (powered == -torch.inf).all(0)
-    total = torch.logsumexp(powered.masked_fill(impossible, 0.0), 0)
-    bound = total.masked_fill(impossible, -torch.inf) - math.log(samples)
+    bound = log_sum_exp(powered, 0) - math.log(samples)
     if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
@@ -232,6 +233,13 @@ def importance_bound(log_weights, alpha=0.0):
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
     return bound if alpha == 0 else bound / order
+
+
+def log_sum_exp(values, dim):
+    """torch.logsumexp; but of -inf alone it has a gradient of NaN, where the limit is 0."""
+    impossible = (values == -torch.inf).all(dim, keepdim=True)
+    total = torch.logsumexp(values.masked_fill(impossible, 0.0), dim)
+    return total.masked_fill(impossible.squeeze(dim), -torch.inf)
 
 
 def normalised(log_weights):
@@ -245,6 +253,53 @@ def normalised(log_weights):
     weights = torch.softmax(log_weights, 0)
     weights = torch.where(greatest == -torch.inf, 0.0, weights)
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
+
+
+def mixture_log_prob(z, mu, logvar, log_weights=None):
+    """Twin of :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
+
+    From COMPARED elements on a part of the components at a time, and again in backward; torch.func
+    knows nothing of the latter.
+    """
+    z, mu, logvar, log_weights = accumulate(z, mu, logvar, log_weights)
+    if log_weights is None:
+        log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
+    chunk = max(1, COMPARED // max(1, z.numel()))
+    if len(mu) <= chunk or torch._C._are_functorch_transforms_active():
+        return log_density_of_part(z, mu, logvar, log_weights)
+    parts = zip(*(t.split(chunk) for t in (mu, logvar, log_weights)), strict=True)
+    found = [checkpoint(log_density_of_part, z, *part, use_reentrant=False) for part in parts]
+    return log_sum_exp(torch.stack(found), 0)
+
+
+def log_density_of_part(z, mu, logvar, log_weights):
+    return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
+
+
+def aggregate_log_probs(z, mu, logvar, stratified_of=None):
+    """(log q(z), sum_d log q(z_d)) of the components' mean, in float32, or float64 for float64.
+
+    ``stratified_of`` is the size of a data set, of which the components are a batch, in the order
+    of z: then they count as in ``textbook.stratified_log_weights``. From COMPARED elements on some
+    rows at a time, and again in backward.
+    """
+    z, mu, logvar = accumulate(z, mu, logvar)
+    count = len(mu)
+
+    def of_rows(z, rows, mu, logvar):
+        if stratified_of is None:
+            log_weights = mu.new_full((count,), -math.log(count))
+        else:
+            log_weights = textbook.stratified_log_weights(rows, count, stratified_of, mu.dtype)
+        return textbook.aggregate_log_probs(z, mu, logvar, log_weights)
+
+    rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
+    if len(z) <= chunk or torch._C._are_functorch_transforms_active():
+        return of_rows(z, rows, mu, logvar)
+    parts = zip(z.split(chunk), rows.split(chunk), strict=True)
+    found = [checkpoint(of_rows, *part, mu, logvar, use_reentrant=False) for part in parts]
+    joint, marginals = zip(*found, strict=True)
+    return torch.cat(joint), torch.cat(marginals)
 
 
 def expanded(x, recon):

@@ -27,6 +27,39 @@ def gaussian_log_prob(x, mu, logvar):
     return -0.5 * ((residual.square() + logvar).sum(-1) + residual.shape[-1] * LOG_2PI)
 
 
+def gaussian_mixture_log_probs(z, mu, logvar, log_weights):
+    """log w_k N(z; mu_k, diag exp logvar_k) of each component k of [K, D], as a last dimension.
+
+    logsumexp of it is the density of the mixture (Tomczak & Welling 2018, eq. 9, for a VampPrior).
+    """
+    return gaussian_log_prob(z.unsqueeze(-2), mu, logvar) + log_weights
+
+
+def stratified_log_weights(rows, batch, dataset_size, dtype=None):
+    """log W_ij of those rows i for all j of a batch: how each q(z_i | x_j) counts in q(z_i).
+
+    With M = batch - 1 it is log 1/N for i's own posterior, log (N - M) / (N M) for one other, the
+    next, and log 1/M for the rest: exp of a row adds up to 1 (Chen et al. 2018, appendix C.2).
+    """
+    others, size = batch - 1, dataset_size
+    like = {"dtype": dtype, "device": rows.device}
+    log_weights = torch.full((len(rows), batch), -math.log(others), **like)
+    following = ((rows + 1) % batch)[:, None]
+    log_weights.scatter_(1, following, math.log((size - others) / (size * others)))
+    return log_weights.scatter_(1, rows[:, None], -math.log(size))
+
+
+def aggregate_log_probs(z, mu, logvar, log_weights):
+    """(log q(z), sum_d log q(z_d)) of q(z) = sum_k w_k N(z; mu_k, diag exp logvar_k).
+
+    z [B, D], components [K, D], ``log_weights`` [K], or [B, K] (Chen et al. 2018, eq. 2).
+    """
+    residual = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)
+    pairs = -0.5 * (residual.square() + logvar + LOG_2PI)
+    joint = torch.logsumexp(pairs.sum(-1) + log_weights, 1)
+    return joint, torch.logsumexp(pairs + log_weights.unsqueeze(-1), 1).sum(-1)
+
+
 def bernoulli_log_prob(x, logits):
     """log Bernoulli(x; sigmoid(logits)), summed over the last dimension.
 

@@ -112,6 +112,22 @@ def rsample_log_ratio(
 
 
 @declare(
+    "mixture_log_prob",
+    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
+    gradients=("z", "mu", "logvar", "log_weights"),
+    results=("log_prob",),
+    kept="logsumexp",
+)
+def mixture_log_prob(z, mu, logvar, log_weights):
+    """log sum_k exp(log_weights_k) N(z; mu_k, diag exp logvar_k).
+
+    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components] or None: all alike.
+    """
+    log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
+    return [log_prob, torch.empty_like(log_prob)]
+
+
+@declare(
     "importance_weights",
     "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
 )

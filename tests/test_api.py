@@ -24,6 +24,12 @@ SIGNATURES = {
     "bernoulli_nll": "logits x * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * "
     "gradient='total' antithetic=False generator=None impl='auto'",
+    "kl_decomposition": "z mu logvar dataset_size=None * estimator='stratified' dataset=None "
+    "impl='auto'",
+    "elbo_tc_loss": "recon x z mu logvar dataset_size=None * mutual_information=1.0 "
+    "total_correlation=1.0 dimension_wise=1.0 estimator='stratified' dataset=None "
+    "likelihood='bernoulli' recon_logvar=0.0 reduction='mean' return_parts=False impl='auto'",
+    "mixture_log_prob": "z mu logvar log_weights=None * impl='auto'",
     "importance_weights": "log_weights alpha=0.0 * impl='auto'",
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 alpha=0.0 "
     "reduction='mean' return_parts=False impl='auto'",
@@ -49,7 +55,8 @@ def spelled(function):
 
 
 def test_names():
-    assert set(fused_elbo.__all__) == {*SIGNATURES, "ELBOParts", "IWAEParts", "ImportanceWeights"}
+    tuples = {"ELBOParts", "ELBOTCParts", "IWAEParts", "ImportanceWeights", "KLDecomposition"}
+    assert set(fused_elbo.__all__) == tuples | set(SIGNATURES)
     assert all(hasattr(fused_elbo, name) for name in fused_elbo.__all__)
     assert fused_elbo.__version__ == importlib.metadata.version("fused-elbo")
 

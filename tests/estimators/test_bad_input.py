@@ -79,6 +79,51 @@ TABLE = {
         ValueError,
         ["prior_logvar (3,)", "broadcast", "(3, 4)"],
     ),
+    "mixture latents": (
+        call("mixture_log_prob", t(5, 4), t(3, 2), t(3, 2)),
+        ValueError,
+        ["one D", "z (5, 4)", "mu (3, 2)", "logvar (3, 2)"],
+    ),
+    "mixture of latents that would broadcast": (
+        call("mixture_log_prob", t(5, 1), t(3, 2), t(3, 2)),
+        ValueError,
+        ["one D", "z (5, 1)", "mu (3, 2)"],
+    ),
+    "mixture z a number": (
+        call("mixture_log_prob", t(), t(3, 2), t(3, 2)),
+        ValueError,
+        ["z ()", "[..., D]"],
+    ),
+    "mixture components of other shapes": (
+        call("mixture_log_prob", t(5, 2), t(3, 2), t(4, 2)),
+        ValueError,
+        ["broadcast", "mu (3, 2)", "logvar (4, 2)"],
+    ),
+    "mixture components in three dimensions": (
+        call("mixture_log_prob", t(5, 2), t(1, 3, 2), t(3, 2)),
+        ValueError,
+        ["[K, D]", "mu (1, 3, 2)"],
+    ),
+    "mixture one component without its dimension": (
+        call("mixture_log_prob", t(5, 2), t(2), t(2)),
+        ValueError,
+        ["[K, D]", "mu (2,)"],
+    ),
+    "mixture of no components": (
+        call("mixture_log_prob", t(5, 2), t(0, 2), t(0, 2)),
+        ValueError,
+        ["K >= 1", "mu (0, 2)"],
+    ),
+    "mixture log_weights": (
+        call("mixture_log_prob", t(5, 2), t(3, 2), t(3, 2), t(5)),
+        ValueError,
+        ["log_weights (5,)", "[K]", "mu (3, 2)"],
+    ),
+    "mixture mixed dtypes": (
+        call("mixture_log_prob", t(5, 2), t(3, 2), t(3, 2, dtype=F64)),
+        TypeError,
+        ["z and logvar", "torch.float64"],
+    ),
     "gaussian_nll shapes": (
         call("gaussian_nll", t(3, 4), t(3, 1)),
         ValueError,
@@ -602,9 +647,14 @@ FUNCTIONS = {
     "rsample_log_ratio": (t(3, 4), t(3, 4), 2),
     "importance_weights": (t(3, 4),),
     "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
+    "mixture_log_prob": (t(3, 4), t(5, 4), t(5, 4)),
+    "kl_decomposition": (t(3, 4), t(3, 4), t(3, 4), 10),
+    "elbo_tc_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2), t(3, 2), 10),
 }
+OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
+OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
 # Those whose examples are the first dimension, so that [:0] leaves none.
-OF_EXAMPLES = [n for n in FUNCTIONS if n not in ("elbo_loss", "importance_weights", "iwae_loss")]
+OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

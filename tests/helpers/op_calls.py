@@ -69,6 +69,15 @@ def op_calls(device, rows=3, cols=5):
             (None, t(2, rows), a, b, None, None, seed, 1, 2, "total", True, True, [True] * 2 + no),
             (both, None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
         ],
+        "mixture_log_prob": [
+            (a, several, several, t(2 * rows)),
+            (half, half, half, None),
+        ],
+        "mixture_log_prob_backward": [
+            (e, a, several, several, t(2 * rows), e, [True] * 4),
+            (e, a, b, c, None, e, [True, *[False] * 3]),
+            (e, a, b, c, None, e, [False, True, True, False]),
+        ],
         "importance_weights": [
             (t(4, rows), None, 0.0),
             (t(4, rows), t(4, rows), 0.5),

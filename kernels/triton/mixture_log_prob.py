@@ -1,0 +1,277 @@
+"""Log-density of a mixture of diagonal Gaussians: log sum_k exp(log_weights_k) N(z; mu_k, s_k).
+
+A program owns some rows and goes through the components, or owns some components and goes through
+the rows. It compares a tile of the two at a time, [others, own], a latent after the other, and has
+the squared distances in registers: no pair reaches memory, and backward computes them again. Each
+result is the sum of what some programs found, in one order: a grid of the owned tiles alone would
+leave most of a GPU idle, so the others are divided into stretches, of which each is a program.
+
+Operands are [cols, rows] and [cols, components], in whole tiles: a load without a mask needs no
+zeros for what is not there, which were a fifth of the instructions. What fills the last tile is
+impossible (a constant of -inf) or has no upstream gradient.
+
+Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far from the origin.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from ..rows import accumulator
+from .device import exp_scaled
+from .launch import (
+    PTX,
+    divide_up,
+    in_stages,
+    launch,
+    power_of_two,
+    sum_stages,
+    triton_dtype,
+)
+
+# Of a tile: a thread owns one row or component, and no sum crosses threads.
+OWN, OTHERS = 128, 64
+PROGRAMS = 1024  # to fill a GPU: 132 SMs x 8
+
+
+@triton.jit
+def own_and_others(stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr):
+    """(what this program owns [1, BLOCK_OWN], the first and the end of its others, a tile's)."""
+    own = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)[None, :]
+    start = tl.program_id(1).to(tl.int64) * stretch
+    return own, start, start + stretch, tl.arange(0, BLOCK_OTHERS)[:, None]
+
+
+@triton.jit
+def log_densities(
+    z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
+    BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all."""
+    squares = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
+    for d in range(cols):
+        distance = tl.load(z_ptr + d * rows + row) - tl.load(mu_ptr + d * components + component)
+        distance *= tl.load(inverse_ptr + d * components + component)
+        squares += distance * distance
+    return tl.load(constant_ptr + component) - 0.5 * squares
+
+
+@triton.jit
+def mixture_log_prob_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    rows,
+    components,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    greatest = tl.full((1, BLOCK_OWN), float("-inf"), ACC)
+    total = tl.zeros((1, BLOCK_OWN), ACC)
+    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+        logs = log_densities(
+            z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, first + other, rows, components, cols,
+            BLOCK_OTHERS, BLOCK_OWN, ACC,
+        )  # fmt: skip
+        top = tl.maximum(greatest, tl.max(logs, axis=0)[None, :])
+        # Where nothing is possible yet, not -inf - -inf.
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        total *= exp_scaled(greatest - shift, 1.0, PTX)
+        total += tl.sum(exp_scaled(logs - shift, 1.0, PTX), axis=0)[None, :]
+        greatest = top
+    where = logsumexp_ptr + tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(where, greatest + tl.log(total))
+
+
+@triton.jit
+def mixture_log_prob_rows_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    upstream_ptr,
+    dz_ptr,
+    rows,
+    components,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """dz, of zeros."""
+    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
+    own = dz_ptr + tl.program_id(1).to(tl.int64) * cols * rows + row
+    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+        component = first + other
+        logs = log_densities(
+            z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
+            BLOCK_OTHERS, BLOCK_OWN, ACC,
+        )  # fmt: skip
+        weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
+        for d in range(cols):
+            # 1 / std twice, not its square, which overflows where the product with it does not.
+            root = tl.load(inverse_ptr + d * components + component)
+            mu = tl.load(mu_ptr + d * components + component)
+            distance = (mu - tl.load(z_ptr + d * rows + row)) * root
+            pull = tl.sum((weights * root) * distance, axis=0)[None, :]
+            tl.store(own + d * rows, tl.load(own + d * rows) + pull)
+        tl.debug_barrier()  # what one thread wrote another may read for the next components
+
+
+@triton.jit
+def mixture_log_prob_components_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    upstream_ptr,
+    zeroth_ptr,
+    first_ptr,
+    second_ptr,
+    components,
+    rows,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """The moments of z - mu, weighted, of each component; of zeros."""
+    components, rows, stretch = components * BLOCK_OWN, rows * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    component, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    stage = tl.program_id(1).to(tl.int64) * components
+    own = stage * cols + component
+    zeroth = tl.zeros((1, BLOCK_OWN), ACC)
+    for begin in range(start, tl.minimum(end, rows), BLOCK_OTHERS):
+        row = begin + other
+        logs = log_densities(
+            z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
+            BLOCK_OTHERS, BLOCK_OWN, ACC,
+        )  # fmt: skip
+        logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
+        weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
+        zeroth += tl.sum(weights, axis=0)[None, :]
+        for d in range(cols):
+            mu = tl.load(mu_ptr + d * components + component)
+            distance = tl.load(z_ptr + d * rows + row) - mu
+            weighted = weights * distance
+            one = tl.sum(weighted, axis=0)[None, :]
+            two = tl.sum(weighted * distance, axis=0)[None, :]
+            where = own + d * components
+            tl.store(first_ptr + where, tl.load(first_ptr + where) + one)
+            tl.store(second_ptr + where, tl.load(second_ptr + where) + two)
+        tl.debug_barrier()  # what one thread wrote another may read for the next rows
+    tl.store(zeroth_ptr + stage + component, zeroth)
+
+
+def block_of(count):
+    """What a tile owns of so many."""
+    return min(OWN, power_of_two(max(count, 1)))
+
+
+def in_tiles(tensor, count, acc, value=0.0):
+    """[..., count] with whole tiles, the last of which ends in ``value``."""
+    missing = -count % block_of(count)
+    return F.pad(tensor.to(acc), (0, missing), value=value).contiguous()
+
+
+def operands(z, mu, logvar, log_weights):
+    """(z, mu, 1 / std [cols, rows or components]; what log densities have beside squares)."""
+    acc = accumulator(z, mu, logvar, log_weights)
+    (rows, _), (components, _) = z.shape, mu.shape
+    constant = -0.5 * logvar.to(acc).sum(1)
+    uniform = log_weights is None
+    constant = constant - math.log(components) if uniform else constant + log_weights.to(acc)
+    inverse = torch.exp(-0.5 * logvar.to(acc))
+    return [
+        in_tiles(z.t(), rows, acc),
+        in_tiles(mu.t(), components, acc),
+        in_tiles(inverse.t(), components, acc, 1.0),  # with 0 an infinite z would be NaN
+        in_tiles(constant, components, acc, -math.inf),
+    ]
+
+
+def launch_pairs(kernel, own, others, pointers, results):
+    """Run a kernel on ``own`` rows or components and on the ``others``, both in whole tiles.
+
+    ``results`` are the shapes of what it adds up, in zeros; they come back as sums over stretches.
+    """
+    acc, device, cols = pointers[0].dtype, pointers[0].device, pointers[0].shape[0]
+    most = OTHERS // 2 if acc == torch.float64 else OTHERS  # numbers of two registers
+    block_own, block_others = block_of(own), min(most, block_of(others))
+    tiles, turns = own // block_own, others // block_others
+    stretch = divide_up(turns, max(1, PROGRAMS // max(1, tiles)))
+    grid = tiles, divide_up(turns, stretch)
+    partial = [in_stages(grid[1], shape, acc, device).zero_() for shape in results]
+    constexprs = {
+        "BLOCK_OTHERS": block_others,
+        "BLOCK_OWN": block_own,
+        "ACC": triton_dtype(acc),
+        "PTX": PTX,
+    }
+    # Sizes in tiles: the compiler then knows how addresses are aligned.
+    launch(kernel, grid, [*pointers, *partial, tiles, turns, stretch, cols], constexprs)
+    return partial, grid[1]
+
+
+def mixture_log_prob(z, mu, logvar, log_weights):
+    """[log-densities [rows], what backward needs of them [rows]]."""
+    rows, cols = z.shape
+    tensors = operands(z, mu, logvar, log_weights)
+    wide, components = tensors[0].shape[1], tensors[1].shape[1]
+    logsumexp = tensors[0].new_empty(0)
+    if rows:
+        (logsumexp,), stages = launch_pairs(
+            mixture_log_prob_kernel, wide, components, tensors, [(wide,)]
+        )
+        logsumexp = torch.logsumexp(logsumexp, 0) if stages > 1 else logsumexp
+    logsumexp = logsumexp[:rows].clone()
+    return [logsumexp - 0.5 * cols * math.log(2 * math.pi), logsumexp]
+
+
+def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):
+    """The wanted gradients, from dlog_prob [rows]."""
+    inputs, rows, components = (z, mu, logvar, log_weights), len(z), len(mu)
+    if not rows:
+        return [torch.zeros_like(t) for t, n in zip(inputs, needs, strict=True) if n]
+    tensors = operands(*inputs)
+    wide_z, wide_mu, inverse, constant = tensors
+    acc = wide_z.dtype
+    # A row that is impossible of all components pulls at none.
+    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
+    logsumexp = in_tiles(logsumexp, rows, acc, math.inf)
+    given = [*tensors, logsumexp, in_tiles(dlog_prob, rows, acc)]
+    sizes = wide_z.shape[1], wide_mu.shape[1]
+    found = [None] * 4
+    if needs[0]:
+        shapes = [wide_z.shape]
+        partial, stages = launch_pairs(mixture_log_prob_rows_kernel, *sizes, given, shapes)
+        found[0] = sum_stages(*partial, stages)[:, :rows].t()
+    if any(needs[1:]):
+        shapes = [constant.shape, wide_mu.shape, wide_mu.shape]
+        kernel = mixture_log_prob_components_kernel
+        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes)
+        zeroth, first, second = (sum_stages(t, stages) for t in partial)
+        dlogvar = 0.5 * (second * inverse * inverse - zeroth)
+        moments = first * inverse * inverse, dlogvar, zeroth
+        found[1:] = (t[..., :components].t() for t in moments)
+    gradients = zip(found, inputs, needs, strict=True)
+    return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]
