@@ -215,13 +215,13 @@ def chunked_iwae_loss(
     chunks = []
     for first_sample in range(0, num_samples, chunk_size):
         size = min(chunk_size, num_samples - first_sample)
-        q = [mu, logvar]
+        own = [mu, logvar]
         if gradient == "dreg":
-            q = [t.view_as(t) for t in q]
-            for tensor in q:
+            own = [t.view_as(t) for t in own]
+            for tensor in own:
                 if tensor.requires_grad:
                     tensor.register_hook(times_share(first_sample, size))
-        chunks.append(checkpoint(log_weights_of, first_sample, size, *q, use_reentrant=False))
+        chunks.append(checkpoint(log_weights_of, first_sample, size, *own, use_reentrant=False))
     log_weights = torch.cat(chunks)
     bound, weights, ess = dispatch.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)

@@ -150,6 +150,9 @@ class ELBOLoss(torch.nn.Module):
     tensor(4.7568)
     """
 
+    beta: Any
+    recon_logvar: Any
+
     def __init__(
         self,
         *,

@@ -270,7 +270,7 @@ def elbo_tc_loss(
     terms = kl_decomposition(
         z, mu, logvar, dataset_size, estimator=estimator, dataset=dataset, impl=impl
     )
-    weighted = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
+    weighted: Any = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
     loss, nll, _ = elbo_loss(
         recon,
         x,

@@ -8,6 +8,7 @@ kernels' noise, at 2.6 times the cost on a CPU.
 
 import inspect
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +150,8 @@ class LogRatio(torch.autograd.Function):
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
             if not ctx.flat:
-                root, ratio = 1.0, std
+                root: Any = 1.0
+                ratio = std
                 if prior_logvar is not None:
                     root = torch.exp(-0.5 * prior_logvar)
                     ratio = torch.exp(0.5 * (logvar - prior_logvar))
@@ -323,6 +325,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
     squares = F.mse_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    precision: Any
     if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
         recon_logvar = scalar(recon_logvar, recon)
         precision = torch.exp(-recon_logvar)

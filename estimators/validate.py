@@ -3,6 +3,7 @@
 import math
 import numbers
 import sys
+from typing import Any
 
 import torch
 
@@ -119,7 +120,7 @@ def describe(named):
 
 def broadcast(**named):
     """The shape [..., D], D >= 1, that the named tensors broadcast to."""
-    shape = None
+    shape: Any = None
     for tensor in named.values():
         if tensor is None:
             continue

@@ -10,6 +10,7 @@ Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -348,7 +349,7 @@ def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, 
     upstream = dlog_prob.to(acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    found = [None] * 4
+    found: list[Any] = [None] * 4
     if needs[0]:
         found[0] = gradient_of_rows(z, components, logsumexp, upstream)
     if any(needs[1:]):
