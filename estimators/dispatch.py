@@ -230,8 +230,20 @@ def rsample_log_ratio(
         return _kernel_samples(shape, q, num_samples, seed, 0, gradient, flat, antithetic)
     if eps is not None:
         return reference.log_ratio_at(eps(), *q, gradient=gradient, flat=flat)
-    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator}
+    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "flat": flat}
     return reference.rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar, **options)
+
+
+def rsample_log_ratio_to_mixture(shape, mu, logvar, mixture, num_samples, *, impl, **options):
+    """The same for a prior (mu, logvar, log_weights) of components [K, D].
+
+    Its log-density is a function of z like the decoder's, whatever the gradient of q.
+    """
+    z, minus_log_q = rsample_log_ratio(
+        shape, mu, logvar, None, None, num_samples, impl=impl, flat=True, **options
+    )
+    components = torch.broadcast_shapes(mixture.mu.shape, mixture.logvar.shape)
+    return z, minus_log_q + mixture_log_prob(components, z, *mixture, impl=impl)
 
 
 def samples_of_stream(

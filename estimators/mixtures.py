@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .dispatch import Implementation
-from .functional import gaussian_log_prob
+from .functional import check_components, gaussian_log_prob
 from .loss import Likelihood, Reduction, elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]
@@ -64,13 +64,7 @@ def mixture_log_prob(
     tensor([-1.8379])
     """
     validate.tensors(z=z, mu=mu, logvar=logvar, log_weights=log_weights)
-    shape = components(mu, logvar)
-    latents(z, mu, logvar)
-    if log_weights is not None and log_weights.shape != shape[:1]:
-        raise ValueError(
-            f"expected log_weights [K], a number a component, "
-            f"got {validate.describe({'log_weights': log_weights, 'mu': mu, 'logvar': logvar})}"
-        )
+    shape = check_components(z, mu, logvar, log_weights)
     return dispatch.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
 
 
@@ -285,20 +279,3 @@ def elbo_tc_loss(
         return loss
     reduced = terms if reduction == "none" else [getattr(term, reduction)() for term in terms]
     return ELBOTCParts(loss, nll, *reduced)
-
-
-def components(mu, logvar):
-    """The shape [K, D] that the two broadcast to."""
-    shape = validate.broadcast(mu=mu, logvar=logvar)
-    if len(shape) != 2 or shape[0] == 0:
-        named = validate.describe({"mu": mu, "logvar": logvar})
-        raise ValueError(f"expected components [K, D] with K >= 1, got {named}")
-    return shape
-
-
-def latents(z, mu, logvar):
-    """z [..., D] must have the D of the components."""
-    cols = max(mu.shape[-1], logvar.shape[-1])
-    if z.dim() == 0 or z.shape[-1] != cols:
-        named = validate.describe({"z": z, "mu": mu, "logvar": logvar})
-        raise ValueError(f"expected z [..., D] and components [K, D] of one D, got {named}")
