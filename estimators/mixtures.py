@@ -264,11 +264,11 @@ def elbo_tc_loss(
     terms = kl_decomposition(
         z, mu, logvar, dataset_size, estimator=estimator, dataset=dataset, impl=impl
     )
-    weighted = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
+    weighted = [weight * term for weight, term in zip(weights.values(), terms, strict=True)]
     loss, nll, _ = elbo_loss(
         recon,
         x,
-        kl=weighted,
+        kl=torch.stack(weighted).sum(0),
         likelihood=likelihood,
         recon_logvar=recon_logvar,
         reduction=reduction,
