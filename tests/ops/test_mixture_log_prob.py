@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from fused_elbo import gaussian_log_prob, mixture_log_prob
 from fused_elbo.estimators import reference
 from helpers.accuracy import ATOL, LOW, accumulation, assert_same_nonfinite, lay, rounding
+from helpers.launches import watch
 from helpers.machine import INTERPRET, KERNELS
 from helpers.oracle import upstream
 from helpers.samples import IMPLS, normal
@@ -355,6 +356,18 @@ def test_stretches(programs, device, monkeypatch):
         monkeypatch.setattr(family, name, value)
     for size in ((3, 17, 2), (19, 9, 3)):
         check(problem(*size, device, dtype=F32), device=device)
+
+
+@pytest.mark.numba
+def test_small_mixtures_are_left_to_the_reference(device, monkeypatch):
+    """Where it is faster, unless the kernels are asked for by name."""
+    ran = watch(monkeypatch)
+    small, large = problem(8, 5, 2, device), problem(300, 200, 2, device)
+    mixture_log_prob(*small)
+    assert ran == []
+    mixture_log_prob(*small, impl=KERNELS)
+    mixture_log_prob(*large)
+    assert ran == ["mixture_log_prob", "mixture_log_prob"]
 
 
 class TestReference:
