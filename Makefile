@@ -42,6 +42,7 @@ types: $(VENV)/installed
 
 static: $(VENV)/installed
 	$(BIN)/python -m bench.static --check
+	cd tests && ../$(BIN)/python -m helpers.cpu_code
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -30,7 +30,7 @@ from .functional import (
     importance_weights,
 )
 from .mixtures import mixture_log_prob
-from .reference import accumulate
+from .reference import accumulate, scalar
 
 
 class Estimate(NamedTuple):
@@ -149,7 +149,8 @@ class Draws:
         if z.requires_grad and not value.requires_grad:
             raise ValueError(f"{name}(z) has no gradient in z: it left the graph")
         # On a CPU only: elsewhere the look would wait for the device, and NaN shows in the loss.
-        if value.device.type == "cpu" and value.isnan().any():
+        looks = value.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and value.isnan().any():
             raise ValueError(f"{name}(z) is NaN at {int(value.isnan().sum())} samples")
         return value
 
@@ -162,15 +163,16 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
     variational inference with inverse autoregressive flow", 2016, here for each example): that
     keeps latents in use early on, but the value is then no bound.
     """
-    validate.number("beta", beta, -validate.FINITE, validate.FINITE)
-    validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
+    beta = validate.number("beta", beta, -validate.FINITE, validate.FINITE)
+    free_bits = validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
     validate.choice("free_bits_per", free_bits_per, ("dimension", "total"))
     z, log_ratio = draws.sample()
     log_likelihood = draws.log_likelihood(z)
+    least = scalar(free_bits, log_ratio)
     if free_bits and free_bits_per == "dimension":
-        kl = draws.kl_per_dimension().clamp(min=free_bits).sum(-1)
+        kl = draws.kl_per_dimension().clamp(min=least).sum(-1)
     else:
-        kl = draws.kl().clamp(min=free_bits) if free_bits else draws.kl()
+        kl = draws.kl().clamp(min=least) if free_bits else draws.kl()
     log_weights = (log_likelihood + log_ratio).detach()
     return log_weights, log_likelihood.mean(0) - beta * kl
 
@@ -182,7 +184,7 @@ def elbo_monte_carlo(draws, *, beta=1.0):
     is ``elbo-entropy``'s sample by sample; only the value is noisier. It hurts near the
     posterior, where the gradient's noise, which STL cancels, never goes away.
     """
-    validate.number("beta", beta, -validate.FINITE, validate.FINITE)
+    beta = validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     z, log_ratio = draws.sample()
     if beta == 1.0:
         log_weights = draws.log_target(z) + log_ratio
@@ -280,7 +282,7 @@ def miwae(draws, *, groups=1):
 
 def ciwae(draws, *, mix=0.5):
     """mix ELBO + (1 - mix) IWAE on the same samples (Rainforth et al. 2018, eq. 12)."""
-    validate.number("mix", mix, least=0.0, most=1.0)
+    mix = validate.number("mix", mix, least=0.0, most=1.0)
     if mix in (0, 1):  # 0 times a bound of -inf is not 0
         return elbo_monte_carlo(draws) if mix else iwae(draws)
     log_weights = draws.log_weights()
@@ -348,7 +350,7 @@ def renyi(draws, *, alpha=0.5):
     bound from above for alpha < 0. At finite K its Monte Carlo estimate is biased, downwards
     for alpha < 1.
     """
-    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     if alpha == 1:
         return elbo_monte_carlo(draws)
     log_weights = draws.log_weights()
@@ -362,7 +364,7 @@ def cubo(draws, *, order=2.0):
     With an ELBO it brackets the evidence. Its estimate is biased downwards, by much where the
     weights vary: with few samples it may lie under log p(x). An upper bound: minimise it.
     """
-    validate.number("order", order, least=0.0, most=validate.FINITE)
+    order = validate.number("order", order, least=0.0, most=validate.FINITE)
     if order <= 0:
         raise ValueError(f"order must be positive, got {order}")
     return renyi(draws, alpha=1.0 - order)
@@ -376,7 +378,7 @@ def jackknife(draws, *, order=1):
     which MAX_SUMS are allowed: K = 316 for order 2, 47 for order 3.
     """
     samples = draws.num_samples
-    validate.count("order", order, least=0)
+    order = validate.count("order", order, least=0)
     if order >= samples:
         raise ValueError(f"order must be less than num_samples = {samples}, got {order}")
     if math.perm(samples, order) > MAX_SUMS:
@@ -545,7 +547,7 @@ def estimate(
             takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
             raise ValueError(f"{name} {takes}, got {option}")
     mu, logvar = mu.expand(shape), logvar.expand(shape)
-    validate.count("num_samples", num_samples)
+    num_samples = validate.count("num_samples", num_samples)
     validate.choice("sampling", sampling, samplers.SAMPLINGS)
     target: Any = log_joint if log_likelihood is None else log_likelihood
     draws = Draws(
@@ -578,7 +580,7 @@ def finite_or_zero(signal):
 def in_groups(log_weights, groups):
     """[M K, ...] as [K, M, ...]."""
     samples = len(log_weights)
-    validate.count("groups", groups)
+    groups = validate.count("groups", groups)
     if samples % groups:
         raise ValueError(f"num_samples must be a multiple of groups, got {samples} and {groups}")
     return log_weights.unflatten(0, (groups, samples // groups)).transpose(0, 1)

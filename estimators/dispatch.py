@@ -21,7 +21,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
-SMALL = {"gaussian": 2**19, "bernoulli": 2**15}
+SMALL = {"gaussian": 2**19, "bernoulli": 2**16}
 
 # Latents of pairs of rows and components below which the reference is faster on a CPU: ten
 # components of 16 latents for 128 rows take a kernel 0.26 ms in all, and the reference 0.15.
@@ -57,8 +57,7 @@ def use_kernels(impl, *tensors, fits=True):
     False
     """
     if impl == "auto":
-        served = HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors)
-        return fits and served
+        return fits and (HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors))
     check(impl)
     if impl == "reference":
         return False
@@ -183,10 +182,9 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
     if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
-    samples = num_samples or 1
-    keep_noise = samples == 1 and noise_is_kept(mu, logvar)
-    z = ops.rsample(*rows(shape, mu, logvar), seed, samples, keep_noise)
-    return z.view(shape if num_samples is None else (num_samples, *shape))
+    keep_noise = num_samples is None and noise_is_kept(mu, logvar)
+    z = ops.rsample(*rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    return view(z, shape if num_samples is None else (num_samples, *shape))
 
 
 def sampler(mu, samples, shape, *, impl):
@@ -264,7 +262,7 @@ def samples_of_stream(
         return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
     sides = 1 + antithetic
     sizes = num_samples // sides, math.prod(shape[:-1]), shape[-1]
-    eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(-1, *shape)
+    eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(sizes[0], *shape)
     eps = reference.with_antithetic(eps) if antithetic else eps
     return reference.log_ratio_at(eps, *q, gradient=gradient)
 
@@ -282,12 +280,13 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
     ``"probabilities"`` are a Bernoulli's, and have kernels only.
     """
+    x = floating(x, recon)
     sigma = tensor_or_none(recon_logvar)
     fits = sigma is not None or not left_to_torch(impl, recon, likelihood)
     if not use_kernels(impl, recon, x, sigma, fits=fits):
-        by_name = {"gaussian": reference.gaussian_nll, "bernoulli": reference.bernoulli_nll}
-        options = (recon_logvar,) if likelihood == "gaussian" else ()
-        return by_name[likelihood](recon, x, *options)
+        if likelihood == "gaussian":
+            return reference.gaussian_nll(recon, x, recon_logvar)
+        return reference.bernoulli_nll(recon, x)
     if likelihood == "gaussian":
         nll = ops.gaussian_nll(*likelihood_rows(recon, x, recon_logvar), 1)
     else:
@@ -297,35 +296,54 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
-    tensors = recon, x, tensor_or_none(recon_logvar), kl
+    tensors = recon, x, tensor_or_none(recon_logvar), kl, tensor_or_none(beta)
     if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-        operands = likelihood_rows(recon, x, recon_logvar)
-        return ops.elbo_loss(*operands, kl=kl, likelihood=likelihood, beta=float(beta), scale=scale)
+        operands = likelihood_rows(recon, floating(x, recon), recon_logvar)
+        options = {"likelihood": likelihood, "scale": scale}
+        if not isinstance(beta, Tensor):
+            return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
+        nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
+        kl = getattr(kl.to(nll.dtype), reduction)()
+        return weighted_loss(nll, kl, beta), nll, kl
     nll = negative_log_likelihood(shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl)
     if nll.dim() > 1:
         nll = nll.flatten(0, -2).mean(0)
-    loss = nll if kl is None else torch.add(nll, kl, alpha=beta)
+    if kl is not None and kl.dtype != nll.dtype:
+        nll, kl = reference.accumulate(nll, kl)
+    loss = nll if kl is None else weighted_loss(nll, kl, beta)
     if reduction == "none":
         return loss, nll, kl
     return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
 
 
-def _gradient_in_forward(impl, recon, *others):
+def weighted_loss(nll, kl, beta):
+    """nll + beta kl, in their dtype."""
+    if isinstance(beta, Tensor):
+        return nll + beta.to(nll.dtype) * kl
+    if torch.compiler.is_compiling():  # for every alpha it would compile anew
+        return nll + beta * kl
+    return torch.add(nll, kl, alpha=beta)
+
+
+def _gradient_in_forward(impl, recon, x, sigma, kl, beta):
     """Whether the likelihood's gradient can be had in the forward pass.
 
-    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in;
-    nor under torch.compile, which fuses the factor's multiplication and the reduction itself.
+    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in; nor
+    where the KL is in float64 and the likelihood's sum is not; nor under torch.compile, which fuses
+    the factor's multiplication and the reduction itself.
     """
     if recon.dtype == torch.float16 or torch.compiler.is_compiling():
         return False
-    return use_kernels(impl, recon, *others)
+    if kl is not None and kl.dtype == torch.float64 and not accumulates_in_float64(recon, x, sigma):
+        return False
+    return use_kernels(impl, recon, x, sigma, kl, beta)
 
 
 def importance_weights(log_weights, alpha, *, impl):
     """(bound, weights, ess)."""
-    if not use_kernels(impl, log_weights):
+    if not use_kernels(impl, log_weights) or ordered_by_compiler(alpha):
         return reference.importance_weights(log_weights, alpha)
     shape = log_weights.shape[1:]
     flat = view(log_weights, (len(log_weights), math.prod(shape)))
@@ -333,12 +351,20 @@ def importance_weights(log_weights, alpha, *, impl):
     return view(bound, shape), view(weights, log_weights.shape), view(ess, shape)
 
 
+def ordered_by_compiler(alpha):
+    """Whether torch.compile sees an order other than IWAE's.
+
+    An op's argument is a constant to it: for every order it would compile anew.
+    """
+    return torch.compiler.is_compiling() and alpha != 0
+
+
 def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     """(bound, weights, ess, log weights) of log_ratio - nll [K, B]; the bound has a gradient.
 
     Weights and ess may be None where nobody wants them.
     """
-    if use_kernels(impl, nll, log_ratio):
+    if use_kernels(impl, nll, log_ratio) and not ordered_by_compiler(alpha):
         return ops.importance_weights(log_ratio, nll, float(alpha))
     log_weights = log_ratio - nll
     bound, weights, ess = reference.importance_bound(log_weights, alpha), None, None
@@ -347,13 +373,24 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     return bound, weights, ess, log_weights
 
 
+def floating(x, like):
+    """Integer data, in the dtype of the sums beside ``like``."""
+    if x.is_floating_point():
+        return x
+    return x.to(torch.float64 if accumulates_in_float64(like) else torch.float32)
+
+
+def accumulates_in_float64(*tensors):
+    return any(t is not None and t.dtype == torch.float64 for t in tensors)
+
+
 def tensor_or_none(value):
     return value if isinstance(value, Tensor) else None
 
 
 def example_rows(recon, x):
     """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
-    if x.dim() == 2 and recon.shape == x.shape:
+    if recon.dim() == x.dim() == 2 and recon.shape == x.shape:
         return recon, x
     x = x.flatten(1)
     return view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
@@ -366,7 +403,12 @@ def likelihood_rows(recon, x, recon_logvar):
     """
     recon_rows, x_rows = example_rows(recon, x)
     if tensor_or_none(recon_logvar) is None:
-        return recon_rows, x_rows, None, float(recon_logvar)
+        if not torch.compiler.is_compiling() or recon_logvar == 0:
+            return recon_rows, x_rows, None, float(recon_logvar)
+        # An op's argument is a constant to the compiler: for every value it would compile anew.
+        recon_logvar = reference.scalar(recon_logvar, recon)
+    if recon_logvar.dim() == recon.dim() and recon_logvar.shape == recon.shape:
+        return recon_rows, x_rows, view(recon_logvar, recon_rows.shape), 0.0
     aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
     leading = recon.shape[: recon.dim() - x.dim() + 1]
     if all(size == 1 for size in aligned.shape[len(leading) :]):
@@ -380,13 +422,17 @@ def likelihood_rows(recon, x, recon_logvar):
 def rows(shape, *tensors):
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
     for tensor in tensors:
-        if tensor is not None and tensor.shape != shape:
+        # Lengths first: as in validate.broadcast.
+        if tensor is not None and (tensor.dim() != len(shape) or tensor.shape != shape):
             break
     else:
         if len(shape) == 2:
             return tensors
     flat = (math.prod(shape[:-1]), shape[-1])
-    wide = (t if t is None or t.shape == shape else t.expand(shape) for t in tensors)
+    wide = (
+        t if t is None or (t.dim() == len(shape) and t.shape == shape) else t.expand(shape)
+        for t in tensors
+    )
     return [None if t is None else view(t, flat) for t in wide]
 
 

@@ -4,7 +4,15 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+    kl_divergence,
+    register_kl,
+)
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import dispatch, reference, textbook, validate
@@ -49,7 +57,9 @@ class DiagonalNormal(Distribution):
     ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
     ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;
     samples are in the dtype of ``mu``. ``kl_divergence`` is registered against itself and, either
-    way round, ``Independent(Normal, 1)``.
+    way round, ``Independent(Normal, 1)`` and ``MultivariateNormal`` (by torch's formula). ``loc``
+    and ``scale`` are ``mu`` and ``stddev``. A copy of a module that holds the distribution and
+    its Parameters has a distribution of the copied Parameters.
 
     Raises:
         TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one.
@@ -66,11 +76,9 @@ class DiagonalNormal(Distribution):
     tensor([-1.8379, -1.8379, -1.8379])
     """
 
-    # Above -inf: no variance of 0, as Normal asks of its scale. Neither holds of NaN. Of elements,
-    # not of vectors: torch cannot check vectors of an empty batch.
     arg_constraints = {  # noqa: RUF012  the base class has it as a property
-        "mu": constraints.real,
-        "logvar": constraints.greater_than(-math.inf),
+        "mu": constraints.real_vector,
+        "logvar": constraints.real_vector,
     }
     support = constraints.real_vector
     has_rsample = True
@@ -92,18 +100,49 @@ class DiagonalNormal(Distribution):
         validate.tensors(mu=mu, logvar=logvar)
         dispatch.check(impl)
         shape = validate.broadcast(mu=mu, logvar=logvar)
-        self.mu, self.logvar = mu.expand(shape), logvar.expand(shape)
+        self._mu, self._logvar = mu, logvar
         self.impl: Implementation = impl
         self._draws: WeakTensorKeyDictionary | None = None  # of the samples that are alive
-        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+        if validate_args is None:
+            validate_args = self._validate_args
+        # Torch cannot check the vectors of an empty batch.
+        super().__init__(shape[:-1], shape[-1:], validate_args and shape.numel() > 0)
+        # Minus infinity is a real number to torch, and a variance of 0, which Normal refuses.
+        if self._validate_args and (logvar == -math.inf).any():
+            raise ValueError("expected parameter logvar above -inf: a variance of 0 has no density")
+        self._validate_args = validate_args
+
+    # As they were given: what expand returns is no leaf, and torch copies no other tensors.
+    @property
+    def mu(self) -> Tensor:
+        """The mean, of the distribution's shape."""
+        return self._in_shape(self._mu)
+
+    @mu.setter
+    def mu(self, value: Tensor):
+        self._mu = value
+
+    @property
+    def logvar(self) -> Tensor:
+        """The log variance, of the distribution's shape."""
+        return self._in_shape(self._logvar)
+
+    @logvar.setter
+    def logvar(self, value: Tensor):
+        self._logvar = value
+
+    def _in_shape(self, tensor):
+        shape = self._extended_shape()
+        same = tensor.dim() == len(shape) and tensor.shape == shape  # as in validate.broadcast
+        return tensor if same else tensor.expand(shape)
 
     def expand(self, batch_shape, _instance=None):
         """The same distributions, broadcast to a larger batch."""
         new = self._get_checked_instance(DiagonalNormal, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
-        new.mu, new.logvar = self.mu.expand(shape), self.logvar.expand(shape)
+        batch_shape = self.mu.expand(shape).shape[:-1]  # in which -1 is no size any more
+        new._mu, new._logvar = self._mu, self._logvar
         new.impl, new._draws = self.impl, None
-        batch_shape = new.mu.shape[:-1]  # in which -1 is no size any more
         super(DiagonalNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -117,8 +156,16 @@ class DiagonalNormal(Distribution):
         return self.mu
 
     @property
+    def loc(self) -> Tensor:
+        return self.mu
+
+    @property
     def stddev(self) -> Tensor:
         return torch.exp(0.5 * self.logvar)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.stddev
 
     @property
     def variance(self) -> Tensor:
@@ -146,6 +193,9 @@ class DiagonalNormal(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log N(value; mu, diag exp logvar), [...], in nats; ``value`` in the dtype of ``mu``."""
         validate.tensors(value=value, mu=self.mu)
+        broadcasts = value.dim() == 0 or value.shape[-1] == 1 != self.event_shape[0]
+        if broadcasts:  # as Independent(Normal) does
+            value = value.expand(value.shape[:-1] + self.event_shape)
         if self._validate_args and value.numel() > 0:
             self._validate_sample(value)
         shape = draw = None
@@ -221,6 +271,22 @@ def _kl_diagonal_independent(p, q):
 def _kl_independent_diagonal(p, q):
     mu, logvar = _mu_and_logvar(p)
     return _kl(mu, logvar, q.mu, q.logvar, q.impl)
+
+
+@register_kl(DiagonalNormal, MultivariateNormal)
+def _kl_diagonal_full(p, q):
+    return kl_divergence(_with_matrix(p), q)
+
+
+@register_kl(MultivariateNormal, DiagonalNormal)
+def _kl_full_diagonal(p, q):
+    return kl_divergence(p, _with_matrix(q))
+
+
+def _with_matrix(diagonal):
+    mu, logvar = reference.accumulate(diagonal.mu, diagonal.logvar)
+    root = torch.diag_embed(torch.exp(0.5 * logvar))
+    return MultivariateNormal(mu, scale_tril=root, validate_args=False)
 
 
 def _kl(mu, logvar, prior_mu, prior_logvar, impl):

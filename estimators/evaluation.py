@@ -99,8 +99,8 @@ def log_likelihood_bound(
     >>> log_likelihood_bound(mu, logvar, log_likelihood=lambda z: 0 * z.sum(-1)).bound
     tensor([0., 0.])
     """
-    validate.count("num_samples", num_samples)
-    validate.count("chunk_size", chunk_size)
+    num_samples = validate.count("num_samples", num_samples)
+    chunk_size = validate.count("chunk_size", chunk_size)
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
@@ -147,7 +147,7 @@ def _batches(shape, data, batch_size):
         )
     if batch_size is None:
         return [...]
-    validate.count("batch_size", batch_size)
+    batch_size = validate.count("batch_size", batch_size)
     if data is None:
         raise ValueError("batch_size needs data: log_likelihood(z, x) then gets z and x of a batch")
     return [slice(start, start + batch_size) for start in range(0, shape[0], batch_size)] or [...]

@@ -25,17 +25,17 @@ def gaussian_log_prob(
 
     Args:
         x, mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the log variance.
-            float16, bfloat16, float32 or float64, of one dtype.
+            float16, bfloat16, float32 or float64; each may have its own, and is read in it.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
             (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``.
 
     Returns:
-        ``[...]`` in float32, or float64 for float64 inputs; differentiable in every argument
+        ``[...]`` in float32, or float64 if any input is; differentiable in every argument
         (by the kernels on CUDA once, else any number of times).
 
     Raises:
         ValueError: shapes that do not broadcast, or D = 0; devices differ.
-        TypeError: a dtype that is not floating, or mixed dtypes outside autocast.
+        TypeError: a dtype that is not floating; a sparse or nested tensor.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run; on CUDA,
             without ``impl="reference"``, a second derivative, vmap or forward mode.
 
@@ -75,7 +75,7 @@ def gaussian_kl(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[...]`` in float32, or float64 for float64 inputs; differentiable in every argument
+        ``[...]`` in float32, or float64 if any input is; differentiable in every argument
         (by the kernels on CUDA once, else any number of times).
 
     Raises:
@@ -108,8 +108,9 @@ def gaussian_rsample(
 
         mu + (0.5 * logvar).exp() * torch.randn_like(mu)
 
-    The kernels store no noise: backward draws it again from a seed. It depends on the
-    element's position and the seed alone, and is the same on a CPU and on a GPU, to rounding.
+    The kernels store no noise: backward draws it again from a seed (but on a CPU, of one sample,
+    where to read it is faster). It depends on the element's position and the seed alone, and is
+    the same on a CPU and on a GPU, to rounding.
     The seed is 64 bits from torch's generator: ``torch.manual_seed`` or ``generator`` govern the
     noise, but after the same call of it a CPU and a GPU give other seeds. The reference draws
     other samples, those of ``torch.randn``; so does ``"auto"`` on a CPU where the reference
@@ -139,7 +140,7 @@ def gaussian_rsample(
     validate.tensors(mu=mu, logvar=logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
-        validate.count("num_samples", num_samples)
+        num_samples = validate.count("num_samples", num_samples)
     return dispatch.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
 
 
@@ -167,7 +168,7 @@ def rsample_kl(
 
     Returns:
         ``(z, kl)``: z ``[..., D]`` in the dtype of ``mu``; kl ``[...]`` in nats, in float32,
-        or float64 for float64 inputs. Differentiable in every argument (by the kernels on CUDA
+        or float64 if any input is. Differentiable in every argument (by the kernels on CUDA
         once, else any number of times).
 
     Raises:
@@ -267,7 +268,7 @@ def rsample_log_ratio(
 
     Returns:
         ``(z, log_ratio)``: z ``[K, ..., D]`` in the dtype of ``mu``; log_ratio ``[K, ...]`` in
-        nats, in float32, or float64 for float64 inputs. Differentiable in every tensor (by the
+        nats, in float32, or float64 if any input is. Differentiable in every tensor (by the
         kernels on CUDA once, else any number of times).
 
     Raises:
@@ -282,7 +283,7 @@ def rsample_log_ratio(
     (torch.Size([5, 3, 2]), tensor(0.))
     """
     q = mu, logvar, prior_mu, prior_logvar
-    shape = check_samples(*q, num_samples, gradient, antithetic)
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
     options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
     if prior is None:
         z, log_ratio = dispatch.rsample_log_ratio(shape, *q, num_samples, **options)
@@ -318,17 +319,17 @@ def check_gradient(gradient, alpha, num_samples):
 
 
 def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
-    """The arguments of rsample_log_ratio; returns the shape of q."""
+    """The arguments of rsample_log_ratio; returns the shape of q, and ``num_samples``."""
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    validate.count("num_samples", num_samples)
+    num_samples = validate.count("num_samples", num_samples)
     validate.choice("gradient", gradient, GRADIENTS)
     if antithetic and num_samples % 2:
         raise ValueError(f"antithetic sampling needs an even num_samples, got {num_samples}")
     if antithetic and gradient == "dreg":
         raise ValueError("gradient='dreg' needs independent samples, and antithetic=True is given")
-    return shape
+    return shape, num_samples
 
 
 def gaussian_nll(
@@ -351,13 +352,13 @@ def gaussian_nll(
 
     Args:
         recon: the decoder's mean, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
-        x: the data ``[B, ...]``; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         recon_logvar: log variance of the decoder's noise: a float (fixed), a scalar tensor
             (one learned sigma), or a tensor that broadcasts to ``recon``.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable in every
+        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in every
         tensor (by the kernels on CUDA once, else any number of times).
 
     Raises:
@@ -391,11 +392,11 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     Args:
         logits: the decoder's output before any sigmoid, ``[B, ...]``, or ``[K, B, ...]`` for
             K samples of z.
-        x: the data ``[B, ...]``, of the same dtype; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 inputs; differentiable in both
+        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in both
         arguments (by the kernels on CUDA once, else any number of times).
 
     Raises:
@@ -408,8 +409,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     >>> bernoulli_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([1.3863])
     """
-    validate.tensors(logits=logits, x=x)
-    shape = validate.samples_of_examples(logits=logits, x=x)
+    shape = validate.likelihood(logits, x, name="logits")
     return dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
 
 
@@ -447,7 +447,7 @@ def importance_weights(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        ``(bound, weights, ess)``, in float32, or float64 for float64 inputs. The bound is
+        ``(bound, weights, ess)``, in float32, or float64 if any input is. The bound is
         differentiable (by the kernels on CUDA once, else any number of times); the others are
         detached.
 
@@ -466,5 +466,5 @@ def importance_weights(
     if log_weights.dim() == 0 or log_weights.shape[0] == 0:
         shape = tuple(log_weights.shape)
         raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
-    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     return ImportanceWeights(*dispatch.importance_weights(log_weights, alpha, impl=impl))

@@ -57,7 +57,7 @@ def iwae_loss(
     Args:
         recon: the decoder's output ``[K, B, ...]`` for K samples of z: logits for
             ``"bernoulli"``, means for ``"gaussian"``.
-        x: the data ``[B, ...]``; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
             alpha = 0, ``"path"`` for alpha = 1.
@@ -70,8 +70,8 @@ def iwae_loss(
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 if any
+        input is; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
         of times).
 
     Raises:
@@ -87,7 +87,7 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    check_options(likelihood, recon_logvar, alpha, reduction)
+    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, recon_logvar)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
     nll = dispatch.negative_log_likelihood(
@@ -162,9 +162,15 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    check_options(likelihood, recon_logvar, alpha, reduction)
-    shape = check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic)
-    validate.count("chunk_size", chunk_size)
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
+            "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
+        )
+    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
+    q = mu, logvar, prior_mu, prior_logvar
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
+    chunk_size = validate.count("chunk_size", chunk_size)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
     if antithetic and chunk_size % 2 and chunk_size < num_samples:
@@ -209,13 +215,13 @@ def chunked_iwae_loss(
     chunks = []
     for first_sample in range(0, num_samples, chunk_size):
         size = min(chunk_size, num_samples - first_sample)
-        q = [mu, logvar]
+        own = [mu, logvar]
         if gradient == "dreg":
-            q = [t.view_as(t) for t in q]
-            for tensor in q:
+            own = [t.view_as(t) for t in own]
+            for tensor in own:
                 if tensor.requires_grad:
                     tensor.register_hook(times_share(first_sample, size))
-        chunks.append(checkpoint(log_weights_of, first_sample, size, *q, use_reentrant=False))
+        chunks.append(checkpoint(log_weights_of, first_sample, size, *own, use_reentrant=False))
     log_weights = torch.cat(chunks)
     bound, weights, ess = dispatch.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
@@ -223,10 +229,11 @@ def chunked_iwae_loss(
 
 
 def check_options(likelihood, recon_logvar, alpha, reduction):
+    """Returns ``alpha``."""
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
-    validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
+    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
 
 
 def check_samples_of(name, recon, x, log_ratio, recon_logvar):
@@ -234,10 +241,10 @@ def check_samples_of(name, recon, x, log_ratio, recon_logvar):
 
     Returns [K, B].
     """
-    validate.tensors(**{name: recon, "x": x})
-    validate.tensors(log_ratio=log_ratio)
-    validate.same_device(**{name: recon, "log_ratio": log_ratio})
-    if recon.shape[1:] != x.shape or log_ratio.shape != recon.shape[:2] or len(recon) == 0:
+    validate.tensors(**{name: recon, "log_ratio": log_ratio})
+    validate.dense("x", x, validate.OF_DATA)
+    fits = recon.dim() > 1 and recon.shape[1:] == x.shape and log_ratio.shape == recon.shape[:2]
+    if not fits or len(recon) == 0:
         shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})
         raise ValueError(
             f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, got {shapes}"

@@ -33,7 +33,7 @@ def elbo_loss(
     recon_logvar: float | Tensor = 0.0,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -58,20 +58,21 @@ def elbo_loss(
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
             ``"gaussian"``; or ``[K, B, ...]``, over whose K samples the likelihood's term is
             averaged.
-        x: the data ``[B, ...]``; not copied for the samples.
+        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
-        beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1.
+        beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1. A number, or a scalar
+            tensor on the device of ``x``, scheduled or learned.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, nll, kl)``, a named tuple, each reduced alike.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
-        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64
-        inputs; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
+        A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 if any
+        input is; or the named tuple. Differentiable (by the kernels on CUDA once, else any number
         of times).
 
     Raises:
@@ -88,7 +89,7 @@ def elbo_loss(
     """
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
-    validate.number("beta", beta)
+    beta = validate.weight("beta", beta, x)
     validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
     shape = validate.likelihood(recon, x, recon_logvar)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
@@ -122,7 +123,8 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
             raise ValueError(f"expected kl [B] for x [B, ...], got {shapes}")
         return kl
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
-    validate.tensors(x=x, **named)
+    validate.tensors(**named)
+    validate.same_device(x=x, mu=mu)
     shape = validate.broadcast(**named)
     if len(shape) < 2 or 0 in shape[1:] or shape[0] != x.shape[0]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "x": x})
@@ -139,21 +141,24 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
 class ELBOLoss(torch.nn.Module):
     """:func:`elbo_loss` as a module; its keyword arguments are fixed at construction.
 
-    ``recon_logvar`` may be a ``torch.nn.Parameter`` (a learned sigma: the module then has it
-    among its parameters) or a tensor (a buffer). ``beta`` is an attribute that a schedule
-    may assign.
+    ``recon_logvar`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma: the module
+    then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute that a
+    schedule may assign: a number or, where it began as a tensor, a tensor.
 
     >>> loss = ELBOLoss(likelihood="gaussian", beta=0.5)
     >>> loss(torch.zeros(4, 3), torch.ones(4, 3), torch.ones(4, 2), torch.zeros(4, 2))
     tensor(4.7568)
     """
 
+    beta: Any
+    recon_logvar: Any
+
     def __init__(
         self,
         *,
         likelihood: Likelihood = "bernoulli",
         recon_logvar: float | Tensor = 0.0,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         reduction: Reduction = "mean",
         return_parts: bool = False,
         impl: Implementation = "auto",
@@ -162,18 +167,18 @@ class ELBOLoss(torch.nn.Module):
         validate.choice("likelihood", likelihood, LIKELIHOODS)
         validate.choice("reduction", reduction, REDUCTIONS)
         dispatch.check(impl)
-        validate.number("beta", beta)
         self.likelihood = likelihood
-        self.beta = beta
         self.reduction = reduction
         self.return_parts = return_parts
         self.impl = impl
-        if isinstance(recon_logvar, torch.Tensor) and not isinstance(
-            recon_logvar, torch.nn.Parameter
-        ):
-            self.register_buffer("recon_logvar", recon_logvar)
+        self._keep("recon_logvar", recon_logvar)
+        self._keep("beta", validate.weight("beta", beta, beta))
+
+    def _keep(self, name, value):
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            self.register_buffer(name, value)
         else:
-            self.recon_logvar = recon_logvar
+            setattr(self, name, value)
 
     def forward(
         self,

@@ -42,7 +42,7 @@ def mixture_log_prob(
     0 instead of NaN.
 
     Args:
-        z: ``[..., D]``; float16, bfloat16, float32 or float64, and the others of the same dtype.
+        z: ``[..., D]``; float16, bfloat16, float32 or float64, the others too.
         mu, logvar: of the components, ``[K, D]``, broadcast together; ``logvar`` is the log
             variance.
         log_weights: ``[K]``, any numbers: they are normalised here, so that the result is a

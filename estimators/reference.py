@@ -8,6 +8,7 @@ kernels' noise, at 2.6 times the cost on a CPU.
 
 import inspect
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,15 @@ def accumulate(*tensors):
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
     dtype = torch.float64 if wide else torch.float32
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
+
+
+def scalar(number, like):
+    """The number as a tensor beside ``like``, in the dtype of its sums.
+
+    torch.compile makes a constant of what is filled in, but not of what is added.
+    """
+    (zero,) = accumulate(like.new_zeros(()))
+    return zero + number
 
 
 def standard_normal(shape, like, generator=None):
@@ -91,7 +101,12 @@ def log_ratio_at(
 ):
     """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
     operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
-    z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    try:
+        z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+    except NotImplementedError as error:  # torch's, which names an autograd function
+        raise RuntimeError(
+            "rsample_log_ratio has no forward-mode derivative, in the reference as in the kernels"
+        ) from error
     return z.to(mu.dtype), log_ratio
 
 
@@ -125,19 +140,23 @@ class LogRatio(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *operands, ctx.gradient, ctx.flat = inputs
-        ctx.save_for_backward(*operands, output[0])
+        ctx.save_for_backward(*operands)  # not z, which is the caller's to write to
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, dz, dlog_ratio):
-        eps, mu, logvar, prior_mu, prior_logvar, z = ctx.saved_tensors
+        eps, mu, logvar, prior_mu, prior_logvar = ctx.saved_tensors
         std, prior_gradients = torch.exp(0.5 * logvar), (None, None)
         at_z = dz
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
             if not ctx.flat:
-                u = in_units_of_prior(z, prior_mu, prior_logvar)
-                root = 1.0 if prior_logvar is None else torch.exp(-0.5 * prior_logvar)
+                root: Any = 1.0
+                ratio = std
+                if prior_logvar is not None:
+                    root = torch.exp(-0.5 * prior_logvar)
+                    ratio = torch.exp(0.5 * (logvar - prior_logvar))
+                u = torch.addcmul(in_units_of_prior(mu, prior_mu, prior_logvar), ratio, eps)
                 at_z = -dlr * root * u if dz is None else torch.addcmul(dz, dlr * root, u, value=-1)
                 prior_gradients = prior_gradients_of(dlr, u, root, ctx.needs_input_grad[3:5])
             if ctx.gradient != "total":
@@ -183,7 +202,9 @@ def prior_gradients_of(dlr, u, root, needs):
 def importance_weights(log_weights, alpha=0.0):
     """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
-    powered = torch.zeros_like(log_weights) if alpha == 1 else (1.0 - alpha) * log_weights
+    powered = (
+        torch.zeros_like(log_weights) if alpha == 1 else order_of(alpha, log_weights) * log_weights
+    )
     weights = normalised(powered)
     return importance_bound(log_weights, alpha), weights, effective_size(weights)
 
@@ -194,14 +215,19 @@ def effective_size(weights):
     return torch.where(squares == 0, 0.0, 1 / squares)
 
 
+def order_of(alpha, log_weights):
+    """1 - alpha; for torch.compile a tensor, since 2.11 makes a constant of a difference."""
+    return 1.0 - (scalar(alpha, log_weights) if torch.compiler.is_compiling() else alpha)
+
+
 def importance_bound(log_weights, alpha=0.0):
     """The bound alone, differentiable."""
-    samples, order = len(log_weights), 1.0 - alpha
-    if order == 0:
+    if alpha == 1:
         return log_weights.mean(0)
-    powered = log_weights if order == 1 else order * log_weights
+    samples, order = len(log_weights), order_of(alpha, log_weights)
+    powered = log_weights if alpha == 0 else order * log_weights
     bound = log_sum_exp(powered, 0) - math.log(samples)
-    if abs(order) < 0.25:
+    if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
         mean = powered.mean(0)
@@ -209,7 +235,7 @@ def importance_bound(log_weights, alpha=0.0):
         excess = torch.where(close, powered - mean, 0.0)
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
-    return bound if order == 1 else bound / order
+    return bound if alpha == 0 else bound / order
 
 
 def log_sum_exp(values, dim):
@@ -281,7 +307,7 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None):
 
 def expanded(x, recon):
     """x for every sample of recon; torch's losses warn of other shapes."""
-    return x if x.shape == recon.shape else x.expand_as(recon)
+    return x if x.dim() == recon.dim() else x.expand_as(recon)
 
 
 # Below, the precision leaves float32's range, which it must not before it meets the residual.
@@ -300,8 +326,15 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
     squares = F.mse_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    precision: Any
+    if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
+        recon_logvar = scalar(recon_logvar, recon)
+        precision = torch.exp(-recon_logvar)
+    else:
+        recon_logvar = float(recon_logvar)
+        precision = math.exp(-recon_logvar)
     constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
-    return 0.5 * math.exp(-recon_logvar) * squares + 0.5 * constant
+    return 0.5 * precision * squares + 0.5 * constant
 
 
 def bernoulli_nll(logits, x):

@@ -32,7 +32,7 @@ def draw(
     True
     """
     validate.choice("sampling", sampling, SAMPLINGS)
-    validate.count("num_samples", num_samples)
+    num_samples = validate.count("num_samples", num_samples)
     if sampling == "independent":
         return reference.standard_normal((num_samples, *like.shape), like, generator)
     if antithetic(sampling, num_samples):

@@ -22,10 +22,11 @@ class KLSchedule:
     def __init__(
         self, warmup: int, period: int | None = None, start: float = 0.0, end: float = 1.0
     ):
-        validate.count("warmup", warmup)
+        self.warmup = validate.count("warmup", warmup)
+        self.period = period
         if period is not None:
-            validate.count("period", period, least=warmup + 1)
-        self.warmup, self.period, self.start, self.end = warmup, period, start, end
+            self.period = validate.count("period", period, least=warmup + 1)
+        self.start, self.end = validate.number("start", start), validate.number("end", end)
         self.steps = 0
 
     @classmethod
@@ -38,7 +39,7 @@ class KLSchedule:
         cls, period: int, ratio: float = 0.5, *, start: float = 0.0, end: float = 1.0
     ) -> "KLSchedule":
         """A rise over the first ``ratio`` of every ``period`` steps."""
-        validate.count("period", period, least=2)
+        period = validate.count("period", period, least=2)
         if not 0 < ratio < 1:
             raise ValueError(f"ratio must be in (0, 1), got {ratio}")
         warmup = min(max(1, round(ratio * period)), period - 1)
@@ -46,7 +47,7 @@ class KLSchedule:
 
     def beta(self, step: int) -> float:
         """beta at a step, counted from 0."""
-        validate.count("step", step, least=0)
+        step = validate.count("step", step, least=0)
         within = step if self.period is None else step % self.period
         return self.start + (self.end - self.start) * min(1.0, within / self.warmup)
 
@@ -55,6 +56,17 @@ class KLSchedule:
         beta = self.beta(self.steps)
         self.steps += 1
         return beta
+
+    def state_dict(self) -> dict[str, float | None]:
+        """The schedule and how many steps it took, for a checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
+        """Go on where :meth:`state_dict` was taken, on its schedule."""
+        if state_dict.keys() != vars(self).keys():
+            names = ", ".join(vars(self))
+            raise ValueError(f"expected a state_dict of {names}, got {', '.join(state_dict)}")
+        vars(self).update(state_dict)
 
     def check_finished(self) -> None:
         """Warn if fewer steps were taken than the warm-up has."""

@@ -29,12 +29,14 @@ def bernoulli_nll(recon, x, probabilities):
 
 
 def rsample(mu, logvar, seed, samples, keep_noise=False):
-    return rsample_log_ratio(mu, logvar, None, None, seed, 0, samples, "total", True, False)[0]
+    number = 1 if samples is None else samples
+    z, _ = rsample_log_ratio(mu, logvar, None, None, seed, 0, number, "total", True, False)
+    return z.squeeze(0) if samples is None else z
 
 
 def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise=False):
     kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
-    return rsample(mu, logvar, seed, 1).squeeze(0), kl
+    return rsample(mu, logvar, seed, None), kl
 
 
 def rsample_log_ratio(

@@ -1,12 +1,16 @@
 """Checks of arguments: every error names the argument and says what was found."""
 
 import math
+import numbers
 import sys
+from typing import Any
 
 import torch
 
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OF_DATA = (*DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+STRIDED = torch.strided
 
 
 def choice(name, value, allowed):
@@ -16,46 +20,72 @@ def choice(name, value, allowed):
 
 
 def number(name, value, least=-math.inf, most=math.inf):
-    """``value`` must be a real number in [least, most], and no tensor, bool or NaN."""
+    """``value``, a real number in [least, most], as one of Python's; no tensor, bool or NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        value = float(value)  # NumPy's
     if not least <= value <= most:
         raise ValueError(f"{name} must be a number in [{least}, {most}], got {value}")
+    return value
+
+
+def weight(name, value, like):
+    """``value``, a number, or a scalar tensor on the device of ``like``."""
+    if not isinstance(value, torch.Tensor):
+        return number(name, value)
+    tensors(**{name: value})
+    if value.dim() > 0:
+        raise ValueError(
+            f"{name} must be a number or a scalar tensor, got {describe({name: value})}"
+        )
+    same_device(x=like, **{name: value})
+    return value
 
 
 def count(name, value, least=1):
-    """``value`` must be an integer of at least ``least``."""
+    """``value``, an integer of at least ``least``, as one of Python's."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        value = int(value)  # NumPy's
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
 
 
 def tensors(**named):
-    """Floating tensors of one dtype on one device; arguments that are None are left out.
+    """Dense floating tensors on one device; arguments that are None are left out.
 
-    Under autocast float16, bfloat16 and float32 may be mixed: what autocast hands to a
-    loss is mixed, and every operand is read in its own dtype.
+    Their dtypes may differ: every operand is read in its own.
     """
     first = None
     for name, tensor in named.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if first is None or tensor.dtype is not first.dtype:
-            if tensor.dtype not in DTYPES:
-                allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-                raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
-            if first is None:
-                first_name, first = name, tensor
-            elif not autocast_mixes(first, tensor):
-                raise TypeError(
-                    f"{first_name} and {name} must have one dtype, "
-                    f"got {first.dtype} and {tensor.dtype}"
-                )
-        if tensor.device != first.device:
+        dense(name, tensor, DTYPES)
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.device != first.device:
             same_device(**{first_name: first, name: tensor})
+
+
+def dense(name, tensor, dtypes):
+    """A tensor of one of the dtypes, neither sparse nor nested."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}{how_to_convert(tensor)}"
+        )
+    if tensor.layout is not STRIDED or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else str(tensor.layout)
+        raise TypeError(f"{name} must be dense, got {kind}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
+
+
+def how_to_convert(value):
+    return ": torch.as_tensor makes one of it" if hasattr(value, "__array__") else ""
 
 
 def same_device(**named):
@@ -90,12 +120,15 @@ def describe(named):
 
 def broadcast(**named):
     """The shape [..., D], D >= 1, that the named tensors broadcast to."""
-    shape = None
+    shape: Any = None
     for tensor in named.values():
-        if tensor is None or tensor.shape == shape:
+        if tensor is None:
             continue
         if shape is None:
             shape = tensor.shape
+            continue
+        # Lengths first: tuples compare elements first, and symbolic sizes would be held to them.
+        if tensor.dim() == len(shape) and tensor.shape == shape:
             continue
         try:
             shape = torch.broadcast_shapes(*(t.shape for t in named.values() if t is not None))
@@ -113,7 +146,8 @@ def samples_of_examples(**named):
     Any number of dimensions of samples, none included, stand before those of x.
     """
     (name, first), (_, x) = named.items()
-    if first.shape == x.shape and x.dim() > 1 and 0 not in x.shape[1:]:
+    same = first.dim() == x.dim() > 1 and first.shape == x.shape  # lengths first, as below
+    if same and 0 not in x.shape[1:]:
         return x.shape[:1]
     samples = first.dim() - x.dim()
     if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):
@@ -128,11 +162,18 @@ def samples_of_examples(**named):
 
 
 def likelihood(recon, x, recon_logvar=0.0, *, name="recon"):
-    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B]."""
-    learned = isinstance(recon_logvar, torch.Tensor)
-    tensors(**{name: recon, "x": x}, recon_logvar=recon_logvar if learned else None)
+    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B].
+
+    The data x may be integers.
+    """
+    dense(name, recon, DTYPES)
+    dense("x", x, OF_DATA)
+    if x.device != recon.device:
+        same_device(**{name: recon, "x": x})
+    if isinstance(recon_logvar, torch.Tensor):
+        tensors(**{name: recon}, recon_logvar=recon_logvar)
     shape = samples_of_examples(**{name: recon, "x": x})
-    if learned:
+    if isinstance(recon_logvar, torch.Tensor):
         within(recon.shape, recon_logvar=recon_logvar)
     else:
         number("recon_logvar", recon_logvar)
@@ -154,5 +195,6 @@ def within(shape, **named):
         if tensor is None:
             continue
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
-        if tensor.dim() > len(shape) or any(a not in (1, b) for a, b in pairs):
+        # Not ``a not in (1, b)``: torch.compile finds no symbolic size in a tuple.
+        if tensor.dim() > len(shape) or any(a != 1 and a != b for a, b in pairs):
             raise ValueError(f"{name} {tuple(tensor.shape)} does not broadcast to {tuple(shape)}")

@@ -53,6 +53,7 @@ def register(family, schema, fake):
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
+    torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
     op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
@@ -62,6 +63,14 @@ def register(family, schema, fake):
         return launch(*arguments)
 
     return call
+
+
+def no_vmap(info, in_dims, *arguments):
+    raise RuntimeError(
+        "the kernels of fused_elbo do not run under torch.func.vmap, nor jacrev and hessian, which "
+        "use it: they take batches [..., D] as they are; for those, and for per-example gradients, "
+        "pass impl='reference'"
+    )
 
 
 def watched(arguments):
@@ -123,9 +132,19 @@ def differentiated(arguments):
 
 def record(function, *arguments):
     """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
-    if torch.compiler.is_compiling() or transforming():
+    if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)
+    try:
+        if transforming():
+            return function.apply(*arguments)
+        return super(torch.autograd.Function, function).apply(*arguments)
+    except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
+        if "jvp" not in str(error):
+            raise
+        raise RuntimeError(
+            "the kernels of fused_elbo have no forward-mode derivatives (jvp, jacfwd, hessian): "
+            "pass impl='reference'"
+        ) from error
 
 
 def declare(family, schema, *, gradients=(), saved=None, like=None, results=None, kept=None):
@@ -180,6 +199,16 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
     return decorate
 
 
+def as_tuple(forward):
+    """The function with a tuple for its list, which is what autograd takes."""
+
+    @functools.wraps(forward)
+    def call(*arguments):
+        return tuple(forward(*arguments))
+
+    return call
+
+
 def parse(schema):
     """(name, {argument: type}, names of the results) of 'f(Tensor a, int b) -> (Tensor c)'."""
     name, rest = schema.split("(", 1)
@@ -201,21 +230,24 @@ def autograd_function(
 
     def setup_context(ctx, inputs, output):
         kept = [inputs[position] for position in saved]
-        hidden = output[results:] if keeps else ()
-        ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.options = kept[tensors:]
-        ctx.mark_non_differentiable(*hidden)
+        if keeps:
+            kept[tensors:] = hidden = output[results:]
+            if hidden:  # torch.compile takes a call of none to be of several results
+                ctx.mark_non_differentiable(*hidden)
+        ctx.save_for_backward(*kept[: tensors + keeps])
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx):
-        """What was saved of the arguments, and what forward kept, or None, if the op keeps any."""
+        """What was saved of the arguments; and what forward kept, or None, if the op keeps any."""
         found = ctx.saved_tensors
-        kept = (*found[tensors:], None)[:1] if keeps else ()
-        return (*found[:tensors], *ctx.options), kept
+        if not keeps:
+            return *found, *ctx.options
+        return *found[:tensors], *ctx.options, found[tensors] if len(found) > tensors else None
 
     def arguments_of(ctx):
         values: list[Any] = [None] * arguments
-        for position, value in zip(saved, saved_of(ctx)[0], strict=True):
+        for position, value in zip(saved, saved_of(ctx), strict=not keeps):
             values[position] = value
         for position, source in enumerate(sources):
             if position not in saved:  # its value is of no consequence
@@ -230,12 +262,11 @@ def autograd_function(
         else:
             return (None,) * arguments
         needs = ctx.needs_input_grad[:gradients]
-        given, kept = saved_of(ctx)
-        found = backward(*upstream[:results], *given, *kept, needs)
+        found = backward(*upstream[:results], *saved_of(ctx), needs)
         return *spread(found, needs), *others
 
     methods = {
-        "forward": forward if results is None else lambda *given: tuple(forward(*given)),
+        "forward": forward if results is None else as_tuple(forward),
         "setup_context": setup_context,
         "backward": differentiate,
         "arguments": arguments_of,
@@ -260,6 +291,8 @@ def spread(gradients, needs):
 
 class SecondDerivative(torch.autograd.Function):
     """The identity on a gradient, which refuses to be differentiated."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient, *sources):
@@ -317,8 +350,12 @@ def twin_wanted(ctx, upstream, again):
 
 def through_twin(ctx, upstream, create_graph):
     """The gradients by autograd, which can differentiate them again and take batches of them."""
-    arguments = ctx._forward_cls.arguments(ctx)
     with torch.enable_grad():
+        # Views: where an argument is a function of another, or the same, autograd must stop at it.
+        arguments = [
+            a.view_as(a) if isinstance(a, torch.Tensor) else a
+            for a in ctx._forward_cls.arguments(ctx)
+        ]
         outputs = ctx._forward_cls.twin(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u) for o, u in zip(outputs, upstream, strict=False) if u is not None]
@@ -349,9 +386,4 @@ class KernelFunction(torch.autograd.Function):
         """Those of forward, from what was saved."""
         raise NotImplementedError
 
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "the kernels of fused_elbo do not run under torch.func.vmap: they take "
-            "batches [..., D] as they are; for per-example gradients pass impl='reference'"
-        )
+    vmap = staticmethod(no_vmap)

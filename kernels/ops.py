@@ -54,7 +54,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 
 @declare(
     "gaussian_rsample",
-    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt samples, bool keep_noise) -> Tensor[]",
+    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) -> Tensor[]",
     gradients=("mu", "logvar"),
     saved=("logvar", "seed", "samples"),
     like={"mu": "logvar"},
@@ -62,12 +62,13 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     kept="noise",
 )
 def rsample(mu, logvar, seed, samples, keep_noise):
-    """z [samples, rows, cols]; ``seed`` is an int64 scalar on the device.
+    """z [samples, rows, cols], or one [rows, cols]; ``seed`` is an int64 scalar on the device.
 
     ``keep_noise``: z - mu [rows, cols], before it was rounded, stays for backward, which otherwise
     draws it again. On CPUs, and of one sample.
     """
-    return [mu.new_empty(samples, *mu.shape), *noise_of(mu, logvar, keep_noise)]
+    shape = mu.shape if samples is None else (samples, *mu.shape)
+    return [mu.new_empty(shape), *noise_of(mu, logvar, keep_noise)]
 
 
 def noise_of(mu, logvar, keep_noise):

@@ -1,6 +1,11 @@
 """Operands [rows, cols] on the host's side, for the launchers of every backend."""
 
+import os
+
 import torch
+
+# That of the package's import, long before a kernel's: another one is a forked child.
+PROCESS = os.getpid()
 
 
 def accumulator(*tensors):

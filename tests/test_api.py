@@ -173,6 +173,13 @@ except RuntimeError as error:
     assert "TRITON_INTERPRET=1" in run(code, TRITON_INTERPRET="0")
 
 
+def test_compat_is_imported_from_the_package():
+    """In a process that has not imported it yet."""
+    assert run("from fused_elbo import compat\nprint(compat.mse_loss.__name__)").split() == [
+        "mse_loss"
+    ]
+
+
 def test_import_is_quick():
     """Beside torch, the package's own import is small: no pandas, no scipy, no kernels."""
     code = "import torch, sys\nbefore = set(sys.modules)\nimport fused_elbo\n"
@@ -181,3 +188,30 @@ def test_import_is_quick():
     assert {m for m in added if not m.startswith(("_", "fused_elbo"))} <= {
         "__editable___fused_elbo"
     }
+
+
+WITHOUT_NUMBA = """
+import sys
+sys.modules["numba"] = sys.modules["llvmlite"] = None  # as if they were not installed
+import doctest, importlib, pkgutil
+import torch
+import fused_elbo, fused_elbo.estimators as package
+failed = 0
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    failed += doctest.testmod(importlib.import_module(module.name)).failed
+mu, logvar = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+z, kl = fused_elbo.rsample_kl(mu, logvar)
+fused_elbo.elbo_loss(z, torch.ones(2, 3), kl=kl).backward()
+assert mu.grad is not None and logvar.grad is not None
+try:
+    fused_elbo.gaussian_kl(mu, logvar, impl="numba")
+except RuntimeError as error:
+    print(error)
+sys.exit(failed)
+"""
+
+
+def test_without_numba():
+    """The reference does it all, and who insists is told what is missing."""
+    printed = run(WITHOUT_NUMBA, TRITON_INTERPRET="0")
+    assert "impl='numba' needs numba, which is not installed: pip install numba" in printed

@@ -1,10 +1,11 @@
-"""On a CPU: notice when others take the processor, and wait until they are done.
+"""On a CPU: notice when others take the processor, and wait until they are done; keep memory.
 
 Two threads that meet at a barrier lose a whole time slice, some 8 ms, when a third wants to
 run; a median of a few rounds does not survive that. A round after which the kernel reports
 that it took the processor from us is followed by a wait, a minute a run in all.
 """
 
+import ctypes
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ except ImportError:  # not on Windows
 LOADAVG = Path("/proc/loadavg")
 NAP = 0.004  # long enough for our own idle threads to fall asleep
 SAMPLES = 3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h; the second is 32 MiB at most
 
 
 def preemptions():
@@ -30,6 +32,20 @@ def others_run():
     except (OSError, IndexError):
         return False
     return int(running) > 1
+
+
+def keep_freed_memory():
+    """Have glibc hand out again what was freed, as it does within a long training run.
+
+    Otherwise it returns large blocks to the system or not, as their order happens to be, and each
+    of their pages then takes up to 1.7 us anew: several times what an operation takes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return
+    for parameter, value in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(parameter, value)
 
 
 class Quiet:

@@ -36,6 +36,7 @@ class Session:
         self.last_line = 0.0
         # Of others, for we have not begun: above a fraction of one, times are in doubt.
         self.load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        quiet.keep_freed_memory()
         # A smoke run only shows that everything runs: it waits for nobody.
         self.quiet = quiet.Quiet(0.0 if config.getoption("grid") == "smoke" else 60.0)
         self._ceiling = None

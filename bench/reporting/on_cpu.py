@@ -56,5 +56,7 @@ def in_headers(shown):
 def memory(info):
     """What the peak does not see."""
     if has_kernels(info):
-        return "; the buffers of numba's kernels, some 90 kB a thread, are not torch's and not seen"
+        return (
+            "; the buffers of numba's kernels, some 170 kB a thread, are not torch's and not seen"
+        )
     return ""

@@ -74,9 +74,9 @@ def effective_beta(
     validate.choice("likelihood", likelihood, RECON_TERMS)
     validate.choice("recon_reduction", recon_reduction, TERM_REDUCTIONS)
     validate.choice("kl_reduction", kl_reduction, TERM_REDUCTIONS)
-    validate.number("recon_weight", recon_weight, 0.0, validate.FINITE)
-    validate.number("kl_weight", kl_weight, -validate.FINITE, validate.FINITE)
-    validate.number("variance", variance, 0.0, validate.FINITE)
+    recon_weight = validate.number("recon_weight", recon_weight, 0.0, validate.FINITE)
+    kl_weight = validate.number("kl_weight", kl_weight, -validate.FINITE, validate.FINITE)
+    variance = validate.number("variance", variance, 0.0, validate.FINITE)
     if recon_weight == 0.0 or variance == 0.0:
         raise ValueError("recon_weight and variance must be positive: beta would be infinite")
     if likelihood != "mse" and variance != 1.0:
@@ -186,10 +186,9 @@ def _divisor(name, reduction, count_name, elements, batch):
         return 1
     if batch is None:
         raise ValueError(f"batch is needed: {name} is {reduction!r} and the other term is a sum")
-    validate.count("batch", batch)
+    batch = validate.count("batch", batch)
     if reduction == "batchmean":
         return batch
     if elements is None:
         raise ValueError(f"{count_name} is needed for {name}='mean'")
-    validate.count(count_name, elements)
-    return batch * elements
+    return batch * validate.count(count_name, elements)

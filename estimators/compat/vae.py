@@ -12,13 +12,20 @@ function raises an error.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
 from .. import dispatch, validate
 from ..dispatch import Implementation
-from ..functional import gaussian_kl
-from .nn_functional import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_loss
+from ..functional import gaussian_kl, gaussian_log_prob, gaussian_nll, importance_weights
+from .nn_functional import (
+    UNIT_NORMALISER,
+    binary_cross_entropy,
+    fits_kernel,
+    in_torch_dtype,
+    mse_loss,
+)
 
 
 def pytorch_examples_vae_loss(
@@ -166,6 +173,79 @@ def pythae_beta_vae_loss(
         recon_loss = x.shape[1] * _cross_entropy(r, t, "mean", impl)
     recon_loss = in_torch_dtype(recon_loss, x)
     return recon_loss + beta * kld, recon_loss, kld
+
+
+def pythae_iwae_loss(
+    recon_x: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    log_var: Tensor,
+    z: Tensor,
+    *,
+    reconstruction_loss: str = "mse",
+    impl: Implementation = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""``IWAE.loss_function`` of pythae (0.1.2): importance weights over K samples of z.
+
+    .. math:: -\frac1B \sum_b \sum_k \tilde w_{bk} \log w_{bk}, \qquad
+              \log w_{bk} = -R_{bk} + \log p(z_{bk}) - \log q(z_{bk} \mid x_b)
+
+    with the normalised weights detached. Its gradient is that of IWAE's bound. Its value is **no
+    bound**: minus it is above IWAE's where the weights differ, and may be above log p(x).
+    :func:`fused_elbo.iwae_loss` has the bound. R is that of :func:`pythae_vae_loss`. Equivalent
+    PyTorch::
+
+        recon = 0.5 * ((recon_x - x.flatten(1).unsqueeze(1)) ** 2).sum(-1)
+        kld = (Normal(mu, (0.5 * log_var).exp()).log_prob(z) - Normal(0, 1).log_prob(z)).sum(-1)
+        log_w = -(recon + kld)
+        loss = -(log_w.detach().softmax(1) * log_w).sum(1).mean()
+        loss, recon.mean(), kld.mean()
+
+    The one line: ``model.loss_function = pythae_iwae_loss``.
+
+    Args:
+        recon_x: ``[B, K, P]``, K samples of each example; x: ``[B, ...]`` of P elements each.
+        mu, log_var, z: ``[B, K, D]``, of q, repeated for the samples, and the samples.
+        reconstruction_loss: what pythae has in the model's configuration.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
+
+    Returns:
+        ``(loss, recon_loss, kld)``, scalars, nats (``"mse"``: up to a constant), in the inputs'
+        dtype; the last two are plain means over samples and examples.
+
+    Raises:
+        ValueError: an unknown ``reconstruction_loss``; shapes that do not fit.
+        RuntimeError: ``"bce"`` with probabilities outside [0, 1] (where a kernel runs on CUDA,
+            the loss is NaN instead).
+
+    Chadebec et al., "Pythae", NeurIPS 2022; Burda et al., "Importance weighted autoencoders",
+    ICLR 2016, eq. 14.
+
+    >>> recon_x, x, z = torch.zeros(4, 3, 6), torch.ones(4, 6), torch.zeros(4, 3, 2)
+    >>> pythae_iwae_loss(recon_x, x, torch.ones(4, 3, 2), torch.zeros(4, 3, 2), z)
+    (tensor(2.), tensor(3.), tensor(-1.))
+    """
+    validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
+    x = x.flatten(1)
+    fits = recon_x.dim() == 3 and recon_x[:, 0].shape == x.shape
+    if not fits or not mu.shape == log_var.shape == z.shape or mu.shape[:2] != recon_x.shape[:2]:
+        named = {"recon_x": recon_x, "x": x, "mu": mu, "log_var": log_var, "z": z}
+        raise ValueError(
+            "expected recon_x [B, K, P], x [B, ...] of P elements, and mu, log_var and z "
+            f"[B, K, D], got {validate.describe(named)}"
+        )
+    samples = recon_x.transpose(0, 1)
+    if reconstruction_loss == "mse":
+        recon = gaussian_nll(samples, x, UNIT_NORMALISER, impl=impl) / (2 * math.pi)
+    else:
+        recon = _cross_entropies(samples, x, impl)
+    standard = mu.new_zeros(mu.shape[-1])
+    kld = gaussian_log_prob(z, mu, log_var, impl=impl)
+    kld = (kld - gaussian_log_prob(z, standard, standard, impl=impl)).T
+    log_weights = -(recon + kld)
+    weights = importance_weights(log_weights.detach(), impl=impl).weights
+    loss = -(weights * log_weights).sum(0).mean()
+    return tuple(in_torch_dtype(part, x) for part in (loss, recon.mean(), kld.mean()))
 
 
 def antixk_vanilla_vae_loss(
@@ -377,11 +457,11 @@ def bolts_vae_loss(
 
 
 def scvi_kl_local(
-    qz_m: Tensor,
-    qz_v: Tensor,
+    qz_m: Tensor | Normal,
+    qz_v: Tensor | None = None,
     kl_weight: Tensor | float = 1.0,
     *,
-    pz_m: Tensor | None = None,
+    pz_m: Tensor | Normal | None = None,
     pz_v: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
@@ -394,14 +474,15 @@ def scvi_kl_local(
 
         kl_weight * kl_divergence(Normal(qz_m, qz_v.sqrt()), Normal(0, 1)).sum(-1)
 
-    The one line: ``weighted_kl_local = scvi_kl_local(qz_m, qz_v, kl_weight)``, to which the loss
-    of a cell adds ``-px.log_prob(x).sum(-1)``. The KL of the library size is the same with
+    The one line: ``weighted_kl_local = scvi_kl_local(qz_m, qz_v, kl_weight)``, or of scvi-tools
+    1.x, which holds distributions, ``scvi_kl_local(qz, kl_weight=kl_weight, pz_m=pz)``; the loss
+    of a cell adds ``-px.log_prob(x).sum(-1)`` to it. The KL of the library size is the same with
     ``pz_m`` and ``pz_v``, and without a weight.
 
     Args:
-        qz_m, qz_v: mean and variance of q, ``[..., D]``.
+        qz_m, qz_v: mean and variance of q, ``[..., D]``; or for ``qz_m`` the ``Normal`` itself.
         kl_weight: a number, or a tensor that broadcasts with the result.
-        pz_m, pz_v: mean and variance of the prior; None for 0 and 1.
+        pz_m, pz_v: mean and variance of the prior; None for 0 and 1; or the ``Normal``.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
@@ -410,6 +491,7 @@ def scvi_kl_local(
     Raises:
         ValueError: on CPU tensors a variance that is not positive, as ``Normal`` does. On CUDA,
             and under ``torch.compile``, nobody waits for that answer: the KL is then inf or NaN.
+            Also a variance beside a ``Normal``, which has its own.
 
     Lopez et al., "Deep generative modeling for single-cell transcriptomics", Nature Methods
     2018; Kingma & Welling 2014, appendix B.
@@ -417,11 +499,26 @@ def scvi_kl_local(
     >>> scvi_kl_local(torch.ones(3, 2), torch.ones(3, 2), kl_weight=0.5)
     tensor([0.5000, 0.5000, 0.5000])
     """
-    validate.tensors(qz_m=qz_m, qz_v=qz_v, pz_m=pz_m, pz_v=pz_v)
-    _positive(qz_v=qz_v, pz_v=pz_v)
-    prior_logvar = None if pz_v is None else pz_v.log()
-    kl = gaussian_kl(qz_m, qz_v.log(), pz_m, prior_logvar, impl=impl)
-    return kl_weight * in_torch_dtype(kl, qz_m)
+    mu, logvar = _mean_and_log_of_variance(qz_m=qz_m, qz_v=qz_v)
+    if logvar is None:
+        raise TypeError("qz_v, the variance, is needed beside a tensor of means")
+    prior = _mean_and_log_of_variance(pz_m=pz_m, pz_v=pz_v)
+    kl = gaussian_kl(mu, logvar, *prior, impl=impl)
+    return kl_weight * in_torch_dtype(kl, mu)
+
+
+def _mean_and_log_of_variance(**named):
+    """Of a mean and a variance, either of which may be None, or of a Normal in the mean's place."""
+    (name, mean), (variance_name, variance) = named.items()
+    if isinstance(mean, Normal):
+        if variance is not None:
+            raise ValueError(f"{variance_name} goes with a tensor, but {name} is a Normal")
+        return _mean_and_logvar(name, mean)
+    if variance is None:
+        return mean, None
+    validate.tensors(**named)
+    _positive(**{variance_name: variance})
+    return mean, variance.log()
 
 
 def _antixk_terms(recons, input, mu, log_var, impl):
@@ -452,6 +549,19 @@ def _mean_squared_error(impl, **images):
 def _cross_entropy(recon, x, reduction, impl):
     impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
     return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
+
+
+def _cross_entropies(recon, x, impl):
+    """From probabilities [K, B, P], of each sample: [K, B]."""
+    fits = fits_kernel("sum", recon[0], x, probabilities=True)
+    impl = dispatch.where_it_fits(impl, fits)
+    if dispatch.use_kernels(impl, recon, x, fits=fits):
+        options = {"likelihood": "probabilities", "impl": impl}
+        nll = dispatch.negative_log_likelihood(recon.shape[:2], recon, x, **options)
+        if not dispatch.is_numba(nll) or not nll.isnan().any():
+            return nll
+    recon, x = (t.float() if t.dtype == torch.float16 else t for t in (recon, x))
+    return F.binary_cross_entropy(recon, x.expand_as(recon), reduction="none").sum(-1)
 
 
 def _mean_and_logvar(name, normal):

@@ -117,7 +117,7 @@ def bernoulli_nll_kernel(
     queue, step, rows, cols, scratch, samples, probabilities, scale, recon_ptr, x_ptr, dnll_ptr,
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     partial = np.empty(BLOCK + samples)
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):

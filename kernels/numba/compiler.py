@@ -2,10 +2,12 @@
 
 import hashlib
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from llvmlite import ir
 from numba import extending, njit, types
+from numba.core import cgutils
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
@@ -33,13 +35,59 @@ SOURCES = hashlib.sha256(
 
 
 def kernel(function):
-    """Compile at the first call; keep the machine code on disk where a folder is writable."""
+    """Compile at the first call; keep the machine code on disk where a folder is writable.
+
+    What Python calls is ``share_out``, under the name and place of the function: by those numba
+    finds the machine code again, and not by a closure, which is another one in each process.
+    """
+    names = {"body": helper(function), "run_in_threads": run_in_threads}
+    place = {"co_name": function.__name__, "co_filename": function.__code__.co_filename}
+    code = share_out.__code__.replace(co_firstlineno=function.__code__.co_firstlineno, **place)
+    entry = FunctionType(code, names, function.__name__)
+    entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
     try:
-        dispatcher = njit(cache=True, nogil=True, **OPTIONS)(function)
+        dispatcher = njit(cache=True, nogil=True, **OPTIONS)(entry)
     except RuntimeError:  # there is none: numba#4908
-        return njit(nogil=True, **OPTIONS)(function)
+        return njit(nogil=True, **OPTIONS)(entry)
     dispatcher._cache._cache_file._source_stamp = SOURCES
     return dispatcher
+
+
+body: Any = None  # of each kernel its own
+
+
+def share_out(openmp, threads, *arguments):
+    if threads > 1:
+        run_in_threads(openmp, threads, body, arguments)
+    else:
+        body(*arguments)
+
+
+@intrinsic
+def run_in_threads(typing_context, openmp, threads, function, arguments):
+    """``function(*arguments)`` in each of so many threads at once: GOMP_parallel, at ``openmp``."""
+    signature = function.get_call_type(typing_context, tuple(arguments), {})
+    compiled = function.dispatcher.get_compile_result(signature)
+
+    def generate(context, builder, _, given):
+        address, number, _, arguments = given
+        context.add_linking_libs([compiled.library])
+        data = cgutils.alloca_once_value(builder, arguments)
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        part = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte]), "take_part")
+        part.linkage = "internal"
+        inside = ir.IRBuilder(part.append_basic_block())
+        values = cgutils.unpack_tuple(inside, inside.load(inside.bitcast(part.args[0], data.type)))
+        context.call_internal_no_propagate(inside, compiled.fndesc, signature, values)
+        inside.ret_void()
+        parallel = ir.FunctionType(ir.VoidType(), [part.type, byte, word, word])
+        start = builder.inttoptr(address, parallel.as_pointer())
+        builder.call(
+            start, [part, builder.bitcast(data, byte), builder.trunc(number, word), word(0)]
+        )
+        return context.get_dummy_value()
+
+    return types.none(openmp, threads, function, arguments), generate
 
 
 class Restrict(CompilerBase):

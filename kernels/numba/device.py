@@ -110,6 +110,22 @@ def halves_of_exp(x):
     return half, r, r * r * EXP(r)
 
 
+def exp_normal(x):
+    """exp(x), or exp(-87) where it is less: in three quarters of the instructions of ``exp``."""
+    raise NotImplementedError
+
+
+@overload(exp_normal)
+def _(x):
+    return (lambda x: exp_normal_32(x)) if x == types.float32 else (lambda x: math.exp(x))
+
+
+@inline
+def exp_normal_32(x):
+    half, r, q = halves_of_exp(x)
+    return np.float32(2.0) * (half * q + (half * r + half))
+
+
 def expm1(x):
     raise NotImplementedError
 

@@ -30,7 +30,7 @@ def total_kernel(
     queue, step, rows, cols, scratch, nll_rows, kl_rows, beta, nll_scale, kl_scale, nll_ptr, kl_ptr,
     loss_out, nll_out, kl_out,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     nll = nll_scale * total(nll_ptr, nll_rows, scratch[0])
     # An empty tensor has no address: of no rows the mean is NaN all the same.
     kl = kl_scale * (total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0)

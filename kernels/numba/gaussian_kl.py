@@ -99,7 +99,7 @@ def write_kl_gradients(
 def gaussian_kl_kernel(
     queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     partial = np.empty(BLOCK)
     prior = prior_mu_ptr, prior_logvar_ptr
     for tile in tiles(queue, step, rows, cols):
@@ -112,7 +112,7 @@ def gaussian_kl_backward_kernel(
     queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dkl_ptr,
     dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
     for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])

@@ -11,7 +11,7 @@ import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel
-from .device import exp, exp_scaled, fill
+from .device import exp_normal, exp_scaled, fill
 from .launch import launch, samples_of
 from .memory import (
     BLOCK,
@@ -48,7 +48,7 @@ def nll_of_std_a_row(tensors, i):
 def nll_of_learned_std(tensors, i):
     recon, x, logvar = tensors
     real = type(logvar[i])
-    residual = (x[i] - recon[i]) * exp(real(-0.5) * logvar[i])
+    residual = (x[i] - recon[i]) * exp_normal(real(-0.5) * logvar[i])
     return residual * residual + (logvar[i] + real(LOG_2PI))
 
 
@@ -56,7 +56,7 @@ def nll_of_learned_std(tensors, i):
 def gradients_of_learned_std(grad, sign, recon, x, logvar, drecon, dlogvar):
     real = drecon.dtype.type
     for i in range(drecon.size):
-        inverse_std = exp(real(-0.5) * logvar[i])
+        inverse_std = exp_normal(real(-0.5) * logvar[i])
         residual = (recon[i] - x[i]) * inverse_std
         drecon[i] = real(sign) * grad[i] * (residual * inverse_std)
         dlogvar[i] = real(0.5 * sign) * grad[i] * (real(1.0) - residual * residual)
@@ -101,7 +101,7 @@ def gaussian_nll_kernel(
     queue, step, rows, cols, scratch, samples, gradients, logvar_value, sign, scale, recon_ptr,
     x_ptr, logvar_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dlogvar_ptr, row_dlogvar_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     nll_partial, dlogvar_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
     learned = present(logvar_ptr) and logvar_ptr[2] != 0  # one number an element
     real = scratch.dtype.type

@@ -165,7 +165,7 @@ def normalise(dlog_ratio, total, weight):
 def rsample_kernel(
     queue, step, rows, cols, scratch, seed, samples, mu_ptr, logvar_ptr, z_ptr, noise_ptr
 ):
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     buffers = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -193,7 +193,7 @@ def rsample_backward_kernel(
     dmu_ptr,
     dlogvar_ptr,
 ):
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         dmu, dlogvar = target(dmu_ptr, tile, scratch[3]), target(dlogvar_ptr, tile, scratch[4])
@@ -223,7 +223,7 @@ def rsample_log_ratio_kernel(
     queue, step, rows, cols, scratch, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
     prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -249,7 +249,7 @@ def rsample_log_ratio_backward_kernel(
     logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr,
     dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -295,10 +295,11 @@ def rsample_log_ratio_backward_kernel(
 
 
 def rsample(mu, logvar, seed, samples, keep_noise):
-    """[z [samples, rows, cols], and the noise if it is to be kept], of mu and logvar."""
+    """[z, and the noise if it is to be kept], of mu and logvar."""
     rows, cols = mu.shape
     acc = accumulator(mu, logvar)
-    z = mu.new_empty(samples, rows, cols)
+    z = empty_like_rows(mu) if samples is None else mu.new_empty(samples, rows, cols)
+    samples = 1 if samples is None else samples
     noise = torch.empty(mu.shape, dtype=acc) if keep_noise else None
     launch(
         rsample_kernel,
@@ -309,7 +310,7 @@ def rsample(mu, logvar, seed, samples, keep_noise):
         samples,
         operand(mu),
         operand(logvar),
-        operand(z.view(samples * rows, cols)),
+        operand(z if z.dim() == 2 else z.view(samples * rows, cols)),
         operand(noise),
         cost=samples,
     )
@@ -317,10 +318,11 @@ def rsample(mu, logvar, seed, samples, keep_noise):
 
 
 def rsample_backward(dz, logvar, seed, samples, noise, needs):
-    """The wanted gradients, from dz [samples, rows, cols]; they do not depend on mu."""
-    samples, rows, cols = dz.shape
+    """The wanted gradients, from dz of the shape of z; they do not depend on mu."""
+    rows, cols = logvar.shape
+    samples = 1 if samples is None else samples
     gradients = [empty_like_rows(logvar, needed) for needed in needs]
-    dz = dz.reshape(samples * rows, cols)
+    dz = dz if dz.dim() == 2 else dz.reshape(samples * rows, cols)
     launch(
         rsample_backward_kernel,
         accumulator(logvar),

@@ -108,7 +108,7 @@ def importance_weights_kernel(
     queue, step, rows, cols, scratch, samples, order, log_ratio_ptr, nll_ptr, weights_ptr,
     log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     sums = np.empty((4, BLOCK))
     for tile in tiles(queue, step, rows, cols):
         _, count, _, _ = tile

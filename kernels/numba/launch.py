@@ -1,21 +1,19 @@
 """The host side that every launcher shares: compiling, and threads."""
 
+import ctypes
 import functools
 import os
 import sys
 import threading
-import time
-from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-from ..rows import samples_in
-from .memory import SCRATCH
+from ..rows import PROCESS, samples_in
+from .memory import SCRATCH, rows_of_tile
 
-# Nanoseconds of one thread's work from which a second is asked: to wake it takes 10,000 to 30,000.
-PARALLEL = 50_000
-NAP = 50e-6  # seconds
+# Nanoseconds of one thread's work from which others share in it.
+PARALLEL = 30_000
 RANGE = 15_000  # nanoseconds of work that a thread takes at a time
 
 
@@ -30,58 +28,45 @@ def samples_of(recon, x, needs_dx):
     return samples_in(recon, x), x
 
 
-class Pool:
-    """Threads that help the calling one; none in a forked child, whose parent has the cores.
-
-    To ask one takes 5 us, and of a ThreadPoolExecutor 25, with a lock and a condition for each
-    result; here the kernels' own queue of rows says when all is done.
-    """
-
-    calls: SimpleQueue = SimpleQueue()
-    lock = threading.Lock()
-    threads = 0
-    forked = False
-
-    @classmethod
-    def forget(cls):
-        cls.forked = True
-
-    @classmethod
-    def ask(cls, count, function):
-        """Have ``function`` called in so many threads, as soon as they are free."""
-        if cls.threads < count:
-            with cls.lock:
-                while cls.threads < count:
-                    threading.Thread(target=cls.serve, name="fused_elbo", daemon=True).start()
-                    cls.threads += 1
-        for _ in range(count):
-            cls.calls.put(function)
-
-    @classmethod
-    def serve(cls):
-        while True:
-            cls.calls.get()()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=Pool.forget)
-
-
-class Scratch(threading.local):
-    """A thread's buffers for tiles, of 0.2 MB: a new array of that size would be new pages."""
+class Here(threading.local):
+    """What a thread of Python has of its own: buffers, which as new arrays would be new pages."""
 
     def __init__(self):
-        self.buffers = {}
+        self.scratch = {}
 
 
-SCRATCH_OF_THREAD = Scratch()
+HERE = Here()
 
 
-def scratch_of(acc):
-    buffers = SCRATCH_OF_THREAD.buffers
-    if acc not in buffers:
-        buffers[acc] = np.empty(SCRATCH, np.float64 if acc == torch.float64 else np.float32)
-    return buffers[acc]
+def scratch_of(acc, threads):
+    """Buffers for tiles, 0.2 MB for each of the threads that share in a kernel."""
+    scratch = HERE.scratch.get(acc)
+    if scratch is None or len(scratch) < threads:
+        dtype = np.float64 if acc == torch.float64 else np.float32
+        HERE.scratch[acc] = scratch = np.empty((threads, *SCRATCH), dtype)
+    return scratch
+
+
+def find_openmp():
+    """The address of what starts a parallel region, of the OpenMP that torch itself uses, or 0.
+
+    Its threads are awake where torch's operations have just used them, and wait for no lock of
+    Python. Threads of our own would have to share the cores with them.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):  # TypeError on Windows
+        return 0
+
+
+OPENMP = find_openmp()
+
+
+def threads_for(work):
+    """One in a forked child, which has none of its parent's threads: OpenMP would wait for them."""
+    if work <= PARALLEL or not OPENMP or os.getpid() != PROCESS:
+        return 1
+    return max(1, min(torch.get_num_threads(), int(work // RANGE)))
 
 
 PATIENCE = 2.0  # seconds of compiling after which a person at a terminal is told, once
@@ -102,33 +87,24 @@ def compile_first(kernel, *arguments):
     compiled.add(kernel)
 
 
+def rows_at_a_time(rows, cols, work, threads):
+    """As many as take RANGE; but whole tiles, for short ones cost more, if all threads get some."""
+    tile = min(rows_of_tile.py_func(cols), -(-rows // threads))
+    return max(tile, int(rows * RANGE / work))
+
+
 def launch(kernel, acc, rows, cols, *arguments, cost):
     """Run ``kernel(queue, step, rows, cols, scratch, *arguments)``, in one thread or in several.
 
     ``cost`` is about what one thread takes for an element, in nanoseconds on a core with AVX-512.
 
-    The threads take short ranges of rows from one queue: results do not depend on how many there
-    are, the first ranges are done while the others wake, and nobody waits for a thread that is
-    busy elsewhere.
+    The threads take short ranges of rows from one queue, so that results do not depend on how many
+    there are, and who is interrupted holds up nobody.
     """
-    queue, work = np.zeros(2, np.int64), rows * cols * cost
-    threads = 1 if work <= PARALLEL or Pool.forked else torch.get_num_threads()
-    if threads == 1 or kernel not in compiled:
-        run = kernel if kernel in compiled else functools.partial(compile_first, kernel)
-        return run(queue, rows, rows, cols, scratch_of(acc), *arguments)
-    step = max(1, int(rows * RANGE / work))
-
-    failures = []
-
-    def take_part():
-        try:
-            kernel(queue, step, rows, cols, scratch_of(acc), *arguments)
-        except BaseException as error:
-            failures.append(error)
-
-    Pool.ask(threads - 1, take_part)
-    take_part()
-    while queue[1] < rows and not failures:  # a thread was interrupted
-        time.sleep(NAP)
-    if failures:
-        raise failures[0]
+    queue, work = np.zeros(3, np.int64), rows * cols * cost
+    threads = threads_for(work)
+    step = rows if threads == 1 else rows_at_a_time(rows, cols, work, threads)
+    run = kernel if kernel in compiled else functools.partial(compile_first, kernel)
+    run(OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
+    if threads > 1 and queue[1] < rows:
+        raise MemoryError("no memory for the buffers of a kernel")

@@ -23,7 +23,6 @@ from .compiler import (
 )
 
 BLOCK = 2048  # elements of a tile; half as many take a tenth longer, for each costs some 60 ns
-SPINS = 20_000  # of some 5 ns
 BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
@@ -53,11 +52,12 @@ def operand(tensor):
 
 
 @inline
-def workspace(scratch):
-    """The buffers without their owner, whose references are counted at every slice: of a cheap
-    kernel's time that is a third.
+def workspace(scratch, queue):
+    """This thread's buffers, without their owner, whose references are counted at every slice: of a
+    cheap kernel's time that is a third.
     """
-    return carray(pointer(scratch.ctypes.data), scratch.shape, scratch.dtype)
+    mine = scratch[fetch_add(queue, 2, 1)]
+    return carray(pointer(mine.ctypes.data), mine.shape, mine.dtype)
 
 
 @inline
@@ -91,8 +91,7 @@ def tiles_of(lo, hi, cols, size=BLOCK):
 def tiles(queue, step, rows, cols, size=BLOCK):
     """The tiles of this thread: of ``step`` rows at a time, as long as the queue has any.
 
-    ``queue`` is [rows that are taken, rows that are done], both 0 at first. Threads wait for one
-    another where the rest takes microseconds, for to sleep and be woken takes 50.
+    ``queue`` is [rows that are taken, rows that are done, threads], all 0 at first.
     """
     while True:
         lo = fetch_add(queue, 0, step)
@@ -102,9 +101,6 @@ def tiles(queue, step, rows, cols, size=BLOCK):
         for tile in tiles_of(lo, hi, cols, size):  # noqa: UP028  numba has no yield from
             yield tile
         fetch_add(queue, 1, hi - lo)
-    for _ in range(SPINS):
-        if fetch_add(queue, 1, 0) >= rows:
-            break
 
 
 @helper

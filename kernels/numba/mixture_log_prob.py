@@ -10,6 +10,7 @@ Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -185,7 +186,7 @@ def zeros(size, like):
 @kernel
 def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, half_ptr):
     """1 / std, and -1/2 of the sum of the log variances."""
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     partial = np.empty(memory.BLOCK)
     for tile in tiles(queue, step, rows, cols):
         logvar, inverse = load(logvar_ptr, tile, scratch[0]), target(inverse_ptr, tile, scratch[1])
@@ -348,7 +349,7 @@ def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, 
     upstream = dlog_prob.to(acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    found = [None] * 4
+    found: list[Any] = [None] * 4
     if needs[0]:
         found[0] = gradient_of_rows(z, components, logsumexp, upstream)
     if any(needs[1:]):

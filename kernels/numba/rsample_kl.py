@@ -33,7 +33,7 @@ def rsample_kl_kernel(
     queue, step, rows, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr,
     z_ptr, kl_ptr, noise_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     buffers, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK)
     prior = prior_mu_ptr, prior_logvar_ptr
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
@@ -51,7 +51,7 @@ def rsample_kl_backward_kernel(
     queue, step, rows, cols, scratch, seed, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr,
     noise_ptr, dz_ptr, dkl_ptr, dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
-    scratch = workspace(scratch)
+    scratch = workspace(scratch, queue)
     buffers = noise_buffers(scratch)
     prior, dprior = (prior_mu_ptr, prior_logvar_ptr), (dprior_mu_ptr, dprior_logvar_ptr)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):

@@ -44,7 +44,15 @@ def load_tile(ptr, row, col, stride, mask, ACC: tl.constexpr):
 def store_tile(ptr, row, col, stride, mask, value):
     """Write a tile in the dtype of its tensor."""
     offset = (row * stride)[:, None] + col[None, :]
-    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + offset, narrowed(value, ptr), mask=mask)
+
+
+@triton.jit
+def narrowed(value, ptr):
+    """In the dtype that the pointer holds; the interpreter has no float64 to bfloat16."""
+    if ptr.dtype.element_ty == tl.bfloat16:
+        value = value.to(tl.float32)
+    return value.to(ptr.dtype.element_ty)
 
 
 @triton.jit

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..rows import samples_in
 from .bernoulli_nll import launch_bernoulli_nll
+from .device import narrowed
 from .gaussian_nll import launch_gaussian_nll
 from .launch import divide_up, launch, triton_dtype
 
@@ -56,7 +57,7 @@ def scale_kernel(tensor_ptr, factor_ptr, n, BLOCK: tl.constexpr):
     if factor != 1.0:
         offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(tensor_ptr + offset, mask=offset < n)
-        value = (value.to(factor.dtype) * factor).to(tensor_ptr.dtype.element_ty)
+        value = narrowed(value.to(factor.dtype) * factor, tensor_ptr)
         tl.store(tensor_ptr + offset, value, mask=offset < n)
 
 

@@ -278,11 +278,14 @@ def launch_rsample(
 ):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
 
-    Returns z [samples, rows, cols] and, if asked, the log ratio [samples, rows], else None.
+    Returns z [samples, rows, cols], or [rows, cols] for samples of None, and, if asked, the log
+    ratio [samples, rows], else None.
     """
     inputs = [as_rows(t) for t in inputs]
     rows, cols = inputs[0].shape
-    z = inputs[0].new_empty(samples, rows, cols)
+    # Not a view of what has one dimension more: to such a result autograd lets nobody write.
+    z = inputs[0].new_empty((rows, cols) if samples is None else (samples, rows, cols))
+    samples = 1 if samples is None else samples
     tiles = tiling(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
     log_ratio = None
     if with_log_ratio:
@@ -357,11 +360,13 @@ def launch_rsample_backward(
 
 def rsample(mu, logvar, seed, samples, keep_noise):
     """Noise is never kept: to draw it is free beside reading it."""
-    return [launch_rsample((mu, logvar, None, None), seed, samples, with_log_ratio=False)[0]]
+    q = mu, logvar, None, None
+    return [launch_rsample(q, seed, samples, with_log_ratio=False)[0]]
 
 
 def rsample_backward(dz, logvar, seed, samples, noise, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
+    samples = 1 if samples is None else samples
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)
 
 

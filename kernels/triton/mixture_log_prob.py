@@ -14,6 +14,7 @@ Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -260,11 +261,11 @@ def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, 
     logsumexp = in_tiles(logsumexp, rows, acc, math.inf)
     given = [*tensors, logsumexp, in_tiles(dlog_prob, rows, acc)]
     sizes = wide_z.shape[1], wide_mu.shape[1]
-    found = [None] * 4
+    found: list[Any] = [None] * 4
     if needs[0]:
         shapes = [wide_z.shape]
         partial, stages = launch_pairs(mixture_log_prob_rows_kernel, *sizes, given, shapes)
-        found[0] = sum_stages(*partial, stages)[:, :rows].t()
+        found[0] = sum_stages(partial[0], stages)[:, :rows].t()
     if any(needs[1:]):
         shapes = [constant.shape, wide_mu.shape, wide_mu.shape]
         kernel = mixture_log_prob_components_kernel

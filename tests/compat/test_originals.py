@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributions import Normal
 
+import fused_elbo
 from fused_elbo import compat
 from helpers.machine import KERNELS
 from helpers.originals import (
@@ -47,6 +48,46 @@ def test_pythae_reshapes_both_images_and_ignores_z():
     flat = compat.pythae_vae_loss(recon_x, x.flatten(1), mu, log_var, None)
     shaped = compat.pythae_vae_loss(recon_x, x, mu, log_var, "anything")
     assert all(torch.equal(a, b) for a, b in zip(flat, shaped, strict=True))
+
+
+# (loss, recon, kld) of pythae 0.1.2's own IWAE.loss_function, in float64, for ramps().
+PYTHAE_IWAE = {
+    "mse": [-1.1127032697506927, 0.06687370600414079, -1.1630117404252325],
+    "bce": [0.9300666235497813, 2.132670349880162, -1.1630117404252325],
+}
+
+
+def ramps():
+    """recon_x [2, 3, 4], x [2, 1, 2, 2], mu, log_var and z [2, 3, 2]."""
+    recon_x = torch.linspace(0.1, 0.9, 24, dtype=F64).view(2, 3, 4)
+    x = torch.linspace(0.0, 1.0, 8, dtype=F64).view(2, 1, 2, 2)
+    latents = torch.linspace(-1.0, 1.0, 36, dtype=F64).sin().view(3, 2, 3, 2)
+    return recon_x, x, *latents.unbind()
+
+
+@IMPLS
+@pytest.mark.parametrize("mode", PYTHAE_IWAE)
+def test_pythae_iwae_is_the_package_s(mode, impl, device):
+    tensors = [t.to(device) for t in ramps()]
+    parts = compat.pythae_iwae_loss(*tensors, reconstruction_loss=mode, impl=impl)
+    assert [part.item() for part in parts] == pytest.approx(PYTHAE_IWAE[mode], rel=1e-13)
+
+
+@IMPLS
+def test_pythae_iwae_has_the_gradient_of_the_bound_and_another_value(impl, device):
+    recon_x, x, mu, log_var, z = (t.to(device).requires_grad_() for t in ramps())
+    loss, _, _ = compat.pythae_iwae_loss(recon_x, x, mu, log_var, z, impl=impl)
+    log_ratio = Normal(0.0, 1.0).log_prob(z) - Normal(mu, (0.5 * log_var).exp()).log_prob(z)
+    bound = fused_elbo.iwae_loss(
+        recon_x.transpose(0, 1), x.flatten(1), log_ratio.sum(-1).T, likelihood="gaussian", impl=impl
+    )
+    leaves = recon_x, x, mu, log_var, z
+    for a, e in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(bound, leaves), strict=True
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-8)
+    constant = 2 * math.log(2 * math.pi)  # of 4 pixels
+    assert loss.item() + constant < bound.item() - 0.005  # it claims more than the bound
 
 
 def test_a_method_is_replaced_by_one_assignment():

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "pytorch_examples_vae_loss": ["recon_x", "x", "mu", "logvar"],
     "pythae_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "pythae_beta_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
+    "pythae_iwae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "antixk_vanilla_vae_loss": ["recons", "input", "mu", "log_var"],
 }
 

@@ -98,7 +98,5 @@ def test_bad_argument(name, samples, options, kind, words):
 def test_bad_tensors():
     with pytest.raises(ValueError, match=r"mu \(3, 4\), logvar \(3, 5\)"):
         estimate("iwae", torch.zeros(3, 4), torch.zeros(3, 5), log_likelihood=sum)
-    with pytest.raises(TypeError, match="mu and logvar must have one dtype"):
-        estimate("iwae", torch.zeros(3, 4), torch.zeros(3, 4).double(), log_likelihood=sum)
     with pytest.raises(TypeError, match=r"mu must have one of the dtypes.*int64"):
         estimate("iwae", torch.zeros(3, 4).long(), torch.zeros(3, 4), log_likelihood=sum)

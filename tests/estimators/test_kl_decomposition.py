@@ -254,10 +254,10 @@ BAD = {
         r"dataset's mu \(4, 1\)",
     ),
     "dtypes": (
-        [Q[0], Q[1].double(), Q[2]],
+        [Q[0], Q[1].long(), Q[2]],
         {"dataset_size": 9},
         TypeError,
-        "z and mu must have one dtype",
+        "mu must have one of the dtypes",
     ),
 }
 

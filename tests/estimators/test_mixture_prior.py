@@ -164,9 +164,9 @@ BAD = {
         r"prior.log_weights \[K\].*prior.log_weights \(2,\)",
     ),
     "dtypes": (
-        {"prior": Mixture(T(3, 2).double(), T(3, 2).double())},
+        {"prior": Mixture(T(3, 2).long(), T(3, 2))},
         TypeError,
-        "mu and prior.mu must have one dtype",
+        "prior.mu must have one of the dtypes",
     ),
 }
 

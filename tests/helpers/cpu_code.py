@@ -1,11 +1,18 @@
-"""What numba made of the loops in kernels/numba, one line of JSON a loop; for x86.
+"""What numba made of the float32 loops in kernels/numba: a table, and what is wrong; for x86.
 
-Run with an empty NUMBA_CACHE_DIR: machine code that comes from a cache cannot be read.
+``make static`` runs it, from this folder's parent. A loop is to work in packed registers: of scalar
+arithmetic it has at most one more copy of the body, for the end of a tile. It is to call nothing,
+for a call to libm would leave it scalar; but memcpy, and behind the loop an array's destructor.
 """
 
-import json
+import os
+import platform
 import re
 import sys
+import tempfile
+
+# Machine code that comes from a cache cannot be read.
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
 
 from numba.core.dispatcher import Dispatcher
 
@@ -40,13 +47,37 @@ def is_loop(function):
 
 
 def describe(code):
-    counts = {"packed": len(PACKED.findall(code)), "scalar": len(SCALAR.findall(code))}
-    return {"calls": sorted(set(CALL.findall(code))), **counts}
+    """(packed, scalar, calls): instructions, and names."""
+    return len(PACKED.findall(code)), len(SCALAR.findall(code)), set(CALL.findall(code))
+
+
+def problem_of(name, packed, scalar, calls):
+    if calls - {"NRT_MemInfo_call_dtor", "memcpy"}:
+        return "calls what it should not"
+    if packed < scalar or (packed == 0 and name != "device.fill"):  # which stores, and does no more
+        return "is not packed"
+    return None
+
+
+def main():
+    if platform.machine() != "x86_64":
+        print("CPU kernels: only x86 assembly can be read")
+        return 0
+    for _ in results_of(op_calls("cpu")):
+        pass
+    problems, seen = [], 0
+    print(f"{'loop':48} {'packed':>6} {'scalar':>6}  calls")
+    for name, function in loops():
+        if not function.overloads:
+            problems.append(f"{name} was not reached")
+        for code in function.inspect_asm().values():
+            packed, scalar, calls = describe(code)
+            print(f"{name:48} {packed:6} {scalar:6}  {', '.join(sorted(calls))}")
+            problem, seen = problem_of(name, packed, scalar, calls), seen + 1
+            problems += [f"{name} {problem}"] if problem else []
+    print("\n".join(problems) or f"CPU kernels: {seen} loops are packed and call nothing")
+    return 1 if problems or seen < 40 else 0
 
 
 if __name__ == "__main__":
-    for _ in results_of(op_calls("cpu")):
-        pass
-    for name, function in loops():
-        compiled = function.inspect_asm().values()
-        print(json.dumps({"name": name, "compiled": [describe(code) for code in compiled]}))
+    sys.exit(main())

@@ -51,12 +51,13 @@ def op_calls(device, rows=3, cols=5):
         "rsample": [
             (a, b, seed, 3, False),
             (half, half, seed, 2, False),
-            *((a, b, seed, 1, keep) for keep in keeps),
+            *((a, b, seed, None, keep) for keep in keeps),
         ],
         "rsample_backward": [
             (both, b, seed, 2, None, [True, True]),
             (t(1, rows, cols), b, seed, 1, None, [False, True]),
-            *((t(1, rows, cols), b, seed, 1, c, [True, True]) for keep in keeps if keep),
+            (c, b, seed, None, None, [True, True]),
+            *((c, b, seed, None, d, [True, True]) for keep in keeps if keep),
         ],
         "rsample_log_ratio": [
             (a, b, None, None, seed, 0, 2, "total", False, False),

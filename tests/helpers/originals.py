@@ -47,6 +47,20 @@ def original_pythae(recon_x, x, mu, log_var, z, *, beta=1.0, mode="mse", batch=B
     )
 
 
+def original_pythae_iwae(recon_x, x, mu, log_var, z, *, mode="mse"):
+    """An example at a time; the weights are constants."""
+    q, p = Normal(mu, torch.exp(log_var / 2)), Normal(0.0, 1.0)
+    kld = (q.log_prob(z) - p.log_prob(z)).sum(-1)
+    losses, recons = [], []
+    for r, pixels, k in zip(recon_x, x, kld, strict=True):
+        pixels = pixels.reshape(1, -1)
+        error = (r - pixels) ** 2 / 2 if mode == "mse" else cross_entropy(r, pixels)
+        recons.append(error.sum(-1))
+        weights = torch.exp(-(recons[-1] + k)).detach()
+        losses.append((weights / weights.sum() * (recons[-1] + k)).sum())
+    return torch.stack(losses).mean(), torch.stack(recons).mean(), kld.mean()
+
+
 def antixk_terms(recons, input, mu, log_var):
     return ((recons - input) ** 2).sum() / (BATCH * PIXELS), kl_to_standard(
         mu, log_var
@@ -80,6 +94,10 @@ def original_scvi(qz_m, qz_v, pz_m, pz_v):
     return 0.4 * torch.distributions.kl_divergence(q, p).sum(-1)
 
 
+def original_scvi_normals(qz_m, qz_std, pz_m, pz_std):
+    return original_scvi(qz_m, qz_std**2, pz_m, pz_std**2)
+
+
 def original_scvi_standard(qz_m, qz_v):
     q = Normal(qz_m, qz_v.sqrt())
     return torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
@@ -91,6 +109,8 @@ KINDS = {
     "flat": lambda g: torch.rand(BATCH, PIXELS, generator=g, dtype=F64),
     "latent": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64),
     "samples": lambda g: torch.randn(BATCH, 2, LATENTS, generator=g, dtype=F64),
+    "sample images": lambda g: torch.randn(BATCH, 2, PIXELS, generator=g, dtype=F64),
+    "sample probabilities": lambda g: torch.rand(BATCH, 2, PIXELS, generator=g, dtype=F64),
     "positive": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64).exp(),
     "variances": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).exp(),
     "rows": lambda g: torch.randn(BATCH, *IMAGE[:-1], generator=g, dtype=F64).exp(),
@@ -123,6 +143,11 @@ class Case(NamedTuple):
 
 def ours_bolts(x_hat, x, prior_mu, prior_std, mu, std, **options):
     return compat.bolts_vae_loss(x_hat, x, Normal(prior_mu, prior_std), Normal(mu, std), **options)
+
+
+def ours_scvi_normals(m, std, pm, pstd, **options):
+    q, p = Normal(m, std), Normal(pm, pstd)
+    return compat.scvi_kl_local(q, kl_weight=0.4, pz_m=p, **options)
 
 
 IMAGES = ("image", "image", "latent", "latent")
@@ -181,6 +206,19 @@ LIBRARIES = [
         original_scvi,
     ),
     Case("scvi_standard", ("latent", "positive"), compat.scvi_kl_local, original_scvi_standard),
+    Case("scvi_normals", ("latent", "positive") * 2, ours_scvi_normals, original_scvi_normals),
+    Case(
+        "pythae_iwae",
+        ("sample images", "image", *("samples",) * 3),
+        compat.pythae_iwae_loss,
+        original_pythae_iwae,
+    ),
+    Case(
+        "pythae_iwae_bce",
+        ("sample probabilities", "probabilities", *("samples",) * 3),
+        functools.partial(compat.pythae_iwae_loss, reconstruction_loss="bce"),
+        functools.partial(original_pythae_iwae, mode="bce"),
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from fused_elbo import gaussian_kl
 from fused_elbo.kernels.numba import launch, memory
+from fused_elbo.kernels.numba.gaussian_kl import gaussian_kl_kernel
 from helpers.op_calls import op_calls, results_of
 from helpers.oracle import kl_parts
 
@@ -27,6 +28,7 @@ SHAPES = [(101, 50), (1001, 20), (9, 1100)]
 def threads(monkeypatch):
     """Sets torch's number of threads, with no operation too small for all of them."""
     monkeypatch.setattr(launch, "PARALLEL", 0)
+    monkeypatch.setattr(launch, "RANGE", 1)
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -48,7 +50,7 @@ def count_elements(queue, step, rows, cols, counts):
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (1000, 1), (1, 5000), *SHAPES], ids=str)
 def test_each_element_is_in_one_tile(shape, step, number):
     """Of several threads that take rows from one queue; who comes late finds none left."""
-    queue, counts = np.zeros(2, np.int64), np.zeros(shape, int)
+    queue, counts = np.zeros(3, np.int64), np.zeros(shape, int)
     arguments = queue, step, *shape, counts
     running = [threading.Thread(target=count_elements, args=arguments) for _ in range(number)]
     for thread in running:
@@ -59,31 +61,28 @@ def test_each_element_is_in_one_tile(shape, step, number):
     assert queue[1] == shape[0]
 
 
-def test_each_thread_has_a_workspace_of_its_own(threads):
-    threads(2)
-    spaces, barrier = {}, threading.Barrier(2, timeout=60)
-
-    def kernel(queue, step, rows, cols, scratch):
-        spaces[threading.get_ident()] = scratch.ctypes.data
-        barrier.wait()  # which holds this thread until the other one has begun
-        queue[1] = rows
-
-    launch.compiled.add(kernel)
-    launch.launch(kernel, torch.float32, 1000, 100, cost=1.0)
-    assert len(spaces) == len(set(spaces.values())) == 2
+@numba.njit
+def first_buffer(scratch, queue):
+    return memory.workspace(scratch, queue).ctypes.data
 
 
-def test_a_failure_in_another_thread_is_raised(threads):
-    threads(2)
-    caller = threading.get_ident()
+def test_each_thread_has_a_workspace_of_its_own():
+    queue, scratch = np.zeros(3, np.int64), launch.scratch_of(torch.float32, 3)
+    addresses = [first_buffer(scratch, queue) for _ in range(3)]
+    assert addresses == [part.ctypes.data for part in scratch]
 
-    def kernel(queue, step, rows, cols, scratch):
-        if threading.get_ident() != caller:
-            raise MemoryError("of a helper")
 
-    launch.compiled.add(kernel)
-    with pytest.raises(MemoryError, match="of a helper"):
-        launch.launch(kernel, torch.float32, 1000, 100, cost=1.0)
+def test_a_kernel_runs_in_as_many_threads_as_torch_has(threads):
+    """Each of them has taken a workspace, whether or not rows were left for it."""
+    mu, kl = torch.zeros(1000, 100), torch.empty(1000)
+    for number in (1, 2, 5):
+        threads(number)
+        queue = np.zeros(3, np.int64)
+        assert launch.threads_for(mu.numel()) == number
+        operands = [memory.operand(t) for t in (mu, mu, None, None, kl)]
+        scratch = launch.scratch_of(torch.float32, number)
+        gaussian_kl_kernel(launch.OPENMP, number, queue, 10, *mu.shape, scratch, *operands)
+        assert queue.tolist()[1:] == [1000, number]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -119,21 +118,19 @@ def test_eight_threads_at_once(threads):
 
 def work_in_child(queue, calls, expected):
     """All with fewer elements than torch gives to OpenMP, which hangs in a forked child."""
-    before = threading.active_count()
     actual = list(results_of(calls))
-    started = threading.active_count() - before
     torch.set_num_threads(1)
     assert_equal(actual, expected)
-    queue.put(started)
+    queue.put("equal")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has none")
 def test_a_forked_child_works_alone(threads):
-    """The threads that helped are the parent's: to wait for them would be to wait forever."""
+    """OpenMP's threads are the parent's: to wait for them would be to wait forever."""
     threads(2)
     calls = op_calls("cpu", *SHAPES[0])
     expected = list(results_of(calls))
-    assert launch.Pool.threads > 0
+    assert launch.threads_for(1e6) == 2
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=work_in_child, args=(queue, calls, expected))
@@ -143,7 +140,13 @@ def test_a_forked_child_works_alone(threads):
     child.kill()
     assert not alive
     assert child.exitcode == 0
-    assert queue.get() == 0
+    assert queue.get() == "equal"
+
+
+def test_without_openmp_one_thread_does_it(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(launch, "OPENMP", 0)
+    assert launch.threads_for(1e6) == 1
 
 
 def test_a_single_huge_row():

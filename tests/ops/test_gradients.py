@@ -182,3 +182,33 @@ def test_sample_gradients_by_hand(device):
     torch.testing.assert_close(dmu, weight.sum(0), rtol=0, atol=0)
     expected = (weight * (z - mu) / 2).sum(0)
     torch.testing.assert_close(dlogvar, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", OPS, ids=repr)
+def test_arguments_that_depend_on_each_other(op, device):
+    """To be differentiated again, or in batches, the gradients are those of one plain backward.
+
+    To the rounding of noise, which is float32's.
+    """
+    bar = {"rtol": 1e-5, "atol": 1e-5}
+    leaf, *others = leaves_of(op, (3, 5), F64, device)
+    arguments = [leaf, *(other.detach() + 0.1 * leaf.sum() for other in others)]
+    for output in kernel(op)(*arguments):
+        weights = upstream(output.shape).to(device)
+        plain = torch.autograd.grad(output, leaf, weights, retain_graph=True)
+        again = torch.autograd.grad(output, leaf, weights, retain_graph=True, create_graph=True)
+        torch.testing.assert_close(again, plain, **bar)
+        if KERNELS == "numba":
+            batch = torch.stack((weights, 2 * weights))
+            batched = torch.autograd.grad(
+                output, leaf, batch, retain_graph=True, is_grads_batched=True
+            )
+            torch.testing.assert_close(batched[0][0], plain[0], **bar)
+            torch.testing.assert_close(batched[0][1], 2 * plain[0], **bar)
+
+
+def test_one_tensor_for_two_arguments(device):
+    mu = torch.rand(3, 5, dtype=F64, device=device, requires_grad=True)
+    kl = fused_elbo.gaussian_kl(mu, mu, impl=KERNELS).sum()
+    plain = torch.autograd.grad(kl, mu, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(kl, mu, create_graph=True), plain)

@@ -116,6 +116,20 @@ def test_within_twice_eagers_error(size, dtype, device):
     check(problem(*size, device, dtype=dtype), device=device)
 
 
+@IMPLS
+def test_mixed_dtypes(impl, device):
+    """Sums are of the widest; each gradient is of what it belongs to."""
+    leaves = problem(5, 3, 2, device)
+    leaves = [t.to(dtype) for t, dtype in zip(leaves, (F16, F32, F64, BF16), strict=True)]
+    weight = upstream((5,)).to(device)
+    found = with_gradients(lambda *a: mixture_log_prob(*a, impl=impl), leaves, weight)
+    exact = with_gradients(torchs, [t.double() for t in leaves], weight)
+    assert [t.dtype for t in found] == [F64, F16, F32, F64, BF16]
+    torch.testing.assert_close(found[0], exact[0], rtol=1e-5, atol=1e-5)
+    for f, e in zip(found[1:], exact[1:], strict=True):
+        torch.testing.assert_close(f, e.to(f.dtype), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("std", [1.0, 0.1, 0.02])
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
 def test_narrow_and_far_from_the_origin(std, offset, device):

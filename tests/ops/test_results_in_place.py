@@ -1,4 +1,4 @@
-"""The kernels' results are tensors of their own: they can be written to in place."""
+"""Results are tensors of their own: they can be written to in place, and differentiated then."""
 
 import pytest
 import torch
@@ -13,9 +13,9 @@ def leaf(*shape, device):
     return torch.rand(shape, device=device).requires_grad_()
 
 
-def calls(shape, device):
+def calls(shape, device, impl):
     """{name: a function of no arguments that returns fresh results}, over all public operations."""
-    impl = {"impl": KERNELS}
+    impl = {"impl": impl}
     mu, logvar, x, recon = (leaf(*shape, device=device) for _ in range(4))
     x = x.detach()
     log_weights, samples = leaf(3, shape[0], device=device), leaf(3, *shape, device=device)
@@ -44,10 +44,11 @@ def calls(shape, device):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", calls((1, 1), "cpu"))
-def test_arithmetic_in_place(name, shape, device):
+@pytest.mark.parametrize("name", calls((1, 1), "cpu", KERNELS))
+@pytest.mark.parametrize("impl", [KERNELS, "reference"])
+def test_arithmetic_in_place(name, shape, impl, device):
     """`kl *= beta` is what code for CPUs does; its gradient is that of `kl * beta`."""
-    call = calls(shape, device)[name]
+    call = calls(shape, device, impl)[name]
     for index in range(len(call())):
         torch.manual_seed(1)
         result = call()[index]

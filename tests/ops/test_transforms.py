@@ -176,6 +176,70 @@ class TestFunc:
             else:  # torch.func takes torch's own losses apart
                 torch.testing.assert_close(a, b)
 
+    @pytest.mark.parametrize("op", OPS, ids=repr)
+    def test_what_the_kernels_have_not_names_the_reference(self, op, device):
+        """Jacobians by torch.func, and forward mode in both of its spellings."""
+        args = [random_values(a, (3, 5)).to(device, F32) for a in op.arguments]
+
+        def function(first):
+            return op.call([first, *args[1:]], KERNELS)[-1]
+
+        def dual(first):
+            with torch.autograd.forward_ad.dual_level():
+                return function(torch.autograd.forward_ad.make_dual(first, first))
+
+        for attempt in (
+            torch.func.jacrev(function),
+            torch.func.jacfwd(function, randomness="different"),
+            lambda first: torch.func.jvp(function, (first,), (first,)),
+            dual,
+        ):
+            with pytest.raises(RuntimeError, match="impl='reference'"):
+                attempt(args[0])
+
+    @pytest.mark.parametrize("op", OPS, ids=repr)
+    def test_forward_mode_of_the_reference(self, op):
+        args = [random_values(a, (3, 5)) for a in op.arguments]
+
+        def function(*args):
+            torch.manual_seed(4)
+            return op.call(args, "reference")[-1]
+
+        if op.name.startswith("rsample_log_ratio"):
+            with pytest.raises(RuntimeError, match="rsample_log_ratio has no forward-mode"):
+                torch.func.jvp(function, tuple(args), tuple(args))
+            return
+        value, tangent = torch.func.jvp(function, tuple(args), tuple(args))
+        leaves = [a.clone().requires_grad_() for a in args]
+        gradients = torch.autograd.grad(function(*leaves).sum(), leaves)
+        torch.testing.assert_close(value, function(*args))
+        expected = sum((g * a).sum() for g, a in zip(gradients, args, strict=True))
+        torch.testing.assert_close(tangent.sum(), expected)
+
+    def test_jacobian_of_importance_weights(self, device):
+        """Its backward is torch's own operations, which have rules."""
+        log_weights = torch.rand(4, 3, dtype=F64, device=device)
+
+        def bound(log_weights, impl=KERNELS):
+            return fused_elbo.importance_weights(log_weights, impl=impl).bound
+
+        expected = torch.func.jacrev(lambda w: bound(w, "reference"))(log_weights)
+        torch.testing.assert_close(torch.func.jacrev(bound)(log_weights), expected)
+
+    @IMPLS
+    def test_chunks_do_not_run_under_it(self, impl, device):
+        mu, logvar = torch.rand(2, 3, 5, device=device)
+        x = torch.rand(3, 5, device=device)
+
+        def loss(mu):
+            return fused_elbo.chunked_iwae_loss(
+                torch.nn.Identity(), x, mu, logvar, 4, chunk_size=2, impl=impl
+            )
+
+        for attempt in (torch.func.grad(loss), torch.func.jacrev(loss)):
+            with pytest.raises(RuntimeError, match=r"chunked_iwae_loss.*torch\.func"):
+                attempt(mu)
+
     @IMPLS
     @pytest.mark.parametrize("reduction", ["mean", "none"])
     @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
@@ -299,12 +363,6 @@ class TestAutocast:
             (mu, logvar), torch.autograd.grad(kl.sum() + log_prob.sum(), (mu, logvar)), strict=True
         ):
             assert gradient.dtype == leaf.dtype
-
-    @IMPLS
-    def test_outside_autocast_mixed_dtypes_are_refused(self, impl, device):
-        recon, x = torch.rand(2, 3, 5, device=device)
-        with pytest.raises(TypeError, match="recon and x"):
-            elbo_loss(recon.to(BF16), x, kl=torch.ones(3, device=device), impl=impl)
 
 
 @pytest.mark.gpu
