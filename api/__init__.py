@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from .estimators.functional import (
     ImportanceWeights,
+    Mixture,
     bernoulli_nll,
     gaussian_kl,
     gaussian_log_prob,
@@ -35,6 +36,7 @@ __all__ = [
     "IWAEParts",
     "ImportanceWeights",
     "KLDecomposition",
+    "Mixture",
     "bernoulli_nll",
     "chunked_iwae_loss",
     "elbo_loss",

@@ -21,7 +21,15 @@ from . import dispatch, textbook, validate
 from . import sampling as samplers
 from .diagnostics import kl_per_dimension
 from .dispatch import Implementation
-from .functional import Gradient, gaussian_kl, gaussian_log_prob, importance_weights
+from .functional import (
+    Gradient,
+    Mixture,
+    check_prior,
+    gaussian_kl,
+    gaussian_log_prob,
+    importance_weights,
+)
+from .mixtures import mixture_log_prob
 from .reference import accumulate, scalar
 
 
@@ -42,7 +50,7 @@ class Draws:
     joint: bool
     mu: Tensor
     logvar: Tensor
-    prior: tuple[Tensor | None, Tensor | None]
+    prior: tuple[Tensor | None, Tensor | None] | Mixture
     num_samples: int
     sampling: str
     generator: Generator | None
@@ -55,20 +63,24 @@ class Draws:
         ``flat`` asks for the latter. The log ratio comes from the noise; ``gradient`` as in
         :func:`fused_elbo.rsample_log_ratio`.
         """
-        antithetic = samplers.antithetic(self.sampling, self.num_samples)
-        self.z, log_ratio = dispatch.rsample_log_ratio(
-            self.mu.shape,
-            self.mu,
-            self.logvar,
-            *self.prior,
-            self.num_samples,
-            gradient=gradient,
-            antithetic=antithetic,
-            generator=self.generator,
-            impl="reference" if self.sampling == "sobol" else self.impl,
-            flat=self.joint if flat is None else flat,
-            eps=self.noise,
-        )
+        q = self.mu.shape, self.mu, self.logvar
+        flat = self.joint if flat is None else flat
+        options = {
+            "gradient": gradient,
+            "antithetic": samplers.antithetic(self.sampling, self.num_samples),
+            "generator": self.generator,
+            "impl": "reference" if self.sampling == "sobol" else self.impl,
+            "eps": self.noise,
+        }
+        if isinstance(self.prior, Mixture) and not flat:
+            self.z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+                *q, self.prior, self.num_samples, **options
+            )
+        else:
+            prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
+            self.z, log_ratio = dispatch.rsample_log_ratio(
+                *q, *prior, self.num_samples, **options, flat=flat
+            )
         return self.z, log_ratio
 
     def noise(self):
@@ -103,16 +115,27 @@ class Draws:
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z)."""
+        if isinstance(self.prior, Mixture):
+            return mixture_log_prob(z, *self.prior, impl=self.impl)
         mu, logvar = (z.new_zeros(z.shape[-1]) if p is None else p for p in self.prior)
         return gaussian_log_prob(z, mu, logvar, impl=self.impl)
 
     def kl(self) -> Tensor:
         """KL(q(z|x) || p(z))."""
-        return gaussian_kl(self.mu, self.logvar, *self.prior, impl=self.impl)
+        return gaussian_kl(self.mu, self.logvar, *self.gaussian_prior(), impl=self.impl)
 
     def kl_per_dimension(self) -> Tensor:
         """The same before its sum: [..., D]."""
-        return kl_per_dimension(self.mu, self.logvar, *self.prior, impl=self.impl)
+        return kl_per_dimension(self.mu, self.logvar, *self.gaussian_prior(), impl=self.impl)
+
+    def gaussian_prior(self):
+        """(mu, logvar) of a prior to which the KL is known in closed form."""
+        if isinstance(self.prior, Mixture):
+            raise ValueError(
+                "the KL to a mixture has no closed form: take 'elbo-monte-carlo', or 'stl', "
+                "instead of 'elbo'"
+            )
+        return self.prior
 
     def log_target(self, z: Tensor) -> Tensor:
         """log p(x|z) or log p(x, z), whichever was given, checked."""
@@ -459,6 +482,7 @@ def estimate(
     log_joint: Callable[[Tensor], Tensor] | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
     sampling: str = "independent",
     generator: Generator | None = None,
     impl: Implementation = "auto",
@@ -475,6 +499,8 @@ def estimate(
         log_joint: instead, z to log p(x, z); the prior is then in it, and ``"elbo"``, which
             needs the likelihood apart, cannot be had.
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
+        prior: instead of them a :class:`fused_elbo.Mixture`, to which ``"elbo"`` has no KL in
+            closed form: ``"elbo-monte-carlo"`` and ``"stl"`` estimate the same bound.
         sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``; the score-function
             estimators and ``"dreg"`` take independent samples only. With the others IWAE and
             its kin estimate a bound of their own: below log p(x) too, but not L_K. ``"sobol"``
@@ -506,8 +532,12 @@ def estimate(
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if (log_likelihood is None) == (log_joint is None):
         raise ValueError("expected exactly one of log_likelihood and log_joint")
-    if log_joint is not None and not (prior_mu is None and prior_logvar is None):
-        raise ValueError("prior_mu and prior_logvar go with log_likelihood; log_joint is given")
+    if log_joint is not None and not (prior_mu is prior_logvar is prior is None):
+        raise ValueError(
+            "prior, prior_mu and prior_logvar go with log_likelihood; log_joint is given"
+        )
+    if prior is not None:
+        check_prior(prior, mu, logvar, prior_mu, prior_logvar)
     estimator = ESTIMATORS[name]
     if sampling != "independent" and name in INDEPENDENT_ONLY:
         raise ValueError(f"{name} needs sampling='independent', got {sampling!r}")
@@ -525,7 +555,7 @@ def estimate(
         log_joint is not None,
         mu,
         logvar,
-        (prior_mu, prior_logvar),
+        (prior_mu, prior_logvar) if prior is None else prior,
         num_samples,
         sampling,
         generator,

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple, TypeAlias
 
-import torch  # noqa: F401  for the examples below
+import torch
 from torch import Generator, Tensor
 
 from . import dispatch, validate
@@ -188,6 +188,34 @@ def rsample_kl(
     )
 
 
+class Mixture(NamedTuple):
+    """A prior of K diagonal Gaussians, as :func:`mixture_log_prob` takes them."""
+
+    mu: Tensor  # [K, D]
+    logvar: Tensor  # [K, D]; the two are broadcast together
+    log_weights: Tensor | None = None  # [K], normalised where they are used; None is equal weights
+
+
+def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):
+    """The shape [K, D] of components for ``z`` [..., D], the argument ``name``."""
+    shape = validate.broadcast(**{prefix + "mu": mu, prefix + "logvar": logvar})
+    named = {prefix + "mu": mu, prefix + "logvar": logvar}
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(f"expected components [K, D] with K >= 1, got {validate.describe(named)}")
+    if z.dim() == 0 or z.shape[-1] != shape[1]:
+        raise ValueError(
+            f"expected {name} [..., D] and components [K, D] of one D, "
+            f"got {validate.describe({name: z, **named})}"
+        )
+    if log_weights is not None and log_weights.shape != shape[:1]:
+        weights = {prefix + "log_weights": log_weights}
+        raise ValueError(
+            f"expected {prefix}log_weights [K], a number a component, "
+            f"got {validate.describe(weights | named)}"
+        )
+    return shape
+
+
 def rsample_log_ratio(
     mu: Tensor,
     logvar: Tensor,
@@ -195,6 +223,7 @@ def rsample_log_ratio(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
+    prior: Mixture | None = None,
     gradient: Gradient = "total",
     antithetic: bool = False,
     generator: Generator | None = None,
@@ -222,6 +251,8 @@ def rsample_log_ratio(
         mu, logvar: of q, ``[..., D]``, broadcast together.
         num_samples: K >= 1.
         prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
+        prior: instead of them a :class:`Mixture`, such as a VampPrior: mu and logvar of q at K
+            pseudo-inputs. Its parameters get their gradients, the same for all ``gradient``.
         gradient: what reaches mu and logvar. ``"total"``: the gradient of the values.
             ``"path"``: what flows through z alone, the score of q left out (Roeder et al.
             2017, "sticking the landing"): right for a mean over log weights, so for
@@ -253,17 +284,27 @@ def rsample_log_ratio(
     """
     q = mu, logvar, prior_mu, prior_logvar
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
-    z, log_ratio = dispatch.rsample_log_ratio(
-        shape,
-        *q,
-        num_samples,
-        gradient=gradient,
-        antithetic=antithetic,
-        generator=generator,
-        impl=impl,
-    )
+    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
+    if prior is None:
+        z, log_ratio = dispatch.rsample_log_ratio(shape, *q, num_samples, **options)
+    else:
+        check_prior(prior, *q)
+        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+            shape, mu, logvar, prior, num_samples, **options
+        )
     log_ratio.gradient_of_q = gradient  # type: ignore[attr-defined]  # for check_gradient
     return z, log_ratio
+
+
+def check_prior(prior, mu, logvar, prior_mu, prior_logvar):
+    """A mixture that is the prior of q."""
+    if not isinstance(prior, Mixture):
+        raise TypeError(f"prior must be a Mixture, got {type(prior).__name__}")
+    if prior_mu is not None or prior_logvar is not None:
+        raise ValueError("expected a prior or prior_mu and prior_logvar, got both")
+    named = {f"prior.{name}": tensor for name, tensor in prior._asdict().items()}
+    validate.tensors(mu=mu, **named)
+    check_components(torch.broadcast_tensors(mu, logvar)[0], *prior, name="mu", prefix="prior.")
 
 
 def check_gradient(gradient, alpha, num_samples):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .dispatch import Implementation
-from .functional import gaussian_log_prob
+from .functional import check_components, gaussian_log_prob
 from .loss import Likelihood, Reduction, elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]
@@ -42,7 +42,7 @@ def mixture_log_prob(
     0 instead of NaN.
 
     Args:
-        z: ``[..., D]``; float16, bfloat16, float32 or float64, and the others of the same dtype.
+        z: ``[..., D]``; float16, bfloat16, float32 or float64, the others too.
         mu, logvar: of the components, ``[K, D]``, broadcast together; ``logvar`` is the log
             variance.
         log_weights: ``[K]``, any numbers: they are normalised here, so that the result is a
@@ -64,13 +64,7 @@ def mixture_log_prob(
     tensor([-1.8379])
     """
     validate.tensors(z=z, mu=mu, logvar=logvar, log_weights=log_weights)
-    shape = components(mu, logvar)
-    latents(z, mu, logvar)
-    if log_weights is not None and log_weights.shape != shape[:1]:
-        raise ValueError(
-            f"expected log_weights [K], a number a component, "
-            f"got {validate.describe({'log_weights': log_weights, 'mu': mu, 'logvar': logvar})}"
-        )
+    shape = check_components(z, mu, logvar, log_weights)
     return dispatch.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
 
 
@@ -270,11 +264,11 @@ def elbo_tc_loss(
     terms = kl_decomposition(
         z, mu, logvar, dataset_size, estimator=estimator, dataset=dataset, impl=impl
     )
-    weighted: Any = sum(weight * term for weight, term in zip(weights.values(), terms, strict=True))
+    weighted = [weight * term for weight, term in zip(weights.values(), terms, strict=True)]
     loss, nll, _ = elbo_loss(
         recon,
         x,
-        kl=weighted,
+        kl=torch.stack(weighted).sum(0),
         likelihood=likelihood,
         recon_logvar=recon_logvar,
         reduction=reduction,
@@ -285,20 +279,3 @@ def elbo_tc_loss(
         return loss
     reduced = terms if reduction == "none" else [getattr(term, reduction)() for term in terms]
     return ELBOTCParts(loss, nll, *reduced)
-
-
-def components(mu, logvar):
-    """The shape [K, D] that the two broadcast to."""
-    shape = validate.broadcast(mu=mu, logvar=logvar)
-    if len(shape) != 2 or shape[0] == 0:
-        named = validate.describe({"mu": mu, "logvar": logvar})
-        raise ValueError(f"expected components [K, D] with K >= 1, got {named}")
-    return shape
-
-
-def latents(z, mu, logvar):
-    """z [..., D] must have the D of the components."""
-    cols = max(mu.shape[-1], logvar.shape[-1])
-    if z.dim() == 0 or z.shape[-1] != cols:
-        named = validate.describe({"z": z, "mu": mu, "logvar": logvar})
-        raise ValueError(f"expected z [..., D] and components [K, D] of one D, got {named}")

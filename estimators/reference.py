@@ -84,15 +84,16 @@ def rsample_log_ratio(
     gradient="total",
     antithetic=False,
     generator=None,
+    flat=False,
 ):
-    """Twin of :func:`fused_elbo.rsample_log_ratio`."""
+    """Twin of :func:`fused_elbo.rsample_log_ratio`; ``flat`` is p(z) = 1."""
     shape = mu.shape if mu.shape == logvar.shape else torch.broadcast_shapes(mu.shape, logvar.shape)
     (like,) = accumulate(mu)
     if antithetic:
         eps = with_antithetic(standard_normal((num_samples // 2, *shape), like, generator))
     else:
         eps = standard_normal((num_samples, *shape), like, generator)
-    return log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient)
+    return log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat)
 
 
 def log_ratio_at(

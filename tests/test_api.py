@@ -22,7 +22,7 @@ SIGNATURES = {
     "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * generator=None impl='auto'",
     "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
     "bernoulli_nll": "logits x * impl='auto'",
-    "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * "
+    "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * prior=None "
     "gradient='total' antithetic=False generator=None impl='auto'",
     "kl_decomposition": "z mu logvar dataset_size=None * estimator='stratified' dataset=None "
     "impl='auto'",
@@ -55,7 +55,14 @@ def spelled(function):
 
 
 def test_names():
-    tuples = {"ELBOParts", "ELBOTCParts", "IWAEParts", "ImportanceWeights", "KLDecomposition"}
+    tuples = {
+        "ELBOParts",
+        "ELBOTCParts",
+        "IWAEParts",
+        "ImportanceWeights",
+        "KLDecomposition",
+        "Mixture",
+    }
     assert set(fused_elbo.__all__) == tuples | set(SIGNATURES)
     assert all(hasattr(fused_elbo, name) for name in fused_elbo.__all__)
     assert fused_elbo.__version__ == importlib.metadata.version("fused-elbo")

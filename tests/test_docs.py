@@ -53,9 +53,8 @@ def test_every_block_has_a_language(document):
 
 def test_table_names_every_public_operation():
     table = TEXTS["README.md"].split("## The operations")[1].split("## ")[0]
-    results = {"ELBOParts", "ELBOTCParts", "IWAEParts", "ImportanceWeights", "KLDecomposition"}
-    operations = set(fused_elbo.__all__) - results
-    assert operations == set(re.findall(r"^\| `(\w+)\(", table, re.MULTILINE))
+    tuples = {n for n in fused_elbo.__all__ if hasattr(getattr(fused_elbo, n), "_fields")}
+    assert set(fused_elbo.__all__) - tuples == set(re.findall(r"^\| `(\w+)\(", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize(("document", "target"), LINKS)

@@ -10,6 +10,7 @@ from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample as rsample
 from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample_backward as rsample_backward
 from fused_elbo.kernels.triton.importance_weights import importance_weights
 from fused_elbo.kernels.triton.launch import recording
+from fused_elbo.kernels.triton.mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
 from fused_elbo.kernels.triton.rsample_kl import rsample_kl, rsample_kl_backward
 
 DTYPES = {
@@ -20,6 +21,7 @@ DTYPES = {
 }
 ROWS = 2**16  # enough for the tile that large problems get
 COLUMNS = (64, 1024)
+COMPONENTS = 4096  # of a mixture, and rows: one pass over all pairs
 # Samples of the kernels that loop over them: more than one, which would be compiled in.
 SAMPLES = 4
 
@@ -38,6 +40,9 @@ def cases(dtype, cols):
     recon_samples = full(SAMPLES)
     flat_samples = recon_samples.view(-1, cols)
     grad_samples = torch.empty(SAMPLES * ROWS, dtype=acc)
+
+    mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None
+    grad_mixture, of_components = grad[:COMPONENTS], [False, True, True, False]
 
     def log_ratio(inputs, **options):
         return lambda: rsample(inputs, seed, SAMPLES, with_log_ratio=True, **options)
@@ -99,12 +104,12 @@ def cases(dtype, cols):
                 samples=64,
             ),
         ),
-        "rsample_kl forward": (3, lambda: rsample_kl(*q, seed)),
-        "rsample_kl backward": (5, lambda: rsample_kl_backward(c, grad, *q, seed, both)),
-        "rsample_kl prior forward": (5, lambda: rsample_kl(*q_and_prior, seed)),
+        "rsample_kl forward": (3, lambda: rsample_kl(*q, seed, False)),
+        "rsample_kl backward": (5, lambda: rsample_kl_backward(c, grad, *q, seed, None, both)),
+        "rsample_kl prior forward": (5, lambda: rsample_kl(*q_and_prior, seed, False)),
         "rsample_kl prior backward": (
             9,
-            lambda: rsample_kl_backward(full(), grad, *q_and_prior, seed, all_four),
+            lambda: rsample_kl_backward(full(), grad, *q_and_prior, seed, None, all_four),
         ),
         "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
         "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),
@@ -145,6 +150,17 @@ def cases(dtype, cols):
         "bernoulli_nll probabilities forward + gradient": (
             3,
             lambda: bernoulli(a, b, probabilities=True, needs=two[1:], **fused),
+        ),
+        "mixture_log_prob forward": (None, lambda: mixture_log_prob(*mixture)),
+        "mixture_log_prob backward of z": (
+            None,
+            lambda: mixture_log_prob_backward(
+                grad_mixture, *mixture, grad_mixture, [True, False, False, False]
+            ),
+        ),
+        "mixture_log_prob backward of components": (
+            None,
+            lambda: mixture_log_prob_backward(grad_mixture, *mixture, grad_mixture, of_components),
         ),
         "elbo_loss total": (
             None,

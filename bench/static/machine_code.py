@@ -59,11 +59,23 @@ TARGET = re.compile(r"\((\.L_x_\d+)\)")
 
 
 def instructions(sass):
-    """(opcodes, loop): all up to the last EXIT, and those of the longest loop; without NOPs.
+    """(opcodes, loop): all up to the last EXIT, and those of the longest loop; without NOPs."""
+    opcodes, loops = opcodes_and_loops(sass)
+    last = max((i + 1 for i, opcode in enumerate(opcodes) if opcode.startswith("EXIT")), default=0)
+    start, end = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return opcodes[:last], opcodes[start:end]
 
-    A loop is what stands between a label and a branch back to it.
-    """
-    opcodes, labels, loop, last = [], {}, [], 0
+
+def innermost(sass):
+    """The opcodes of all loops that hold no other, one after the other."""
+    opcodes, loops = opcodes_and_loops(sass)
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return [opcode for start, end in inner for opcode in opcodes[start:end]]
+
+
+def opcodes_and_loops(sass):
+    """All opcodes but NOPs, and (start, end) of each loop: from a label to a branch back to it."""
+    opcodes, labels, loops = [], {}, []
     for line in map(str.strip, sass.splitlines()):
         if label := LABEL.match(line):
             labels[label[1]] = len(opcodes)
@@ -72,27 +84,26 @@ def instructions(sass):
             if opcode == "NOP":
                 continue
             opcodes.append(opcode)
-            if opcode.startswith("EXIT"):
-                last = len(opcodes)
             target = TARGET.search(operands) if opcode.startswith("BRA") else None
             # A branch to itself, behind the last EXIT, is the end of the program.
-            if target and len(opcodes) - labels.get(target[1], len(opcodes)) > max(1, len(loop)):
-                loop = opcodes[labels[target[1]] :]
-    return opcodes[:last], loop
+            if target and len(opcodes) - labels.get(target[1], len(opcodes)) > 1:
+                loops.append((labels[target[1]], len(opcodes)))
+    return opcodes, loops
 
 
-def read_nvidia(compiled, elements, loops=False):
+def read_nvidia(compiled, elements, loops=None):
     """Registers, stack, local and shared memory; instructions and bytes an element.
 
-    ``loops``: those of the loop over samples, whose turns handle ``elements`` each; what is
-    around it is done once for all samples.
+    ``loops`` "longest": those of the loop over samples, whose turns handle ``elements`` each; what
+    is around it is done once for all samples. "innermost": of the loops over latents, together.
     """
     usage = nvidia_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
     found = {key.lower(): int(n) for key, n in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    opcodes, loop = instructions(nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"]))
+    sass = nvidia_tool("nvdisasm", "-c", cubin=compiled.asm["cubin"])
+    opcodes, loop = instructions(sass)
     counts = Counter(opcodes)
     if loops:
-        opcodes = loop
+        opcodes = loop if loops == "longest" else innermost(sass)
     widths = Counter(
         f"{opcode[:3]} {next((w for w in opcode.split('.') if w.isdigit()), '32')}"
         for opcode in opcodes

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.static import gates
-from bench.static.machine_code import instructions
+from bench.static.machine_code import innermost, instructions
 
 COMMITTED = Path(__file__).parents[2] / "results" / "static" / "sm_90.json"
 ROW = {
@@ -51,6 +51,13 @@ def test_a_ceiling_holds_whatever_the_gate_says():
     assert "the gate is 70" in problem
 
 
+def test_a_ceiling_holds_for_a_kernel_without_a_contract():
+    row = ROW | {"kernel": "mixture_log_prob forward", "contract_bytes": None}
+    assert gates.check([row | {"instructions_per_element": 4.0}], {}) == []
+    (problem,) = gates.check([row | {"instructions_per_element": 4.1}], {})
+    assert "4.1 instructions an element, the gate is 4" in problem
+
+
 def test_committed_report_is_within_the_committed_gates():
     rows = json.loads(COMMITTED.read_text())["kernels"]
     assert len(rows) == len(gates.load()) + sum(row["contract_bytes"] is None for row in rows)
@@ -91,3 +98,23 @@ def test_the_longest_loop_is_found():
         /*0090*/                   BRA `(.L_x_3);
     """
     assert instructions(sass)[1] == ["LDG.E.128", "FFMA", "BRA"]
+
+
+def test_innermost_loops_are_found():
+    """Two in one: what is around them does not count."""
+    sass = """
+    .L_x_0:
+        /*0010*/                   MOV R1, R2 ;
+    .L_x_1:
+        /*0020*/                   FADD R0, R0, R1 ;
+        /*0030*/               @P1 BRA `(.L_x_1) ;
+        /*0040*/                   MUFU.EX2 R3, R3 ;
+    .L_x_2:
+        /*0050*/                   FMUL R0, R0, R1 ;
+        /*0060*/               @P1 BRA `(.L_x_2) ;
+        /*0070*/               @P2 BRA `(.L_x_0) ;
+        /*0080*/                   EXIT ;
+    .L_x_3:
+        /*0090*/                   BRA `(.L_x_3);
+    """
+    assert innermost(sass) == ["FADD", "BRA", "FMUL", "BRA"]

@@ -11,6 +11,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from fused_elbo import gaussian_log_prob, mixture_log_prob
 from fused_elbo.estimators import reference
 from helpers.accuracy import ATOL, LOW, accumulation, assert_same_nonfinite, lay, rounding
+from helpers.launches import watch
 from helpers.machine import INTERPRET, KERNELS
 from helpers.oracle import upstream
 from helpers.samples import IMPLS, normal
@@ -113,6 +114,20 @@ def check(leaves, views=None, weight=None, device="cpu"):
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
 def test_within_twice_eagers_error(size, dtype, device):
     check(problem(*size, device, dtype=dtype), device=device)
+
+
+@IMPLS
+def test_mixed_dtypes(impl, device):
+    """Sums are of the widest; each gradient is of what it belongs to."""
+    leaves = problem(5, 3, 2, device)
+    leaves = [t.to(dtype) for t, dtype in zip(leaves, (F16, F32, F64, BF16), strict=True)]
+    weight = upstream((5,)).to(device)
+    found = with_gradients(lambda *a: mixture_log_prob(*a, impl=impl), leaves, weight)
+    exact = with_gradients(torchs, [t.double() for t in leaves], weight)
+    assert [t.dtype for t in found] == [F64, F16, F32, F64, BF16]
+    torch.testing.assert_close(found[0], exact[0], rtol=1e-5, atol=1e-5)
+    for f, e in zip(found[1:], exact[1:], strict=True):
+        torch.testing.assert_close(f, e.to(f.dtype), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("std", [1.0, 0.1, 0.02])
@@ -355,6 +370,18 @@ def test_stretches(programs, device, monkeypatch):
         monkeypatch.setattr(family, name, value)
     for size in ((3, 17, 2), (19, 9, 3)):
         check(problem(*size, device, dtype=F32), device=device)
+
+
+@pytest.mark.numba
+def test_small_mixtures_are_left_to_the_reference(device, monkeypatch):
+    """Where it is faster, unless the kernels are asked for by name."""
+    ran = watch(monkeypatch)
+    small, large = problem(8, 5, 2, device), problem(300, 200, 2, device)
+    mixture_log_prob(*small)
+    assert ran == []
+    mixture_log_prob(*small, impl=KERNELS)
+    mixture_log_prob(*large)
+    assert ran == ["mixture_log_prob", "mixture_log_prob"]
 
 
 class TestReference:
