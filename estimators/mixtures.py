@@ -106,7 +106,6 @@ def kl_decomposition(
     ``"aggregate"``
         Exact: of a whole data set, of which ``dataset`` has mu and logvar.
 
-    Many programs put the stratified weights in the wrong places: ``docs/drop-ins.md``.
     Equivalent PyTorch, for ``"aggregate"``::
 
         q = Normal(*dataset)  # of mu and standard deviation, [N, D]

@@ -167,6 +167,7 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
             return forward
         name, types, outputs = parse(schema)
         outputs = results or outputs
+        count = results and len(results)
         names = list(types)
         inputs = names if saved is None else saved
         sources = [(like or {}).get(gradient, gradient) for gradient in gradients]
@@ -190,10 +191,9 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
             tensors=sum(types[argument].startswith("Tensor") for argument in inputs),
             sources=[names.index(source) for source in sources],
             arguments=len(names),
-            results=results and len(results),
+            results=count,
             keeps=kept is not None,
         )
-        count = results and len(results)
         return functools.update_wrapper(Op(forward, backward, function, count), fake)
 
     return decorate

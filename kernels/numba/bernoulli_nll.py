@@ -29,33 +29,40 @@ from .sums import add_rows, row_sums
 LEAST_VARIANCE = torch.tensor(1e-12).item()
 
 
+@inline
+def nll_at(logit, x, odds):
+    """With odds = exp -|logit|."""
+    zero = type(logit)(0.0)
+    positive = logit if logit > zero else zero
+    return positive - x * logit + log1p_unit(odds)
+
+
+@inline
+def mean_at(logit, odds):
+    real = type(logit)
+    return (real(1.0) if logit >= real(0.0) else odds) / (real(1.0) + odds)
+
+
 @row_sums
 def nll_of_logits(tensors, i):
     logits, x = tensors
-    zero = type(logits[i])(0.0)
-    positive = logits[i] if logits[i] > zero else zero
-    return positive - x[i] * logits[i] + log1p_unit(exp(-abs(logits[i])))
+    return nll_at(logits[i], x[i], exp(-abs(logits[i])))
 
 
 @elementwise
 def logits_gradient(grad, logits, x, drecon):
-    real = drecon.dtype.type
     for i in range(drecon.size):
-        odds = exp(-abs(logits[i]))
-        mean = (real(1.0) if logits[i] >= real(0.0) else odds) / (real(1.0) + odds)
+        mean = mean_at(logits[i], exp(-abs(logits[i])))
         drecon[i] = grad[i] * (mean - x[i])
 
 
 @elementwise
 def logits_terms_and_gradient(grad, logits, x, nll, drecon):
     """Both from one exponential."""
-    real = nll.dtype.type
     for i in range(nll.size):
         odds = exp(-abs(logits[i]))
-        positive = logits[i] if logits[i] > real(0.0) else real(0.0)
-        nll[i] = positive - x[i] * logits[i] + log1p_unit(odds)
-        mean = (real(1.0) if logits[i] >= real(0.0) else odds) / (real(1.0) + odds)
-        drecon[i] = grad[i] * (mean - x[i])
+        nll[i] = nll_at(logits[i], x[i], odds)
+        drecon[i] = grad[i] * (mean_at(logits[i], odds) - x[i])
 
 
 @elementwise

@@ -56,14 +56,20 @@ def exp32(x):
     """To about one ulp, subnormal results too: 2**n is multiplied in two halves."""
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-104.0) if x < np.float32(-104.0) else x
-    # Adding 1.5 * 2**23 leaves the nearest integer in the lowest bits.
-    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
-    n = shifted - np.float32(12582912.0)
-    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    shifted, r = reduced(x)
     series = np.float32(1.0) + (r + r * r * EXP(r))
     exponent = np.int32(bits_of_float(shifted) - 0x4B400000)
     half = np.int32(exponent >> 1)
     return series * power_of_two(half) * power_of_two(exponent - half)
+
+
+@inline
+def reduced(x):
+    """(n in the lowest bits of a float, r) with x = n log 2 + r: adding 1.5 * 2**23 rounds."""
+    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
+    n = shifted - np.float32(12582912.0)
+    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    return shifted, r
 
 
 @inline
@@ -102,9 +108,7 @@ def halves_of_exp(x):
     """
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912.0)
-    n = shifted - np.float32(12582912.0)
-    r = (x - n * np.float32(0.693145751953125)) - n * np.float32(1.428606765330187e-06)
+    shifted, r = reduced(x)
     # The sum's lowest bits are n; shifted into the exponent nothing else is left of it.
     half = float_of_bits(np.int32(np.int32(bits_of_float(shifted) << 23) + np.int32(126 << 23)))
     return half, r, r * r * EXP(r)

@@ -180,19 +180,9 @@ def rsample_kernel(
 
 @kernel
 def rsample_backward_kernel(
-    queue,
-    step,
-    rows,
-    cols,
-    scratch,
-    seed,
-    samples,
-    logvar_ptr,
-    noise_ptr,
-    dz_ptr,
-    dmu_ptr,
+    queue, step, rows, cols, scratch, seed, samples, logvar_ptr, noise_ptr, dz_ptr, dmu_ptr,
     dlogvar_ptr,
-):
+):  # fmt: skip
     scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
