@@ -197,18 +197,18 @@ def test_gradients_of_a_vamp_prior_in_chunks(gradient, chunk_size, impl, device,
 def test_log_likelihood_bound_of_a_known_evidence(impl, device):
     """x = z + noise makes p(x) a mixture too; examples in batches, which the prior is not."""
     _, _, *prior = (t.detach() for t in leaves(device, components=4))
-    x = 2 * normal(5, 2, seed=9, device=device)
+    x = 2 * normal(3, 2, seed=9, device=device)
 
     def of_noise(z, x):
         return -gaussian_nll(z, x, math.log(0.5), impl=impl)
 
     q = x, torch.full_like(x, -0.5)
-    options = {"data": x, "batch_size": 2, "chunk_size": 50, "prior": Mixture(*prior)}
-    found = at_seed(8, log_likelihood_bound, *q, 400, log_likelihood=of_noise, **options, impl=impl)
+    options = {"data": x, "batch_size": 2, "chunk_size": 30, "prior": Mixture(*prior)}
+    found = at_seed(8, log_likelihood_bound, *q, 50, log_likelihood=of_noise, **options, impl=impl)
     m, s, log_weights = prior
     exact = torchs(x, m, torch.log(s.exp() + 0.5), log_weights)
     assert ((found.bound - exact).abs() < 4 * found.standard_error).all()
-    assert (found.standard_error < 0.1).all()
+    assert (found.standard_error < 0.2).all()
 
 
 def test_rsample_kl_compiles_in_one_graph():
