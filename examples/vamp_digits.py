@@ -120,7 +120,6 @@ class Score(NamedTuple):
     elbo: float
     kl: float  # of the ELBO, by Monte Carlo for mixtures
     active: int  # latents in use
-    seconds: float  # of training
 
 
 def moments(mixture):
@@ -132,7 +131,7 @@ def moments(mixture):
 
 
 @torch.no_grad()
-def evaluate(model, test, bound_samples, seconds, impl="auto"):
+def evaluate(model, test, bound_samples, impl="auto"):
     """The score of a model, with noise of its own."""
     generator = torch.Generator(test.device).manual_seed(0)
     mixture, (mu, logvar) = model.mixture(), model.encode(test)
@@ -145,7 +144,7 @@ def evaluate(model, test, bound_samples, seconds, impl="auto"):
     bound = log_likelihood_bound(mu, logvar, bound_samples, **options).bound.mean().item()
     mean, spread = moments(mixture)
     active = active_units(mu, prior_mu=mean, prior_logvar=spread).sum().item()
-    return Score(bound, -parts.loss.item(), parts.kl.item(), active, seconds)
+    return Score(bound, -parts.loss.item(), parts.kl.item(), active)
 
 
 def tc_loss(model, x, impl="auto", *, size, beta):
@@ -240,7 +239,7 @@ def compare_priors(args, train, test, progress):
             for _ in fit(model, train, negative_elbo, seed, *options):
                 progress.advance(task)
             seconds = time.perf_counter() - start
-            score = evaluate(model, test, args.bound_samples, seconds, args.impl)
+            score = evaluate(model, test, args.bound_samples, args.impl)
             scores[prior].append(score)
             models.setdefault(prior, model)
             found = f"log p(x) {score.log_likelihood:7.2f}   ELBO {score.elbo:7.2f}"

@@ -93,10 +93,10 @@ def test_scores_have_noise_of_their_own(vamp_digits, images):
     """Measuring twice gives the same, and leaves the noise of training as it was."""
     model, x = model_of(vamp_digits, "VampPrior", images), images[:30]
     state = torch.get_rng_state()
-    score = vamp_digits.evaluate(model, x, 40, 1.0)
+    score = vamp_digits.evaluate(model, x, 40)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    assert vamp_digits.evaluate(model, x, 40, 1.0) == score
+    assert vamp_digits.evaluate(model, x, 40) == score
     assert -60 < score.elbo < score.log_likelihood < -30, "64 log 2 = 44, untrained"
 
 
