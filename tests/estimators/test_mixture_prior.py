@@ -203,12 +203,12 @@ def test_log_likelihood_bound_of_a_known_evidence(impl, device):
         return -gaussian_nll(z, x, math.log(0.5), impl=impl)
 
     q = x, torch.full_like(x, -0.5)
-    options = {"data": x, "batch_size": 2, "chunk_size": 30, "prior": Mixture(*prior)}
-    found = at_seed(8, log_likelihood_bound, *q, 50, log_likelihood=of_noise, **options, impl=impl)
+    options = {"data": x, "batch_size": 2, "chunk_size": 12, "prior": Mixture(*prior)}
+    found = at_seed(8, log_likelihood_bound, *q, 20, log_likelihood=of_noise, **options, impl=impl)
     m, s, log_weights = prior
     exact = torchs(x, m, torch.log(s.exp() + 0.5), log_weights)
     assert ((found.bound - exact).abs() < 4 * found.standard_error).all()
-    assert (found.standard_error < 0.2).all()
+    assert (found.standard_error < 0.3).all()
 
 
 def test_rsample_kl_compiles_in_one_graph():
