@@ -237,20 +237,22 @@ def rsample_log_ratio(
 
 
 def rsample_log_ratio_to_mixture(shape, mu, logvar, mixture, num_samples, *, impl, **options):
-    """The same for a prior (mu, logvar, log_weights) of components [K, D].
-
-    Its log-density is a function of z like the decoder's, whatever the gradient of q.
-    """
+    """The same for a prior (mu, logvar, log_weights) of components [K, D]."""
     z, minus_log_q = rsample_log_ratio(
         shape, mu, logvar, None, None, num_samples, impl=impl, flat=True, **options
     )
+    return z, minus_log_q + log_prior(z, mixture, impl=impl)
+
+
+def log_prior(z, mixture, *, impl):
+    """log p(z): a function of z like the decoder's, whatever the gradient of q."""
     components = torch.broadcast_shapes(mixture.mu.shape, mixture.logvar.shape)
-    return z, minus_log_q + mixture_log_prob(components, z, *mixture, impl=impl)
+    return mixture_log_prob(components, z, *mixture, impl=impl)
 
 
 def samples_of_stream(
     shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, seed, first_sample, gradient,
-    antithetic, impl,
+    antithetic, impl, flat=False,
 ):  # fmt: skip
     """rsample_log_ratio for samples ``first_sample``, ... of the kernels' noise stream.
 
@@ -258,13 +260,13 @@ def samples_of_stream(
     """
     q = mu, logvar, prior_mu, prior_logvar
     if use_kernels(impl, *q):
-        options = gradient, False, antithetic
+        options = gradient, flat, antithetic
         return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
     sides = 1 + antithetic
     sizes = num_samples // sides, math.prod(shape[:-1]), shape[-1]
     eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(sizes[0], *shape)
     eps = reference.with_antithetic(eps) if antithetic else eps
-    return reference.log_ratio_at(eps, *q, gradient=gradient)
+    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
 
 
 def _kernel_samples(shape, q, num_samples, seed, first_sample, gradient, flat, antithetic):

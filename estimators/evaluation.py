@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from . import diagnostics, validate
 from .bounds import estimate
 from .dispatch import Implementation
+from .functional import Mixture
 
 TRUSTED = 0.7  # the largest k of weights that are to be trusted (Vehtari et al. 2024)
 
@@ -62,6 +63,7 @@ def log_likelihood_bound(
     batch_size: int | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
     chunk_size: int = 100,
     generator: Generator | None = None,
     impl: Implementation = "auto",
@@ -77,7 +79,7 @@ def log_likelihood_bound(
     weight is kept: 8 bytes per sample and example of a batch.
 
     Args:
-        mu, logvar, prior_mu, prior_logvar, generator, impl: as in
+        mu, logvar, prior_mu, prior_logvar, prior, generator, impl: as in
             :func:`fused_elbo.estimators.bounds.estimate`.
         num_samples: K.
         log_likelihood, log_joint: as there; with ``data`` a function of z and x, the batch.
@@ -124,6 +126,7 @@ def log_likelihood_bound(
             log_joint=_of_batch(log_joint, data, rows),
             prior_mu=of_batch[2],
             prior_logvar=of_batch[3],
+            prior=prior,
             generator=generator,
             impl=impl,
         )

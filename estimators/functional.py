@@ -12,6 +12,14 @@ Gradient: TypeAlias = Literal["total", "path", "dreg"]
 GRADIENTS = ("total", "path", "dreg")
 
 
+class Mixture(NamedTuple):
+    """A prior of K diagonal Gaussians, as :func:`mixture_log_prob` takes them."""
+
+    mu: Tensor  # [K, D]
+    logvar: Tensor  # [K, D]; the two are broadcast together
+    log_weights: Tensor | None = None  # [K], normalised where they are used; None is equal weights
+
+
 def gaussian_log_prob(
     x: Tensor, mu: Tensor, logvar: Tensor, *, impl: Implementation = "auto"
 ) -> Tensor:
@@ -150,6 +158,8 @@ def rsample_kl(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
+    prior: Mixture | None = None,
+    gradient: Literal["total", "path"] = "total",
     generator: Generator | None = None,
     impl: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -160,9 +170,19 @@ def rsample_kl(
 
         gaussian_rsample(mu, logvar), gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
+    The KL to a mixture has no closed form. For one, ``kl`` is the estimate from this z::
+
+        gaussian_log_prob(z, mu, logvar) - mixture_log_prob(z, *prior)
+
+    Its mean over z is the KL, its gradient's mean the KL's; but it is noisy, and may be negative.
+
     Args:
         mu, logvar: of q, ``[..., D]``, broadcast together.
         prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
+        prior: instead of them a :class:`Mixture`, such as a VampPrior: mu and logvar of q at K
+            pseudo-inputs. Its parameters get their gradients.
+        gradient: of the estimate, for a mixture: ``"total"``, or ``"path"``, which leaves out the
+            score of q ("sticking the landing"), as in :func:`rsample_log_ratio`.
         generator: as in :func:`gaussian_rsample`.
         impl: as in :func:`gaussian_log_prob`.
 
@@ -172,9 +192,12 @@ def rsample_kl(
         once, else any number of times).
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+        ValueError: also for ``gradient="path"`` without a mixture, a ``prior`` beside ``prior_mu``
+            or ``prior_logvar``, and components of other latents.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
 
-    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, eq. 10 and appendix B.
+    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, eq. 10 and appendix B; for
+    mixtures eq. 6, and Tomczak & Welling, "VAE with a VampPrior", AISTATS 2018, eq. 9.
 
     >>> z, kl = rsample_kl(torch.zeros(3, 2), torch.zeros(3, 2))
     >>> z.shape, kl
@@ -183,17 +206,20 @@ def rsample_kl(
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
     shape = validate.broadcast(mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    if gradient != "total":
+        validate.choice("gradient", gradient, ("total", "path"))
+        if prior is None:
+            raise ValueError(
+                "gradient='path' needs a mixture as prior: a KL in closed form has no score of q"
+            )
+    if prior is not None:
+        check_prior(prior, mu, logvar, prior_mu, prior_logvar)
+        options = {"gradient": gradient, "antithetic": False, "generator": generator, "impl": impl}
+        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
+        return z.squeeze(0), -log_ratio.squeeze(0)
     return dispatch.rsample_kl(
         shape, mu, logvar, prior_mu, prior_logvar, generator=generator, impl=impl
     )
-
-
-class Mixture(NamedTuple):
-    """A prior of K diagonal Gaussians, as :func:`mixture_log_prob` takes them."""
-
-    mu: Tensor  # [K, D]
-    logvar: Tensor  # [K, D]; the two are broadcast together
-    log_weights: Tensor | None = None  # [K], normalised where they are used; None is equal weights
 
 
 def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import dispatch, noise, validate
 from .dispatch import Implementation
-from .functional import Gradient, check_gradient, check_samples
+from .functional import Gradient, Mixture, check_gradient, check_prior, check_samples
 from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
 
 
@@ -110,6 +110,7 @@ def chunked_iwae_loss(
     chunk_size: int,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
     gradient: Gradient = "total",
     antithetic: bool = False,
     likelihood: Likelihood = "bernoulli",
@@ -141,7 +142,7 @@ def chunked_iwae_loss(
         mu, logvar: of q, ``[B, D]``.
         num_samples: K.
         chunk_size: samples at a time, even with ``antithetic``.
-        prior_mu, prior_logvar, gradient, antithetic, generator: as in
+        prior_mu, prior_logvar, prior, gradient, antithetic, generator: as in
             :func:`rsample_log_ratio`; but the reference too draws the kernels' noise here, at
             2.6 times the cost of ``torch.randn`` on a CPU.
         likelihood, recon_logvar, alpha, reduction, return_parts, impl: as in :func:`iwae_loss`.
@@ -170,6 +171,8 @@ def chunked_iwae_loss(
     alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
+    if prior is not None:
+        check_prior(prior, *q)
     chunk_size = validate.count("chunk_size", chunk_size)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
@@ -192,9 +195,12 @@ def chunked_iwae_loss(
             gradient=gradient,
             antithetic=antithetic,
             impl=impl,
+            flat=prior is not None,
         )
         recon = decoder(z)
         values = check_samples_of("decoder(z)", recon, x, log_ratio, recon_logvar)
+        if prior is not None:
+            log_ratio = log_ratio + dispatch.log_prior(z, prior, impl=impl)
         return log_ratio - dispatch.negative_log_likelihood(
             values, recon, x, recon_logvar, likelihood=likelihood, impl=impl
         )

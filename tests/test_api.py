@@ -19,7 +19,8 @@ SIGNATURES = {
     "gaussian_log_prob": "x mu logvar * impl='auto'",
     "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * impl='auto'",
     "gaussian_rsample": "mu logvar num_samples=None * generator=None impl='auto'",
-    "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * generator=None impl='auto'",
+    "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * prior=None gradient='total' "
+    "generator=None impl='auto'",
     "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
     "bernoulli_nll": "logits x * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * prior=None "
@@ -34,7 +35,7 @@ SIGNATURES = {
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 alpha=0.0 "
     "reduction='mean' return_parts=False impl='auto'",
     "chunked_iwae_loss": "decoder x mu logvar num_samples * chunk_size prior_mu=None "
-    "prior_logvar=None gradient='total' antithetic=False likelihood='bernoulli' "
+    "prior_logvar=None prior=None gradient='total' antithetic=False likelihood='bernoulli' "
     "recon_logvar=0.0 alpha=0.0 reduction='mean' return_parts=False generator=None impl='auto'",
     "elbo_loss": "recon x mu=None logvar=None * kl=None likelihood='bernoulli' recon_logvar=0.0 "
     "prior_mu=None prior_logvar=None beta=1.0 reduction='mean' return_parts=False impl='auto'",
