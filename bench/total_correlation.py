@@ -128,7 +128,9 @@ def mean_and_error(values):
 
 def shown(mean, error):
     """The standard error rounded up; nothing for what is off by nothing."""
-    return f"{mean:.2f} ± {math.ceil(100 * error) / 100:.2f}" if error > 0 else ""
+    if error == 0:
+        return ""
+    return f"{round(mean.item(), 2) + 0.0:.2f} ± {math.ceil(100 * error) / 100:.2f}"
 
 
 def table(found):

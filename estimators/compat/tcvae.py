@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import dispatch, validate
+from .. import dispatch, textbook, validate
 from ..dispatch import Implementation
 from ..functional import gaussian_log_prob
 from ..mixtures import KLDecomposition, kl_decomposition, mixture_log_prob
@@ -46,8 +46,8 @@ def rtqichen_tcvae_elbo(
               - c\, (1 - \lambda)\, \mathrm{DKL}
 
     with c = 1 for ``tcvae`` and beta without, a = ``include_mutinfo``, and the terms of
-    :func:`fused_elbo.kl_decomposition`. Its default estimates them with ``"weighted"``: of about
-    q(z) / N, so that the total correlation is some (D - 1) log N too high, 99.7 on the case of
+    :func:`fused_elbo.kl_decomposition`. Its default is ``"weighted"``, which estimates about
+    q(z) / N: the total correlation is some (D - 1) log N too high, 99.7 on the case of
     docs/drop-ins.md, where it is 6.4. ``mss`` is meant to be ``"stratified"``, but writes the
     weights down the first two columns of their matrix in place of the diagonal (reported in the
     repository's pull request 1, open since 2019): a posterior's own density counts 1 / (B - 1) and
@@ -325,12 +325,13 @@ class AntixKBetaTCVAELoss:
     .. math:: \frac1B \sum_{bi} (r_{bi} - x_{bi})^2 + \alpha\, \mathrm{MI} + \beta\, \mathrm{TC}
               + s\, \gamma\, \mathrm{DKL}
 
-    of the repository since 3c8fd61 (February 2020; before, 215bb79 had no weights at all and its
-    terms were those of ``is_mss=False`` in :class:`DisvaeBtcvaeLoss`). The terms and both of their
-    faults are those of that loss, from which it is taken (in this repository no report was
-    found): -39.4 on the case of docs/drop-ins.md, whose total correlation is 6.4. The data set's size is ``B / M_N``: ``M_N`` weighs nothing here, and with the fixed
-    ``kld_weight`` that the repository gives for it N is whatever that makes of B. A squared error
-    without its 1/2 halves all three weights, at a decoder's variance of 1.
+    of the repository since its commit 3c8fd61 of February 2020. (Before, at 215bb79, it had no
+    weights, and the terms of ``is_mss=False`` in :class:`DisvaeBtcvaeLoss`.) The terms, with both
+    of their faults, are those of that loss, from which it says to be taken; in this repository no
+    report of them was found. It says -39.4 on the case of docs/drop-ins.md, whose total correlation
+    is 6.4. The data set's size is ``B / M_N``: ``M_N`` weighs nothing here, and the repository
+    gives its ``kld_weight``, 0.00025 whatever the data. A squared error without its 1/2 halves all
+    three weights, at a decoder's variance of 1.
     Equivalent PyTorch, with the terms of :class:`DisvaeBtcvaeLoss`::
 
         recons_loss = F.mse_loss(recons, input, reduction="sum")
@@ -488,6 +489,12 @@ def pythae_vamp_loss(
     """
     recon_loss = pythae_reconstruction(recon_x, x, reconstruction_loss, impl)
     check_latents(x, mu=mu, log_var=log_var, z=z)
+    validate.tensors(z=z, prior_mu=prior_mu, prior_log_var=prior_log_var)
+    if prior_mu.shape != prior_log_var.shape or prior_mu.shape[1:] != z.shape[1:]:
+        named = {"prior_mu": prior_mu, "prior_log_var": prior_log_var, "z": z}
+        raise ValueError(
+            f"expected components [C, D] with the D of z, got {validate.describe(named)}"
+        )
     own = gaussian_log_prob(z, mu, log_var, impl=impl)
     kld = (own - mixture_log_prob(z, prior_mu, prior_log_var, impl=impl)).mean()
     kld = in_torch_dtype(kld, mu)
@@ -518,7 +525,7 @@ class Steps:
 
     def share(self, steps, dtype):
         """Of so many steps those that are done, at most 1."""
-        return 1.0 if steps == 0 else (self._number / steps).clamp(max=1.0).to(dtype)
+        return 1.0 if steps == 0 else (self._number.double() / steps).clamp(max=1.0).to(dtype)
 
 
 def check_latents(x, **latents):
@@ -562,23 +569,22 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
     log_weights = wide.new_full((len(z),), -math.log(others))
     log_weights[0] = -math.log(size)
     log_weights[1] = math.log((size - others) / (size * others))
+    joint = log_sum(z, mu, logvar, power * log_weights, impl)
+    latents = (t.split(1, 1) for t in (z, mu, logvar))
+    marginals = sum(log_sum(*one, log_weights, impl) for one in zip(*latents, strict=True))
+    # Of the odd row there are B x D pairs of latents: no kernel is worth its call.
     odd_weights = torch.cat([log_weights[1:2], log_weights[1:]])
-    every = log_sums(z, mu, logvar, log_weights, power, impl)
-    odd = log_sums(z[-2:-1], mu, logvar, odd_weights, power, impl)
-    joint, marginals = (torch.cat([e[:-2], o, e[-1:]]) for e, o in zip(every, odd, strict=True))
+    row = accumulate(z[-2:-1], mu, logvar)
+    odd_joint, _ = textbook.aggregate_log_probs(*row, power * odd_weights)
+    _, odd_marginals = textbook.aggregate_log_probs(*row, odd_weights)
+    joint = torch.cat([joint[:-2], odd_joint, joint[-1:]])
+    marginals = torch.cat([marginals[:-2], odd_marginals, marginals[-1:]])
     return decomposition(z, mu, logvar, joint, marginals, impl)
 
 
-def log_sums(z, mu, logvar, log_weights, power, impl):
-    """(log sum_k w_k^power q_k(z), sum_d log sum_k w_k q_k(z_d)), for w that is not normalised."""
-
-    def log_sum(z, mu, logvar, log_weights):
-        density = mixture_log_prob(z, mu, logvar, log_weights, impl=impl)
-        return density + log_weights.logsumexp(0)
-
-    latents = (t.split(1, 1) for t in (z, mu, logvar))
-    joint = log_sum(z, mu, logvar, power * log_weights)
-    return joint, sum(log_sum(*one, log_weights) for one in zip(*latents, strict=True))
+def log_sum(z, mu, logvar, log_weights, impl):
+    """log sum_k w_k q_k(z), for weights that need not add up to 1."""
+    return mixture_log_prob(z, mu, logvar, log_weights, impl=impl) + log_weights.logsumexp(0)
 
 
 def undivided_terms(z, mu, logvar, *, impl):
