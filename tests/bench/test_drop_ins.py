@@ -52,7 +52,8 @@ def test_oracle_accepts_original_and_drop_in(op, dtype):
         if provider == "compile":
             continue
         prepared = measure.Prepared(ENTRIES[op], case_of(op, provider, dtype=dtype), "cpu")
-        assert prepared.error < (1e-6 if dtype == "float32" else TOLERANCE[dtype])
+        rounding = 5e-6 if op in OF_PAIRS else 1e-6  # of logarithms of sums of densities
+        assert prepared.error < (rounding if dtype == "float32" else TOLERANCE[dtype])
         needed = ENTRIES[op].floor(prepared.case)
         assert measure.bandwidth(needed, prepared.seconds, 1e9)["floor_bytes"] > 0
 
@@ -131,7 +132,10 @@ def pyro_mean(*inputs):
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, reduction="sum")),
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, full=True)),
         ("gaussian_nll_loss", frozen_variance),
-        ("rtqichen_tcvae_elbo", lambda *t: ORIGINALS["rtqichen_tcvae_elbo"](*t[:4], t[4].detach())),
+        (
+            "rtqichen_tcvae_elbo",
+            lambda *t: ORIGINALS["rtqichen_tcvae_elbo"](*t[:4], t[4].detach()) + 0 * t[4].sum(),
+        ),
         ("pythae_beta_tcvae_loss", diagonal_weights),
         ("pythae_vamp_loss", one_component),
         ("pyro_step", pyro_beta_doubled),
