@@ -31,7 +31,7 @@ COLUMNS = [
 
 
 def data_set():
-    """(mu, logvar) of all examples, and where ``batches`` draws go on."""
+    """(mu, logvar) of all examples, and the generator that batches are drawn with."""
     generator = torch.Generator().manual_seed(0)
     mu = torch.randn(EXAMPLES, LATENTS, generator=generator)
     return mu, torch.full_like(mu, 2 * math.log(SIGMA)), generator
@@ -105,7 +105,7 @@ ESTIMATES = {
 
 @torch.no_grad()
 def measured(batches=BATCHES):
-    """{estimate: [batches, 4]}: log q(z), mutual information, total correlation, and its error."""
+    """{estimate: [batches, 4]}, means over a batch by COLUMNS."""
     mu, logvar, generator = data_set()
     index = torch.randperm(EXAMPLES, generator=generator)[: batches * BATCH]
     found = collections.defaultdict(list)
