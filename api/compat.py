@@ -10,6 +10,13 @@ from .estimators.compat.nn_functional import (
     gaussian_nll_loss,
     mse_loss,
 )
+from .estimators.compat.tcvae import (
+    AntixKBetaTCVAELoss,
+    DisvaeBtcvaeLoss,
+    pythae_beta_tcvae_loss,
+    pythae_vamp_loss,
+    rtqichen_tcvae_elbo,
+)
 from .estimators.compat.vae import (
     AntixKBetaVAELoss,
     antixk_vanilla_vae_loss,
@@ -22,7 +29,9 @@ from .estimators.compat.vae import (
 )
 
 __all__ = [
+    "AntixKBetaTCVAELoss",
     "AntixKBetaVAELoss",
+    "DisvaeBtcvaeLoss",
     "antixk_vanilla_vae_loss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -31,9 +40,12 @@ __all__ = [
     "effective_beta_of",
     "gaussian_nll_loss",
     "mse_loss",
+    "pythae_beta_tcvae_loss",
     "pythae_beta_vae_loss",
     "pythae_iwae_loss",
     "pythae_vae_loss",
+    "pythae_vamp_loss",
     "pytorch_examples_vae_loss",
+    "rtqichen_tcvae_elbo",
     "scvi_kl_local",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from .. import validate
-from . import vae
+from . import tcvae, vae
 
 ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]
 TermReduction: TypeAlias = Literal["sum", "batchmean", "mean"]
@@ -108,12 +108,15 @@ def effective_beta_of(
     Args:
         loss: ``"pytorch_examples_vae_loss"``, ``"pythae_vae_loss"``, ``"pythae_beta_vae_loss"``,
             ``"antixk_vanilla_vae_loss"``, ``"AntixKBetaVAELoss"`` (type ``"B"``: above its
-            capacity; below it minus that), ``"bolts_vae_loss"`` or ``"scvi_kl_local"``.
+            capacity; below it minus that), ``"bolts_vae_loss"``, ``"scvi_kl_local"`` or
+            ``"pythae_vamp_loss"``. Of ``"rtqichen_tcvae_elbo"``, ``"pythae_beta_tcvae_loss"``,
+            ``"DisvaeBtcvaeLoss"`` and ``"AntixKBetaTCVAELoss"`` it is the total correlation's
+            weight; the other two are to it as they are in the loss.
         pixels, latents: as in :func:`effective_beta`: needed where the loss averages over them.
         variance: of the decoder that a squared error stands for.
         options: what the loss takes: ``beta``, ``gamma``, ``loss_type``, ``kl_coeff``,
-            ``kl_weight``, ``reconstruction_loss``. Those left out have the loss's defaults;
-            ``M_N`` has none.
+            ``kl_weight``, ``rec_dist``, ``reconstruction_loss``. Those left out have the loss's
+            defaults; ``M_N`` has none.
 
     Returns:
         beta, a float.
@@ -129,7 +132,8 @@ def effective_beta_of(
     """
     validate.choice("loss", loss, tuple(LOSSES))
     terms = LOSSES[loss]
-    defaults = inspect.signature(getattr(vae, loss)).parameters
+    module = tcvae if hasattr(tcvae, loss) else vae
+    defaults = inspect.signature(getattr(module, loss)).parameters
     takes = tuple(inspect.signature(terms).parameters)
     for name in options:
         if name not in takes:
@@ -164,6 +168,13 @@ def _antixk_beta(beta, gamma, loss_type, M_N):
     return _mean_squares((beta if loss_type == "H" else gamma) * M_N)
 
 
+def _disvae(rec_dist, beta):
+    validate.choice("rec_dist", rec_dist, ("bernoulli", "gaussian"))
+    if rec_dist == "bernoulli":
+        return {"likelihood": "bernoulli", "kl_weight": beta}
+    return {"likelihood": "mse", "recon_weight": 255.0, "kl_weight": beta}
+
+
 # What effective_beta is to know of a loss, as a function of the loss's own options.
 LOSSES: dict[str, Callable[..., dict[str, Any]]] = {
     "pytorch_examples_vae_loss": lambda: {
@@ -177,6 +188,11 @@ LOSSES: dict[str, Callable[..., dict[str, Any]]] = {
     "AntixKBetaVAELoss": _antixk_beta,
     "bolts_vae_loss": lambda kl_coeff: _mean_squares(kl_coeff, "mean"),
     "scvi_kl_local": lambda kl_weight: {"likelihood": "gaussian", "kl_weight": kl_weight},
+    "pythae_vamp_loss": lambda reconstruction_loss: _pythae(reconstruction_loss),
+    "rtqichen_tcvae_elbo": lambda beta: {"likelihood": "bernoulli", "kl_weight": beta},
+    "pythae_beta_tcvae_loss": _pythae,
+    "DisvaeBtcvaeLoss": _disvae,
+    "AntixKBetaTCVAELoss": lambda beta: {"likelihood": "mse", "kl_weight": beta},
 }
 
 

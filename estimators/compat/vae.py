@@ -66,7 +66,7 @@ def pytorch_examples_vae_loss(
     tensor(20.6355)
     """
     x = x.reshape(-1, recon_x.shape[-1])
-    cross_entropy = _cross_entropy(recon_x, x, "sum", impl)
+    cross_entropy = bernoulli_cross_entropy(recon_x, x, "sum", impl)
     kl = gaussian_kl(mu, logvar, impl=impl).sum()
     return cross_entropy + in_torch_dtype(kl, mu)
 
@@ -159,19 +159,8 @@ def pythae_beta_vae_loss(
     >>> pythae_beta_vae_loss(recon_x, x, torch.ones(4, 2), torch.zeros(4, 2), beta=4.0)
     (tensor(7.), tensor(3.), tensor(1.))
     """
-    validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
-    if recon_x.numel() != x.numel():
-        shapes = validate.describe({"recon_x": recon_x, "x": x})
-        raise ValueError(f"expected as many elements in both images, got {shapes}")
-    recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+    recon_loss = pythae_reconstruction(recon_x, x, reconstruction_loss, impl)
     kld = _mean_kl(x, mu, log_var, impl)
-    # A mean's gradient, times pixels, may leave float16's range.
-    r, t = (i.float() if i.dtype == torch.float16 else i for i in (recon_x, x))
-    if reconstruction_loss == "mse":
-        recon_loss = 0.5 * x.shape[1] * _mean_squared_error(impl, recon_x=r, x=t)
-    else:
-        recon_loss = x.shape[1] * _cross_entropy(r, t, "mean", impl)
-    recon_loss = in_torch_dtype(recon_loss, x)
     return recon_loss + beta * kld, recon_loss, kld
 
 
@@ -450,7 +439,7 @@ def bolts_vae_loss(
     validate.tensors(q=mu, p=prior_mu)
     kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
     shape = mu.shape if prior_mu is None else torch.broadcast_shapes(mu.shape, prior_mu.shape)
-    recon_loss = _mean_squared_error(impl, x_hat=x_hat, x=x)
+    recon_loss = mean_squared_error(impl, x_hat=x_hat, x=x)
     kl = in_torch_dtype(kl.sum() / math.prod(shape), mu) * kl_coeff
     loss = kl + recon_loss
     return loss, {"recon_loss": recon_loss, "kl": kl, "loss": loss}
@@ -521,10 +510,26 @@ def _mean_and_log_of_variance(**named):
     return mean, variance.log()
 
 
+def pythae_reconstruction(recon_x, x, reconstruction_loss, impl):
+    """Of pythae's models: a sum over an example's elements, averaged over the batch."""
+    validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
+    if recon_x.numel() != x.numel():
+        shapes = validate.describe({"recon_x": recon_x, "x": x})
+        raise ValueError(f"expected as many elements in both images, got {shapes}")
+    recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
+    # A mean's gradient, times pixels, may leave float16's range.
+    r, t = (i.float() if i.dtype == torch.float16 else i for i in (recon_x, x))
+    if reconstruction_loss == "mse":
+        recon_loss = 0.5 * x.shape[1] * mean_squared_error(impl, recon_x=r, x=t)
+    else:
+        recon_loss = x.shape[1] * bernoulli_cross_entropy(r, t, "mean", impl)
+    return in_torch_dtype(recon_loss, x)
+
+
 def _antixk_terms(recons, input, mu, log_var, impl):
     """Squared error, averaged over everything, and KL, averaged over the batch."""
     kld = _mean_kl(input, mu, log_var, impl)
-    return _mean_squared_error(impl, recons=recons, input=input), kld
+    return mean_squared_error(impl, recons=recons, input=input), kld
 
 
 def _mean_kl(x, mu, logvar, impl):
@@ -536,7 +541,7 @@ def _mean_kl(x, mu, logvar, impl):
     return in_torch_dtype(kl.mean(), mu)
 
 
-def _mean_squared_error(impl, **images):
+def mean_squared_error(impl, **images):
     """``F.mse_loss``, for one shape: of two it broadcasts, and takes another mean."""
     recon, x = images.values()
     if recon.shape != x.shape:
@@ -546,7 +551,8 @@ def _mean_squared_error(impl, **images):
     return mse_loss(recon, x, impl=impl)
 
 
-def _cross_entropy(recon, x, reduction, impl):
+def bernoulli_cross_entropy(recon, x, reduction, impl):
+    """``F.binary_cross_entropy``, by a kernel where there is one."""
     impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
     return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import Normal
 
 import fused_elbo
 from fused_elbo import compat
@@ -138,9 +139,67 @@ def test_effective_beta_by_name(name):
     assert beta == pytest.approx(BETAS[name], rel=1e-14)
 
 
+# (options, beta, the loss with all three weights alike): the terms' sum is log q(z|x) - log p(z).
+TOTAL_CORRELATION = {
+    "rtqichen_tcvae_elbo": (
+        {"beta": 2.5},
+        2.5,
+        lambda recon, x, mu, logvar, z, beta: (
+            -compat.rtqichen_tcvae_elbo(
+                x, recon, z, torch.stack([mu, 0.5 * logvar], -1), 50, beta=beta
+            )[0]
+        ),
+    ),
+    "pythae_beta_tcvae_loss": (
+        {"beta": 2.5},
+        2.5,
+        lambda *t, beta: compat.pythae_beta_tcvae_loss(*t, 50, alpha=beta, beta=beta, gamma=beta)[
+            0
+        ],
+    ),
+    "DisvaeBtcvaeLoss": (
+        {"beta": 2.5, "rec_dist": "gaussian"},
+        2.5 / 510,
+        lambda recon, x, mu, logvar, z, beta, rec_dist: compat.DisvaeBtcvaeLoss(
+            50, beta, beta, beta, rec_dist=rec_dist
+        )(x, recon, (mu, logvar), True, None, z),
+    ),
+    "AntixKBetaTCVAELoss": (
+        {"beta": 2.5},
+        1.25,
+        lambda *t, beta: compat.AntixKBetaTCVAELoss(1, beta, beta, beta)(*t, M_N=0.1)["loss"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOTAL_CORRELATION)
+def test_effective_beta_of_total_correlation(name):
+    options, expected, loss = TOTAL_CORRELATION[name]
+    beta = compat.effective_beta_of(name, **options)
+    assert beta == pytest.approx(expected, rel=1e-14)
+    kinds = "image", "probabilities", "latent", "latent", "latent"
+    recon, x, mu, logvar, z = leaves = Case("", kinds, None, None).tensors(F64)
+    kl = Normal(mu, torch.exp(0.5 * logvar)).log_prob(z) - Normal(0.0, 1.0).log_prob(z)
+    likelihood = {"likelihood": "bernoulli" if name == "rtqichen_tcvae_elbo" else "gaussian"}
+    value = loss(recon, x.detach(), mu, logvar, z, **options).sum()
+    # Saturated at 1e-8, rtqichen's likelihood has another gradient in the eighth digit.
+    tolerance = 1e-6 if name == "rtqichen_tcvae_elbo" else 1e-11
+    gradients = torch.autograd.grad(value, [recon, mu, logvar, z])
+    elbo = fused_elbo.elbo_loss(recon, x.detach(), kl=kl.sum(-1), beta=beta, **likelihood)
+    expected = torch.autograd.grad(elbo, [leaves[0], *leaves[2:]])
+    factor = (gradients[0] * expected[0]).sum() / expected[0].square().sum()
+    for actual, e in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual, factor * e, rtol=tolerance, atol=tolerance)
+
+
 def test_effective_beta_by_name_has_every_loss_with_its_defaults():
-    losses = {name for name in compat.__all__ if "vae" in name.lower() or "scvi" in name}
-    assert losses == {name for name, _ in NAMED.values()} | {"scvi_kl_local"}
+    words = "vae", "vamp", "scvi"
+    losses = {name for name in compat.__all__ if any(word in name.lower() for word in words)}
+    named = {name for name, _ in NAMED.values()} | set(TOTAL_CORRELATION)
+    assert losses == named | {"pythae_vamp_loss", "scvi_kl_local"}
+    defaults = {"rtqichen_tcvae_elbo": 1, "DisvaeBtcvaeLoss": 6, "AntixKBetaTCVAELoss": 3}
+    for name, beta in {**defaults, "pythae_vamp_loss": 1}.items():
+        assert compat.effective_beta_of(name) == beta
     assert compat.effective_beta_of("scvi_kl_local") == 1.0
     assert compat.effective_beta_of("scvi_kl_local", kl_weight=0.2) == 0.2
     assert compat.effective_beta_of("pythae_beta_vae_loss") == 1.0

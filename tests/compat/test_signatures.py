@@ -23,6 +23,11 @@ ARGUMENTS = {
     "pythae_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "pythae_beta_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "pythae_iwae_loss": ["recon_x", "x", "mu", "log_var", "z"],
+    "rtqichen_tcvae_elbo": ["x", "x_params", "zs", "z_params", "dataset_size"],
+    "pythae_beta_tcvae_loss": ["recon_x", "x", "mu", "log_var", "z", "dataset_size"],
+    "pythae_vamp_loss": ["recon_x", "x", "mu", "log_var", "z", "epoch"],
+    "DisvaeBtcvaeLoss": ["n_data", "alpha", "beta", "gamma", "is_mss"],
+    "AntixKBetaTCVAELoss": ["anneal_steps", "alpha", "beta", "gamma"],
     "antixk_vanilla_vae_loss": ["recons", "input", "mu", "log_var"],
 }
 

@@ -103,6 +103,73 @@ def original_scvi_standard(qz_m, qz_v):
     return torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
 
 
+def column_weights(batch, size):
+    """The stratified weights as published: in a matrix's columns, which should be diagonals."""
+    others = batch - 1
+    weights = torch.full((batch, batch), 1 / others, dtype=F64)
+    for row in weights:
+        row[0], row[1] = 1 / size, (size - others) / (size * others)
+    weights[batch - 2, 0] = weights[0, 1]
+    return weights
+
+
+def tcvae_terms(z, mu, log_var, weights, power=1):
+    """MI, TC and dimension-wise KL of each example, by every pair; weights [B, B]."""
+    pairs = Normal(mu, torch.exp(log_var / 2)).log_prob(z[:, None])
+    weights = weights.to(z.dtype)
+    joint = (pairs.sum(-1).exp() * weights**power).sum(1).log()
+    marginals = (pairs.exp() * weights[..., None]).sum(1).log().sum(-1)
+    own, prior = pairs.diagonal().sum(0), Normal(0.0, 1.0).log_prob(z).sum(-1)
+    return own - joint, joint - marginals, marginals - prior
+
+
+def original_rtqichen(x, x_params, zs, z_params):
+    mu, log_sigma = z_params[..., 0], z_params[..., 1]
+    p = (1 / (1 + torch.exp(-x_params)) + 1e-8) * (1 - 2e-8)
+    log_px = (x * (p + 1e-8).log() + (1 - x) * (1 - p + 1e-8).log()).flatten(1).sum(1)
+    weights = torch.full((BATCH, BATCH), 1 / (100 * BATCH), dtype=F64)
+    mi, tc, dkl = tcvae_terms(zs, mu, 2 * log_sigma, weights)
+    return log_px - mi - 6.0 * tc - 0.75 * dkl, (log_px - mi - tc - dkl).detach()
+
+
+def original_pythae_tcvae(recon_x, x, mu, log_var, z):
+    _, recon, _ = original_pythae(recon_x, x, mu, log_var, z)
+    mi, tc, dkl = tcvae_terms(z, mu, log_var, column_weights(BATCH, 100))
+    kld = (0.5 * mi + 6.0 * tc + 2.0 * dkl).mean()
+    return recon + kld, recon, kld
+
+
+def original_disvae(data, recon, mean, logvar, z):
+    """With columns, and their logarithms summed over latents."""
+    weights = column_weights(BATCH, 100)
+    mi, tc, dkl = (t.mean() for t in tcvae_terms(z, mean, logvar, weights, LATENTS))
+    return cross_entropy(recon, data).sum() / BATCH + 6.0 * mi + 2.0 * tc + dkl
+
+
+def original_disvae_sums(data, recon, mean, logvar, z):
+    """Of a squared error of pixels up to 255, over 255, and with no weights at all."""
+    mi, tc, dkl = (t.mean() for t in tcvae_terms(z, mean, logvar, torch.ones(BATCH, BATCH)))
+    squares = ((255 * recon - 255 * data) ** 2).sum() / 255
+    return squares / BATCH + mi + 2.0 * tc + dkl
+
+
+def original_antixk_tcvae(recons, input, mu, log_var, z):
+    weights = column_weights(BATCH, BATCH / 0.02)
+    mi, tc, dkl = (t.mean() for t in tcvae_terms(z, mu, log_var, weights, LATENTS))
+    squares = ((recons - input) ** 2).sum()
+    loss = squares / BATCH + mi + 6.0 * tc + dkl / 200  # the first of 200 steps
+    return {"loss": loss, "Reconstruction_Loss": squares, "KLD": dkl, "TC_Loss": tc, "MI_Loss": mi}
+
+
+def original_vamp(recon_x, x, mu, log_var, z, prior_mu, prior_log_var):
+    """In the third of four epochs."""
+    _, recon, _ = original_pythae(recon_x, x, mu, log_var, z)
+    components = Normal(prior_mu, torch.exp(prior_log_var / 2)).log_prob(z[:, None])
+    prior = components.sum(-1).exp().mean(1).log()
+    kld = (Normal(mu, torch.exp(log_var / 2)).log_prob(z).sum(-1) - prior).mean()
+    return recon + 0.75 * kld, recon, kld
+
+
 KINDS = {
     "image": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64),
     "probabilities": lambda g: torch.rand(BATCH, *IMAGE, generator=g, dtype=F64),
@@ -111,6 +178,8 @@ KINDS = {
     "samples": lambda g: torch.randn(BATCH, 2, LATENTS, generator=g, dtype=F64),
     "sample images": lambda g: torch.randn(BATCH, 2, PIXELS, generator=g, dtype=F64),
     "sample probabilities": lambda g: torch.rand(BATCH, 2, PIXELS, generator=g, dtype=F64),
+    "components": lambda g: torch.randn(4, LATENTS, generator=g, dtype=F64),
+    "parameters": lambda g: torch.randn(BATCH, LATENTS, 2, generator=g, dtype=F64) / 2,
     "positive": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64).exp(),
     "variances": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).exp(),
     "rows": lambda g: torch.randn(BATCH, *IMAGE[:-1], generator=g, dtype=F64).exp(),
@@ -148,6 +217,17 @@ def ours_bolts(x_hat, x, prior_mu, prior_std, mu, std, **options):
 def ours_scvi_normals(m, std, pm, pstd, **options):
     q, p = Normal(m, std), Normal(pm, pstd)
     return compat.scvi_kl_local(q, kl_weight=0.4, pz_m=p, **options)
+
+
+def ours_disvae(data, recon, mean, logvar, z, *, impl, **options):
+    loss = compat.DisvaeBtcvaeLoss(100, impl=impl, **options)
+    return loss(data, recon, (mean, logvar), True, None, z)
+
+
+def ours_vamp(*tensors, impl):
+    *given, prior_mu, prior_log_var = tensors
+    prior = {"prior_mu": prior_mu, "prior_log_var": prior_log_var}
+    return compat.pythae_vamp_loss(*given, 3, **prior, linear_scheduling_steps=4, impl=impl)
 
 
 IMAGES = ("image", "image", "latent", "latent")
@@ -219,6 +299,41 @@ LIBRARIES = [
         functools.partial(compat.pythae_iwae_loss, reconstruction_loss="bce"),
         functools.partial(original_pythae_iwae, mode="bce"),
     ),
+    Case(
+        "rtqichen",
+        ("probabilities", "image", "latent", "parameters"),
+        lambda *t, impl: compat.rtqichen_tcvae_elbo(
+            *t, 100, beta=6.0, lamb=0.25, tcvae=True, impl=impl
+        ),
+        original_rtqichen,
+    ),
+    Case(
+        "pythae_tcvae",
+        (*IMAGES, "latent"),
+        lambda *t, impl: compat.pythae_beta_tcvae_loss(
+            *t, 100, alpha=0.5, beta=6.0, gamma=2.0, impl=impl
+        ),
+        original_pythae_tcvae,
+    ),
+    Case(
+        "disvae",
+        PROBABILITIES,
+        functools.partial(ours_disvae, alpha=6.0, beta=2.0),
+        original_disvae,
+    ),
+    Case(
+        "disvae_sums",
+        (*IMAGES, "latent"),
+        functools.partial(ours_disvae, is_mss=False, beta=2.0, rec_dist="gaussian"),
+        original_disvae_sums,
+    ),
+    Case(
+        "antixk_tcvae",
+        (*IMAGES, "latent"),
+        lambda *t, impl: compat.AntixKBetaTCVAELoss(impl=impl)(*t, M_N=0.02, batch_idx=1),
+        original_antixk_tcvae,
+    ),
+    Case("pythae_vamp", (*IMAGES, "latent", "components", "components"), ours_vamp, original_vamp),
 ]
 
 
