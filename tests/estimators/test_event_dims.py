@@ -24,7 +24,7 @@ from helpers.samples import IMPLS, normal
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 SHAPE = (2, 3, 2, 5)
-K = 3
+K = 2
 
 
 def last(event_dims):
@@ -165,7 +165,7 @@ PRIORS = {
 
 
 @IMPLS
-@pytest.mark.parametrize("event_dims", [0, 1, 3])
+@pytest.mark.parametrize("event_dims", [0, 3])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_broadcast_priors(prior, event_dims, impl, device):
     mu, logvar, *rest = operands(device=device)
@@ -301,9 +301,9 @@ class TestLosses:
             leaves = leaves_of([t.flatten(1) if flat else t for t in q])
             torch.manual_seed(5)
             z, log_ratio = rsample_log_ratio(
-                *leaves, 4, gradient=gradient, event_dims=1 if flat else 3, impl=impl
+                *leaves, 2, gradient=gradient, event_dims=1 if flat else 3, impl=impl
             )
-            loss = iwae_loss(z.view(4, 2, 30), x, log_ratio, alpha=alpha, impl=impl)
+            loss = iwae_loss(z.view(2, 2, 30), x, log_ratio, alpha=alpha, impl=impl)
             gradients = torch.autograd.grad(loss, leaves)
             found.append((loss, *(g.view(SHAPE) for g in gradients)))
             assert importance_weights(log_ratio, impl=impl).bound.shape == (2,)
@@ -317,8 +317,7 @@ class TestLosses:
             iwae_loss(z.flatten(2), torch.rand(2, 30, device=device), log_ratio, alpha=0.5)
 
     @IMPLS
-    @pytest.mark.parametrize("gradient", ["total", "dreg"])
-    def test_chunked_iwae_loss(self, gradient, impl, device):
+    def test_chunked_iwae_loss(self, impl, device):
         """The decoder sees [k, B, C, H, W]; as of one row of latents."""
         q = [channels_last(t) for t in operands(device=device)[:2]]
         x, found = torch.rand(2, 3, device=device), []
@@ -333,7 +332,7 @@ class TestLosses:
             torch.manual_seed(5)
             loss = chunked_iwae_loss(
                 (lambda z: z.view(-1, 2, 10, 3).sum(2)) if flat else decoder,
-                x, *leaves, 6, chunk_size=4, gradient=gradient, impl=impl,
+                x, *leaves, 3, chunk_size=2, gradient="dreg", impl=impl,
             )  # fmt: skip
             gradients = torch.autograd.grad(loss, leaves)
             if flat:
@@ -372,19 +371,14 @@ def test_autocast(device):
     torch.testing.assert_close(kl.double(), textbook((mu, logvar, None, None), 3))
 
 
-@pytest.mark.parametrize(
-    ("layout", "dynamic", "impl"),
-    [("contiguous", False, "reference"), ("channels_last", True, KERNELS)],
-)
-def test_compiled_in_one_graph(layout, dynamic, impl, device):
-    """Sums over three dimensions, two and none, and K samples."""
+def check_compiled(q, dynamic, impl):
+    """Sums over three dimensions, two and none, and K samples, in one graph."""
 
     def run(mu, logvar):
         z, kl = rsample_kl(mu, logvar, event_dims=3, impl=impl)
         per_channel = gaussian_kl(mu, logvar, event_dims=2, impl=impl)
         return z, kl, per_channel, *rsample_log_ratio(mu, logvar, K, event_dims=0, impl=impl)
 
-    q = LAYOUTS.get(layout, list)(operands(dtype=F32, device=device))[:2]
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     own, other = leaves_of(q), leaves_of(q)
@@ -392,19 +386,23 @@ def test_compiled_in_one_graph(layout, dynamic, impl, device):
     assert z.stride() == q[0].stride()
     expected = sampled(many, other)
     _, _, ratio = textbook((*other, None, None), 0, expected)
-    wanted = [textbook((*other, None, None), n) for n in (3, 2)]
-    compare(
-        [z, *found, many, log_ratio],
-        [sampled(z, other), *wanted, expected, ratio],
-        own,
-        other,
-        rtol=1e-4,
-    )
+    wanted = [sampled(z, other), *(textbook((*other, None, None), n) for n in (3, 2))]
+    compare([z, *found, many, log_ratio], [*wanted, expected, ratio], own, other, rtol=1e-4)
 
 
-def test_torch_func(device):
+def test_compiled_kernels(device):
+    """With strides that are symbols, which order the dimensions none the less."""
+    q = [channels_last(t) for t in operands(dtype=F32, device=device)[:2]]
+    check_compiled(q, dynamic=True, impl=KERNELS)
+
+
+def test_compiled_reference():
+    check_compiled(operands(dtype=F32)[:2], dynamic=False, impl="reference")
+
+
+def test_torch_func():
     """vmap and forward mode, of the reference."""
-    mu, logvar, *_ = operands(device=device)
+    mu, logvar, *_ = operands()
 
     def kl(mu, logvar):
         return gaussian_kl(mu, logvar, event_dims=3, impl="reference")
