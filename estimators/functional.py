@@ -32,8 +32,8 @@ def gaussian_log_prob(
         x, mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the log variance.
             float16, bfloat16, float32 or float64; each may have its own, and is read in it.
         event_dims: how many last dimensions stand for D, and are summed over. Of ``[B, C, H, W]``
-            3 gives a number an example, ``[B]``, 2 one a channel, 0 one a latent. What is dense in
-            another order of these dimensions, such as channels_last, is read as it lies.
+            3 gives a number an example, ``[B]``, 2 one a channel, ``[B, C]``, 0 one a latent. What
+            is dense in another order of these dimensions, as channels_last is, is read as it lies.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
             (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``.
 
@@ -97,6 +97,8 @@ def gaussian_kl(
 
     >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2))
     tensor([1.])
+    >>> gaussian_kl(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), event_dims=2)
+    tensor([[8., 8.]])
     """
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)

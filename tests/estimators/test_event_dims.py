@@ -138,7 +138,7 @@ LAYOUTS = {
     "strided": lambda q: [torch.stack((t, t), -1).flatten(-2)[..., ::2] for t in q],
     "batch innermost": lambda q: [t.movedim(0, -1).contiguous().movedim(-1, 0) for t in q],
     "expanded": lambda q: [
-        t[:1, :1].expand(SHAPE) if i % 2 else t[..., :1].expand(SHAPE) for i, t in enumerate(q)
+        t[:1, :1].expand(SHAPE) if i % 2 else t[:, :1].expand(SHAPE) for i, t in enumerate(q)
     ],
 }
 
