@@ -244,8 +244,9 @@ def rsample_log_ratio(
     q = mu, logvar, prior_mu, prior_logvar
     if event_dims != 1:
         options = {"gradient": gradient, "antithetic": antithetic, "generator": generator}
+        options |= {"num_samples": num_samples, "impl": impl}
         of_rows, order, q = events.flatten(shape, event_dims, *q)
-        z, log_ratio = rsample_log_ratio(of_rows, *q, num_samples, **options, impl=impl)
+        z, log_ratio = rsample_log_ratio(of_rows, *q, **options)
         log_ratio = events.summed(log_ratio, shape, order, event_dims, num_samples)
         return events.restore(z, shape, order, num_samples), log_ratio
     if use_kernels(impl, *q):
