@@ -22,12 +22,11 @@ def flatten(shape, event_dims, *tensors):
     flat = []
     for tensor in tensors:
         if tensor is not None:
-            own = max(tensor.dim() - len(event), 0)
-            batch = tensor.shape[:own]
             # The event alone is expanded: a prior [C, 1, 1] is copied once, not for each example.
+            batch = tensor.shape[: max(tensor.dim() - len(event), 0)]
             tensor = tensor.expand((*batch, *event))
             if order is not None:
-                tensor = tensor.permute(*range(own), *(own + d for d in order))
+                tensor = tensor.permute(*range(len(batch)), *(len(batch) + d for d in order))
             tensor = tensor.reshape((*batch, *last))
         flat.append(tensor)
     return (*shape[:first], *last), order, flat
@@ -45,14 +44,15 @@ def order_in_memory(shape, first, tensors):
     else:
         return None
     strides = tensor.stride()[first:]
-    # By comparing, for torch.compile sorts no symbolic strides.
-    ranks = [
-        sum(1 for j, other in enumerate(strides) if other > own or (other == own and j < i))
-        for i, own in enumerate(strides)
+    # Places by comparison, for torch.compile sorts no symbolic strides.
+    places = [
+        sum(1 for j, t in enumerate(strides) if t > s or (t == s and j < i))
+        for i, s in enumerate(strides)
     ]
-    order = [ranks.index(rank) for rank in range(len(ranks))]
     # Of an expanded tensor, with a stride of 0, memory says nothing.
-    return None if order == list(range(len(ranks))) or 0 in strides else order
+    if places == list(range(len(strides))) or 0 in strides:
+        return None
+    return [places.index(place) for place in range(len(strides))]
 
 
 def summed(values, shape, order, event_dims, *samples):
@@ -64,7 +64,7 @@ def restore(values, shape, order, *samples):
     """Flattened values as [*samples, *shape], in the layout of the tensors that were flattened."""
     if order is None:
         return values.reshape((*samples, *shape))
-    kept = len(samples) + len(shape) - len(order)
     first = len(shape) - len(order)
     values = values.reshape(*samples, *shape[:first], *(shape[first + d] for d in order))
+    kept = len(samples) + first
     return values.permute(*range(kept), *(kept + order.index(d) for d in range(len(order))))
