@@ -90,16 +90,14 @@ def kl_per_dimension(
     *,
     impl: Implementation = "auto",
 ) -> Tensor:
-    """KL(q_d || p_d) of each latent dimension in nats, [..., D]: a collapsed one is near zero.
+    """KL(q_d || p_d) of each latent in nats, of their shape: a collapsed one is near zero.
 
-    Arguments as in :func:`fused_elbo.gaussian_kl`, whose value is the sum over D.
+    Arguments as in :func:`fused_elbo.gaussian_kl`, and its value with ``event_dims=0``.
 
     >>> kl_per_dimension(torch.tensor([1.0, 0.0]), torch.zeros(2), prior_mu=torch.ones(2))
     tensor([0.0000, 0.5000])
     """
-    given = mu, logvar, prior_mu, prior_logvar
-    columns: list[Any] = [t if t is None else t.unsqueeze(-1) for t in given]
-    return gaussian_kl(*columns, impl=impl)
+    return gaussian_kl(mu, logvar, prior_mu, prior_logvar, event_dims=0, impl=impl)
 
 
 def active_units(
@@ -108,9 +106,9 @@ def active_units(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
 ) -> Tensor:
-    """Which latents are in use: Var over the data of E_q[z_d] > threshold, [D] of bool.
+    """Which latents are in use: Var over the data of E_q[z_d] > threshold, [...] of bool.
 
-    ``mu`` [N, D] over a data set, in units of the prior where there is one: of (mu - prior_mu) /
+    ``mu`` [N, ...] over a data set, in units of the prior where there is one: of (mu - prior_mu) /
     prior_std. ``prior_mu`` and ``prior_logvar`` broadcast to ``mu``, and may be of each example, as
     p(z|c) is; what a latent knows beyond its prior then counts. Burda et al. 2016, section 5.2,
     for the standard normal.
@@ -119,8 +117,8 @@ def active_units(
     tensor([False,  True])
     """
     validate.tensors(mu=mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    if mu.dim() != 2 or mu.shape[0] < 2:
-        raise ValueError(f"expected mu [N, D] with N >= 2, got mu {tuple(mu.shape)}")
+    if mu.dim() < 2 or mu.shape[0] < 2:
+        raise ValueError(f"expected mu [N, ...] with N >= 2, got mu {tuple(mu.shape)}")
     validate.within(mu.shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     return in_units_of_prior(mu, prior_mu, prior_logvar).var(0) > threshold
 

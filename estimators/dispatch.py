@@ -1,7 +1,8 @@
 """Checked arguments in, kernels or their PyTorch twins out.
 
 The one reader of ``impl``, and the one importer of kernels. ``shape`` is what the latent arguments
-broadcast to, [..., D], or that of a likelihood's values, [B] or [K, B].
+broadcast to, [..., D] or with ``event_dims`` for D, or that of a likelihood's values, [B] or
+[K, B].
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..kernels import library, ops
-from . import noise, reference, textbook, twins, validate
+from . import events, noise, reference, textbook, twins, validate
 
 Implementation: TypeAlias = Literal["auto", "triton", "numba", "reference"]
 IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
@@ -137,7 +138,11 @@ def either(impl, other):
     return other if impl == "auto" else impl
 
 
-def gaussian_log_prob(shape, x, mu, logvar, *, impl) -> Tensor:
+def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:
+    if event_dims != 1:
+        flat, order, tensors = events.flatten(shape, event_dims, x, mu, logvar)
+        log_prob = gaussian_log_prob(flat, *tensors, impl=impl)
+        return events.summed(log_prob, shape, order, event_dims)
     if not use_kernels(impl, x, mu, logvar):
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = rows(shape, mu, x, logvar)
@@ -171,7 +176,12 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, *, impl):
     return joint, sum(ops.mixture_log_prob(*one, None) for one in zip(*latents, strict=True))
 
 
-def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, impl) -> Tensor:
+def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:
+    if event_dims != 1:
+        q = mu, logvar, prior_mu, prior_logvar
+        flat, order, q = events.flatten(shape, event_dims, *q)
+        kl = gaussian_kl(flat, *q, impl=impl)
+        return events.summed(kl, shape, order, event_dims)
     if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)))
@@ -209,7 +219,12 @@ def sampler(mu, samples, shape, *, impl):
     return draw
 
 
-def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, generator, impl):
+def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, generator, impl):
+    if event_dims != 1:
+        q = mu, logvar, prior_mu, prior_logvar
+        flat, order, q = events.flatten(shape, event_dims, *q)
+        z, kl = rsample_kl(flat, *q, generator=generator, impl=impl)
+        return events.restore(z, shape, order), events.summed(kl, shape, order, event_dims)
     if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
         return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
@@ -219,14 +234,21 @@ def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, generator, impl):
 
 
 def rsample_log_ratio(
-    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, gradient, antithetic, generator,
-    impl, flat=False, eps=None,
+    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, event_dims=1, gradient, antithetic,
+    generator, impl, flat=False, eps=None,
 ):  # fmt: skip
     """``eps()`` is the reference's noise [K, ..., D], by default its own.
 
     ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
     """
     q = mu, logvar, prior_mu, prior_logvar
+    if event_dims != 1:
+        options = {"gradient": gradient, "antithetic": antithetic, "generator": generator}
+        options |= {"num_samples": num_samples, "impl": impl}
+        of_rows, order, q = events.flatten(shape, event_dims, *q)
+        z, log_ratio = rsample_log_ratio(of_rows, *q, **options)
+        log_ratio = events.summed(log_ratio, shape, order, event_dims, num_samples)
+        return events.restore(z, shape, order, num_samples), log_ratio
     if use_kernels(impl, *q):
         seed = noise.draw_seed(mu.device, generator)
         return _kernel_samples(shape, q, num_samples, seed, 0, gradient, flat, antithetic)

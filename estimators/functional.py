@@ -21,9 +21,14 @@ class Mixture(NamedTuple):
 
 
 def gaussian_log_prob(
-    x: Tensor, mu: Tensor, logvar: Tensor, *, impl: Implementation = "auto"
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    event_dims: int = 1,
+    impl: Implementation = "auto",
 ) -> Tensor:
-    r"""Log-density of a diagonal Gaussian, summed over the last dimension, in nats.
+    r"""Log-density of a diagonal Gaussian, summed over its last dimensions, in nats.
 
     .. math:: -\tfrac12 \sum_d \big[(x_d - \mu_d)^2 e^{-\ell_d} + \ell_d + \log 2\pi\big]
 
@@ -34,6 +39,9 @@ def gaussian_log_prob(
     Args:
         x, mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the log variance.
             float16, bfloat16, float32 or float64; each may have its own, and is read in it.
+        event_dims: how many last dimensions stand for D, and are summed over. Of ``[B, C, H, W]``
+            3 gives a number an example, ``[B]``, 2 one a channel, ``[B, C]``, 0 one a latent. What
+            is dense in another order of these dimensions, as channels_last is, is read as it lies.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
             (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``.
 
@@ -42,8 +50,10 @@ def gaussian_log_prob(
         (by the kernels on CUDA once, else any number of times).
 
     Raises:
-        ValueError: shapes that do not broadcast, or D = 0; devices differ.
-        TypeError: a dtype that is not floating; a sparse or nested tensor.
+        ValueError: shapes that do not broadcast, have fewer than ``event_dims`` dimensions, or no
+            latents in them; a negative ``event_dims``; devices differ.
+        TypeError: a dtype that is not floating; a sparse or nested tensor; an ``event_dims`` that
+            is no int.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run; on CUDA,
             without ``impl="reference"``, a second derivative, vmap or forward mode.
 
@@ -53,8 +63,8 @@ def gaussian_log_prob(
     tensor([-1.8379])
     """
     validate.tensors(x=x, mu=mu, logvar=logvar)
-    shape = validate.broadcast(x=x, mu=mu, logvar=logvar)
-    return dispatch.gaussian_log_prob(shape, x, mu, logvar, impl=impl)
+    shape = validate.broadcast(event_dims, x=x, mu=mu, logvar=logvar)
+    return dispatch.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
 
 
 def gaussian_kl(
@@ -63,9 +73,10 @@ def gaussian_kl(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
+    event_dims: int = 1,
     impl: Implementation = "auto",
 ) -> Tensor:
-    r"""KL divergence of diagonal Gaussians, summed over the last dimension, in nats.
+    r"""KL divergence of diagonal Gaussians, summed over their last dimensions, in nats.
 
     .. math:: KL(q \| p) = \tfrac12 \sum_d \big[(\mu_d - m_d)^2 e^{-s_d}
               + e^{\ell_d - s_d} - 1 - (\ell_d - s_d)\big]
@@ -80,6 +91,7 @@ def gaussian_kl(
     Args:
         mu, logvar: of q, ``[..., D]``, broadcast together.
         prior_mu, prior_logvar: of the prior; broadcast with q; None means 0.
+        event_dims: as in :func:`gaussian_log_prob`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -93,11 +105,15 @@ def gaussian_kl(
 
     >>> gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2))
     tensor([1.])
+    >>> gaussian_kl(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), event_dims=2)
+    tensor([[8., 8.]])
     """
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
-    shape = validate.broadcast(**named)
-    return dispatch.gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, impl=impl)
+    shape = validate.broadcast(event_dims, **named)
+    return dispatch.gaussian_kl(
+        shape, mu, logvar, prior_mu, prior_logvar, event_dims=event_dims, impl=impl
+    )
 
 
 def gaussian_rsample(
@@ -158,6 +174,7 @@ def rsample_kl(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
+    event_dims: int = 1,
     prior: Mixture | None = None,
     gradient: Literal["total", "path"] = "total",
     generator: Generator | None = None,
@@ -183,6 +200,9 @@ def rsample_kl(
             pseudo-inputs. Its parameters get their gradients.
         gradient: of the estimate, for a mixture: ``"total"``, or ``"path"``, which leaves out the
             score of q ("sticking the landing"), as in :func:`rsample_log_ratio`.
+        event_dims: as in :func:`gaussian_log_prob`. z has the layout of mu, and the noise its
+            order: latents that are channels_last get other samples than contiguous ones, as they
+            do from ``torch.randn_like``. 1 with a :class:`Mixture`.
         generator: as in :func:`gaussian_rsample`.
         impl: as in :func:`gaussian_log_prob`.
 
@@ -204,7 +224,7 @@ def rsample_kl(
     (torch.Size([3, 2]), tensor([0., 0., 0.]))
     """
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    shape = validate.broadcast(mu=mu, logvar=logvar)
+    shape = validate.broadcast(event_dims, mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     if gradient != "total":
         validate.choice("gradient", gradient, ("total", "path"))
@@ -213,13 +233,14 @@ def rsample_kl(
                 "gradient='path' needs a mixture as prior: a KL in closed form has no score of q"
             )
     if prior is not None:
-        check_prior(prior, mu, logvar, prior_mu, prior_logvar)
+        check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims)
         options = {"gradient": gradient, "antithetic": False, "generator": generator, "impl": impl}
         z, log_ratio = dispatch.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
         return z.squeeze(0), -log_ratio.squeeze(0)
     return dispatch.rsample_kl(
-        shape, mu, logvar, prior_mu, prior_logvar, generator=generator, impl=impl
-    )
+        shape, mu, logvar, prior_mu, prior_logvar,
+        event_dims=event_dims, generator=generator, impl=impl,
+    )  # fmt: skip
 
 
 def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):
@@ -249,6 +270,7 @@ def rsample_log_ratio(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     *,
+    event_dims: int = 1,
     prior: Mixture | None = None,
     gradient: Gradient = "total",
     antithetic: bool = False,
@@ -277,6 +299,7 @@ def rsample_log_ratio(
         mu, logvar: of q, ``[..., D]``, broadcast together.
         num_samples: K >= 1.
         prior_mu, prior_logvar: of the prior; broadcast to the shape of q; None means 0.
+        event_dims: as in :func:`rsample_kl`; 1 with a :class:`Mixture`.
         prior: instead of them a :class:`Mixture`, such as a VampPrior: mu and logvar of q at K
             pseudo-inputs. Its parameters get their gradients, the same for all ``gradient``.
         gradient: what reaches mu and logvar. ``"total"``: the gradient of the values.
@@ -309,12 +332,14 @@ def rsample_log_ratio(
     (torch.Size([5, 3, 2]), tensor(0.))
     """
     q = mu, logvar, prior_mu, prior_logvar
-    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic, event_dims)
     options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
     if prior is None:
-        z, log_ratio = dispatch.rsample_log_ratio(shape, *q, num_samples, **options)
+        z, log_ratio = dispatch.rsample_log_ratio(
+            shape, *q, num_samples, event_dims=event_dims, **options
+        )
     else:
-        check_prior(prior, *q)
+        check_prior(prior, *q, event_dims)
         z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
             shape, mu, logvar, prior, num_samples, **options
         )
@@ -322,12 +347,17 @@ def rsample_log_ratio(
     return z, log_ratio
 
 
-def check_prior(prior, mu, logvar, prior_mu, prior_logvar):
+def check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims=1):
     """A mixture that is the prior of q."""
     if not isinstance(prior, Mixture):
         raise TypeError(f"prior must be a Mixture, got {type(prior).__name__}")
     if prior_mu is not None or prior_logvar is not None:
         raise ValueError("expected a prior or prior_mu and prior_logvar, got both")
+    if event_dims != 1:
+        raise ValueError(
+            f"event_dims must be 1 with a Mixture as prior, whose components are [K, D], got "
+            f"{event_dims}: flatten mu and logvar"
+        )
     named = {f"prior.{name}": tensor for name, tensor in prior._asdict().items()}
     validate.tensors(mu=mu, **named)
     check_components(torch.broadcast_tensors(mu, logvar)[0], *prior, name="mu", prefix="prior.")
@@ -344,10 +374,12 @@ def check_gradient(gradient, alpha, num_samples):
         )
 
 
-def check_samples(mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic):
+def check_samples(
+    mu, logvar, prior_mu, prior_logvar, num_samples, gradient, antithetic, event_dims=1
+):
     """The arguments of rsample_log_ratio; returns the shape of q, and ``num_samples``."""
     validate.tensors(mu=mu, logvar=logvar, prior_mu=prior_mu, prior_logvar=prior_logvar)
-    shape = validate.broadcast(mu=mu, logvar=logvar)
+    shape = validate.broadcast(event_dims, mu=mu, logvar=logvar)
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     num_samples = validate.count("num_samples", num_samples)
     validate.choice("gradient", gradient, GRADIENTS)

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import dispatch, noise, validate
+from . import dispatch, events, noise, validate
 from .dispatch import Implementation
 from .functional import Gradient, Mixture, check_gradient, check_prior, check_samples
 from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
@@ -139,7 +139,7 @@ def chunked_iwae_loss(
             numbers from torch, as dropout does: they are the same the second time. (For that
             the generator's state is kept for each chunk, which a CUDA graph cannot capture.)
         x: the data ``[B, ...]``.
-        mu, logvar: of q, ``[B, D]``.
+        mu, logvar: of q, ``[B, D]``, or ``[B, ...]`` as in :func:`elbo_loss`.
         num_samples: K.
         chunk_size: samples at a time, even with ``antithetic``.
         prior_mu, prior_logvar, prior, gradient, antithetic, generator: as in
@@ -170,15 +170,20 @@ def chunked_iwae_loss(
         )
     alpha = check_options(likelihood, recon_logvar, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
-    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic)
+    validate.tensors(mu=mu, logvar=logvar)
+    event_dims = max(mu.dim() - 1, logvar.dim() - 1, 1)
+    shape, num_samples = check_samples(*q, num_samples, gradient, antithetic, event_dims)
     if prior is not None:
-        check_prior(prior, *q)
+        check_prior(prior, *q, event_dims)
     chunk_size = validate.count("chunk_size", chunk_size)
     if not callable(decoder):
         raise TypeError(f"decoder must be callable, got {type(decoder).__name__}")
     if antithetic and chunk_size % 2 and chunk_size < num_samples:
         raise ValueError(f"antithetic sampling needs an even chunk_size, got {chunk_size}")
     check_gradient(gradient, alpha, num_samples)
+    of_latents, order = shape, None
+    if event_dims > 1:
+        shape, order, (mu, logvar, prior_mu, prior_logvar) = events.flatten(shape, event_dims, *q)
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     seed = noise.draw_seed(mu.device, generator)
 
@@ -197,7 +202,7 @@ def chunked_iwae_loss(
             impl=impl,
             flat=prior is not None,
         )
-        recon = decoder(z)
+        recon = decoder(events.restore(z, of_latents, order, size))
         values = check_samples_of("decoder(z)", recon, x, log_ratio, recon_logvar)
         if prior is not None:
             log_ratio = log_ratio + dispatch.log_prior(z, prior, impl=impl)
@@ -252,8 +257,10 @@ def check_samples_of(name, recon, x, log_ratio, recon_logvar):
     fits = recon.dim() > 1 and recon.shape[1:] == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:
         shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})
+        hint = "; event_dims of rsample_log_ratio is too small" if log_ratio.dim() > 2 else ""
         raise ValueError(
-            f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, got {shapes}"
+            f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, "
+            f"got {shapes}{hint}"
         )
     return validate.likelihood(recon, x, recon_logvar, name=name)
 

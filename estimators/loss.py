@@ -60,7 +60,8 @@ def elbo_loss(
             averaged.
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
-        kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it.
+        kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it: of
+            latents ``[B, C, H, W]`` with ``event_dims=3``.
         likelihood: ``"bernoulli"`` or ``"gaussian"``.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
@@ -120,7 +121,8 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
         validate.same_device(x=x, kl=kl)
         if kl.shape != x.shape[:1]:
             shapes = validate.describe({"kl": kl, "x": x})
-            raise ValueError(f"expected kl [B] for x [B, ...], got {shapes}")
+            hint = "; event_dims of rsample_kl is too small" if kl.dim() > 1 else ""
+            raise ValueError(f"expected kl [B] for x [B, ...], got {shapes}{hint}")
         return kl
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
@@ -131,11 +133,7 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
         raise ValueError(
             f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
-
-    mu, logvar, prior_mu, prior_logvar = (
-        None if t is None else t.expand(shape).flatten(1) for t in named.values()
-    )
-    return dispatch.gaussian_kl(mu.shape, mu, logvar, prior_mu, prior_logvar, impl=impl)
+    return dispatch.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
 
 
 class ELBOLoss(torch.nn.Module):

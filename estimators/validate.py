@@ -118,8 +118,13 @@ def describe(named):
     return ", ".join(f"{name} {tuple(t.shape)}" for name, t in given)
 
 
-def broadcast(**named):
-    """The shape [..., D], D >= 1, that the named tensors broadcast to."""
+def broadcast(event_dims=1, /, **named):
+    """The shape that the named tensors broadcast to: [..., D], D >= 1.
+
+    Or with ``event_dims`` for D, none of them empty; with 0 any shape.
+    """
+    if type(event_dims) is not int or event_dims != 1:
+        count("event_dims", event_dims, least=0)
     shape: Any = None
     for tensor in named.values():
         if tensor is None:
@@ -135,8 +140,13 @@ def broadcast(**named):
         except RuntimeError as error:
             raise ValueError(f"shapes do not broadcast: {describe(named)}") from error
         break
-    if len(shape) == 0 or shape[-1] == 0:
-        raise ValueError(f"expected shapes [..., D] with D >= 1, got {describe(named)}")
+    first = len(shape) - event_dims
+    if first < 0 or (shape[-1] == 0 if event_dims == 1 else 0 in shape[first:]):
+        expected = "shapes [..., D] with D >= 1"
+        if event_dims > 1:
+            expected = f"at least {event_dims} dimensions for event_dims={event_dims}, "
+            expected += "and in an event at least one latent"
+        raise ValueError(f"expected {expected}, got {describe(named)}")
     return shape
 
 

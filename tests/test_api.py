@@ -16,15 +16,15 @@ import fused_elbo
 import fused_elbo.estimators
 
 SIGNATURES = {
-    "gaussian_log_prob": "x mu logvar * impl='auto'",
-    "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * impl='auto'",
+    "gaussian_log_prob": "x mu logvar * event_dims=1 impl='auto'",
+    "gaussian_kl": "mu logvar prior_mu=None prior_logvar=None * event_dims=1 impl='auto'",
     "gaussian_rsample": "mu logvar num_samples=None * generator=None impl='auto'",
-    "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * prior=None gradient='total' "
-    "generator=None impl='auto'",
+    "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * event_dims=1 prior=None "
+    "gradient='total' generator=None impl='auto'",
     "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
     "bernoulli_nll": "logits x * impl='auto'",
-    "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * prior=None "
-    "gradient='total' antithetic=False generator=None impl='auto'",
+    "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
+    "prior=None gradient='total' antithetic=False generator=None impl='auto'",
     "kl_decomposition": "z mu logvar dataset_size=None * estimator='stratified' dataset=None "
     "impl='auto'",
     "elbo_tc_loss": "recon x z mu logvar dataset_size=None * mutual_information=1.0 "
