@@ -470,6 +470,11 @@ class TestBadInput:
         prior = Mixture(t(2, 5), t(2, 5))
         with pytest.raises(ValueError, match="event_dims must be 1 with a Mixture as prior"):
             rsample_log_ratio(t(2, 3, 5), t(2, 3, 5), K, prior=prior, event_dims=2)
+        with pytest.raises(ValueError, match="event_dims must be 1 with a Mixture as prior"):
+            rsample_kl(t(2, 3, 5), t(2, 3, 5), prior=prior, event_dims=2)
+        latents, options = (t(2, 3, 5), t(2, 3, 5)), {"chunk_size": K, "prior": prior}
+        with pytest.raises(ValueError, match="got 2: flatten mu and logvar"):
+            chunked_iwae_loss(torch.nn.Flatten(2), t(2, 15), *latents, K, **options)
 
     def test_a_prior_that_does_not_broadcast(self):
         with pytest.raises(ValueError, match=r"prior_mu \(3,\) does not broadcast to \(2, 3, 2, 5"):
