@@ -38,9 +38,8 @@ def keep_freed_memory():
     """Have glibc hand out again what was freed, as it does within a long training run.
 
     Otherwise it returns large blocks to the system or not, as their order happens to be, and each
-    of their pages then takes up to 1.7 us anew: several times what an operation takes. No block is
-    mapped by itself: those beyond 32 MiB would always be, and a tensor of 512 x 512 x 64 then costs
-    eager PyTorch 28 ms at each call.
+    of their pages then takes up to 1.7 us anew: several times what an operation takes. Blocks of
+    over 32 MiB it would map one by one and always return: no block is mapped by itself.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

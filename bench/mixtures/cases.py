@@ -35,13 +35,13 @@ SHAPES = {
     },
     ("cpu", "default"): {
         "mixture_log_prob": [
-            *crossed((512, 512, 64), (128, 2048), (32, 128), (4, 16)),
+            *crossed((512, 512, 64), (32, 128), (32, 128), (4, 16)),
             *SMALL,
             (1024, 1024, 64),
             HUGE,
         ],
         # A data set is at least as large as a batch of it.
-        "kl_aggregate": crossed((128, 512, 64), (32, 512), (128, 2048), (4, 16)),
+        "kl_aggregate": crossed((128, 512, 64), (32, 512), (128, 1024), (4, 16)),
         "kl_stratified": squares((512, 64), (128, 64), (32, 64), (512, 16), (512, 4)),
     },
     ("cpu", "full"): {

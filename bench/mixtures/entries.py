@@ -14,6 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily
 
 import fused_elbo
 
+from ..harness import functions
 from ..harness.cases import DIRECTIONS
 from ..harness.operation import ENCODED, LATENT, LOGVAR, Operation
 from ..harness.traffic import ITEM
@@ -52,18 +53,11 @@ class Pairwise(Operation):
         return self.tensors.get(case.provider, 0) * ITEM[case.dtype] * pairs(case)
 
 
-@functools.cache
-def compiled(function):
-    """With symbolic sizes, for the last part is smaller; equal ones are not so in the next cell."""
-    torch.fx.experimental._config.use_duck_shape = False
-    return torch.compile(function, fullgraph=True, dynamic=True)
-
-
 def in_parts(function, rows, components):
     """The function of a part of the rows at a time, of all components."""
     size = max(1, PART[rows[0].device.type] // components[0].numel())
     parts = zip(*(t.split(size) for t in rows), strict=True)
-    found = [compiled(function)(*part, *components) for part in parts]
+    found = [functions.symbolic(function)(*part, *components) for part in parts]
     if isinstance(found[0], tuple):
         return tuple(map(torch.cat, zip(*found, strict=True)))
     return torch.cat(found)
