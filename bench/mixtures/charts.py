@@ -1,8 +1,11 @@
 """The charts of the losses that compare all pairs. No torch."""
 
+import math
+
 from matplotlib.ticker import EngFormatter, NullLocator
 
 from ..harness.cases import DIRECTIONS
+from ..harness.providers import PROVIDERS
 from ..reporting import canvas
 from ..reporting.canvas import CLOCK_TEXT
 from ..reporting.results import present, providers
@@ -20,9 +23,9 @@ def charts(device):
         clock = CLOCK_TEXT[device.clock]
         ratios = results.against_ours(table)
         if not ratios.empty:
-            title = f"Speed-up of fused_elbo over each baseline: {what}, {clock}"
+            title = f"Speed-up of fused_elbo over each: {what}, {clock}"
             found[f"mixtures-speedup-{dtype}"] = speedups(ratios, title, subject)
-        title = f"Time per sample, component and latent: {what}, {clock}"
+        title = f"Time per (b, k, d): {what}, {clock}"
         found[f"mixtures-time-{dtype}"] = times(table, title, subject)
         counted = table[table.peak_bytes.notna()]
         if not counted.empty:
@@ -31,19 +34,16 @@ def charts(device):
     return found
 
 
-def along_each(table, value, title, subject):
-    """A row an operation, a column a dimension that grows, a line a provider: (figure, axes)."""
+def along_each(table, value, label, title, subject):
+    """A row an operation, a column a dimension that grows, a line a provider: (figure, rows)."""
     ops = present(table)
-    height = 2.05 * len(ops) + 1.75
+    height = 1.95 * len(ops) + 1.55
     figure, axes = canvas.canvas(len(ops), 3, height, title, subject, 1.0, sharey="row")
-    figure.subplots_adjust(left=0.135, hspace=0.62, wspace=0.08)
+    figure.subplots_adjust(left=0.135, hspace=0.6, wspace=0.08)
     for row, op in zip(axes, ops, strict=True):
         for axis, along in zip(row, AXES, strict=True):
             draw_line(axis, table[table.op == op], along, value)
-        row[0].annotate(
-            op, (0, 1), xytext=(0, 20), xycoords="axes fraction", textcoords="offset points",
-            weight="bold",
-        )  # fmt: skip
+        row[0].set_ylabel(f"{op}\n{label}")
     canvas.legend(figure, providers(table), height)
     return figure, axes
 
@@ -68,45 +68,45 @@ def draw_line(axis, table, along, value):
 
 
 def speedups(table, title, subject):
-    figure, axes = along_each(table, "speedup", title, subject)
-    low, high = (f(table.speedup) for f in (min, max))
-    for row in axes:
-        for axis in row:
-            axis.set_yscale("log", base=2)
+    figure, axes = along_each(table, "speedup", "speed-up", title, subject)
+    powers = range(-8, 14)
+    for (first, *others), op in zip(axes, present(table), strict=True):
+        values = table[table.op == op].speedup
+        first.set_yscale("log", base=2)
+        first.set_yticks([2.0**p for p in powers], [canvas.power(p) for p in powers])
+        first.set_ylim(min(values.min(), 1) / 1.3, max(values.max(), 1) * 1.3)
+        for axis in (first, *others):
             axis.axhline(1, color="black", linewidth=1)
-            powers = range(-8, 14)
-            axis.set_yticks([2.0**p for p in powers], [canvas.power(p) for p in powers])
-            axis.set_ylim(min(low, 1) / 1.3, max(high, 1) * 1.3)
-        row[0].set_ylabel("speed-up")
     return figure
 
 
 def memory(table, title, subject):
-    figure, axes = along_each(table, "peak_bytes", title, subject)
-    for row in axes:
-        row[0].set_yscale("log")
-        row[0].yaxis.set_major_formatter(EngFormatter("B"))
-        row[0].set_ylabel("peak memory")
+    figure, axes = along_each(table, "peak_bytes", "peak memory", title, subject)
+    for first, *_ in axes:
+        first.set_yscale("log")
+        first.yaxis.set_major_formatter(EngFormatter("B"))
     return figure
 
 
 def times(table, title, subject):
-    """Every cell, the small to the left: what a pair's latent costs."""
+    """Every cell, the small to the left: what one latent of a pair costs."""
     ops = present(table)
-    height = 4.2
-    figure, axes = canvas.canvas(1, len(ops), height, title, subject, 1.2, sharey=True)
+    height = 3.9
+    figure, axes = canvas.canvas(1, len(ops), height, title, subject, 1.0, sharey=True)
     figure.subplots_adjust(left=0.115, wspace=0.08)
-    table = table.assign(pairs=table[results.SHAPE].prod(axis=1)).sort_values("pairs")
+    table = table.assign(pairs=table[results.SHAPE].prod(axis=1))
     for axis, op in zip(axes[0], ops, strict=True):
         panel = table[table.op == op]
         for name in providers(panel):
             one = panel[panel.provider == name]
-            canvas.draw_line(axis, name, one.pairs, one.per_pair)
+            colour, marker, *_ = PROVIDERS[name]
+            axis.scatter(one.pairs, one.per_pair, color=colour, marker=marker, s=26, lw=0, zorder=3)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_title(op, loc="left", weight="bold")
         axis.set_xlabel("B x K x D")
     axes[0, 0].yaxis.set_major_formatter(EngFormatter("s"))
+    axes[0, 0].set_ylim(bottom=10 ** math.floor(math.log10(table.per_pair.min())))
     axes[0, 0].set_ylabel("time / (B K D)")
     canvas.legend(figure, providers(table), height)
     return figure

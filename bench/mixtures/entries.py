@@ -63,10 +63,15 @@ def in_parts(function, rows, components):
     return torch.cat(found)
 
 
+def count(rows):
+    """A tensor: with math.log the compiler would compile anew for every number."""
+    return rows.new_full((), len(rows))
+
+
 def eager_mixture(z, mu, logvar):
     residual = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)
     log_densities = -0.5 * (residual.square().sum(-1) + (logvar + LOG_2PI).sum(-1))
-    return torch.logsumexp(log_densities, 1) - math.log(len(mu))
+    return torch.logsumexp(log_densities, 1) - count(mu).log()
 
 
 def distributions_mixture(z, mu, logvar):
@@ -110,7 +115,7 @@ def three_terms(z, mu, logvar, joint, marginals):
 
 def eager_aggregate(z, mu, logvar, all_mu, all_logvar):
     log_densities = log_density(z.unsqueeze(1), all_mu, all_logvar)
-    log_size = math.log(len(all_mu))
+    log_size = count(all_mu).log()
     joint = torch.logsumexp(log_densities.sum(-1), 1) - log_size
     marginals = (torch.logsumexp(log_densities, 1) - log_size).sum(-1)
     return three_terms(z, mu, logvar, joint, marginals)
@@ -145,11 +150,11 @@ ENTRIES["kl_aggregate"] = Pairwise(
 
 def stratified_log_weights(z):
     """log W_ij: 1/N for i's own posterior, (N - M) / (N M) for the next, 1/M for others."""
-    batch, size = len(z), DATASET_SIZE
-    others, rows = batch - 1, torch.arange(batch, device=z.device)
-    weights = z.new_full((batch, batch), -math.log(others))
+    batch, size, others = len(z), DATASET_SIZE, count(z) - 1
+    rows = torch.arange(batch, device=z.device)
+    weights = -others.log().expand(batch, batch).clone()
     weights[rows, rows] = -math.log(size)
-    weights[rows, (rows + 1) % batch] = math.log((size - others) / (size * others))
+    weights[rows, (rows + 1) % batch] = ((size - others) / (size * others)).log()
     return weights
 
 

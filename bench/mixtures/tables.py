@@ -43,8 +43,8 @@ def memory(shares):
     shares = shares.dropna()
     if shares.empty:
         return ""
-    few, most = 100 * shares.min(), 100 * shares.max()
-    return f" Peak memory is {few:.2g} to {most:.2g} % of eager's, over {len(shares)} cells."
+    few, most = ratio(shares.min()), ratio(shares.max())
+    return f" Peak memory is {few} to {most} eager's, over {len(shares)} cells."
 
 
 def sections(device):

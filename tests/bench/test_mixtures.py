@@ -225,7 +225,7 @@ def test_verdict(tmp_path):
     assert cells.best.tolist() == pytest.approx([2.0] * len(cells))
     text = tables.verdict(cells)
     assert f"{len(cells)} / 0 / 0 cells." in text
-    assert "Peak memory is 0.098 to 10 % of eager's" in text
+    assert "Peak memory is 0.00098\u00d7 to 0.10\u00d7 eager's" in text
 
 
 def test_plots_are_the_same_twice_and_need_no_torch(tmp_path):
