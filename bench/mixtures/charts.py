@@ -23,7 +23,7 @@ def charts(device):
         clock = CLOCK_TEXT[device.clock]
         ratios = results.against_ours(table)
         if not ratios.empty:
-            title = f"Speed-up of fused_elbo over each: {what}, {clock}"
+            title = f"Speed-up of fused_elbo by baseline: {what}, {clock}"
             found[f"mixtures-speedup-{dtype}"] = speedups(ratios, title, subject)
         title = f"Time per (b, k, d): {what}, {clock}"
         found[f"mixtures-time-{dtype}"] = times(table, title, subject)

@@ -211,7 +211,7 @@ def test_lines_are_where_most_cells_are(tmp_path):
     table = results.training(Device(fake_runs.write(tmp_path, 1, made_up_run())))
     mixture, square = (table[table.op == op] for op in ("mixture_log_prob", "kl_stratified"))
     line = results.line(mixture, "batch")
-    assert set(line.batch) == {32, 128, 512}
+    assert set(line.batch) == {32, 128, 512, 2048}
     assert set(line.samples) == {512}
     assert set(line.latent) == {64}
     assert set(results.line(mixture, "latent").latent) == {4, 16, 64}
