@@ -8,11 +8,12 @@ In this order, each step to OUT/<step>.json as soon as it is done:
   samples  ``pytest --benchmark`` of the operations on K samples, for most of what is left of the
            budget, into OUT/<device>/
   largest  the largest K, the same way; last of K samples, for it drives the device out of memory
+  mixtures the losses that compare every sample with every component, for a part of the rest
   sweep    the other operations, for most of the rest
   drop_ins the drop-ins against what they replace, for what is then left
 
 The budget keeps a command below ten minutes. To go on after one, copy OUT/<device>/ to
-results/ and give ``--steps samples sweep drop_ins --resume results``.
+results/ and give ``--steps samples mixtures sweep drop_ins --resume results``.
 """
 
 import argparse
@@ -35,19 +36,25 @@ from .drop_ins.entries import ENTRIES as DROP_INS
 from .harness import clock, functions, machine, measure, oracle
 from .harness.cases import GRIDS, case_id
 from .harness.operation import make_inputs, make_upstream
-from .harness.providers import COMPILED, OURS
+from .harness.providers import OURS
+from .mixtures.cases import sweep as mixture_sweep
+from .mixtures.entries import ENTRIES as MIXTURES
 from .operations.cases import sweep as operation_sweep
 from .operations.entries import ENTRIES as OPERATIONS
 from .samples.cases import case_of as sample_case
 from .samples.entries import ENTRIES as SAMPLED
 
-ENTRIES = OPERATIONS | SAMPLED | DROP_INS
-STEPS = ("copy", "noise", "kernels", "check", "samples", "largest", "sweep", "drop_ins")
+ENTRIES = OPERATIONS | SAMPLED | MIXTURES | DROP_INS
+STEPS = (
+    "copy", "noise", "kernels", "check", "samples", "largest", "mixtures", "sweep", "drop_ins"
+)  # fmt: skip
+OTHERS = (*SAMPLED, "largest", "mixtures", "drop_in")  # words that select what is not "sweep"
 # Of pytest's -k, and how much of what is left each may take.
 SWEEPS = {
     "samples": (" or ".join(SAMPLED), 0.6),
     "largest": ("largest", 0.5),
-    "sweep": (" and ".join(f"not {name}" for name in (*SAMPLED, "largest", "drop_in")), 0.8),
+    "mixtures": ("mixtures", 0.4),
+    "sweep": (" and ".join(f"not {name}" for name in OTHERS), 0.8),
     "drop_ins": ("drop_in", 1.0),
 }
 ROWS, COLS = 16384, 1024  # 16.8M elements
@@ -152,14 +159,16 @@ def kernel_names(call, inputs):
 
 
 def step_kernels():
-    """Kernels a call at 4096 x 256 in float32; of K samples at 64 x 64 x 64; of the drop-ins."""
+    """Kernels a call at 4096 x 256 in float32; of K samples at 64 x 64 x 64; of mixtures and the
+    drop-ins on the smoke grid."""
     report = {}
     sampled = every_sampled_case([(64, 64, 64)], ["float32"])
     # Not compiled: that would take the time of what is more important.
-    drop_ins = drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "smoke"])
-    drop_ins = [case for case in drop_ins if case.provider not in COMPILED]
+    others = drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "smoke"])
+    others += mixture_sweep(MIXTURES, "cuda", "smoke")
+    others = [case for case in others if not case.provider.startswith("compile")]
     plain = operation_sweep(OPERATIONS, "cuda", [(4096, 256)], ["float32"])
-    for case in (*sampled, *plain, *drop_ins):
+    for case in (*sampled, *plain, *others):
         try:
             prepared = measure.Prepared(ENTRIES[case.op], case, "cuda")
             names = kernel_names(prepared.call, prepared.sets[0])
@@ -177,7 +186,9 @@ def step_check():
     dtypes = ["float32", "bfloat16"]
     sampled = every_sampled_case(of_samples, dtypes)
     plain = operation_sweep(OPERATIONS, "cuda", shapes, dtypes)
-    for case in (*sampled, *plain, *drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "default"])):
+    mixtures = mixture_sweep(MIXTURES, "cuda", "default")
+    drop_ins = drop_in_sweep(DROP_INS, "cuda", GRIDS["cuda", "default"])
+    for case in (*sampled, *plain, *mixtures, *drop_ins):
         if case.provider not in OURS:
             continue
         operation = ENTRIES[case.op]

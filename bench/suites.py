@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from .drop_ins import charts as drop_in_charts
 from .drop_ins import tables as drop_ins
+from .mixtures import charts as mixture_charts
+from .mixtures import tables as mixtures
 from .operations import charts as operation_charts
 from .operations import tables as operations
 from .quality import charts as quality_charts
@@ -35,6 +37,7 @@ SUITES = (
         files={"summary.csv": results.summary},  # of all operations
     ),
     Suite("samples", sample_charts.charts, samples.terminal, samples.sections),
+    Suite("mixtures", mixture_charts.charts, mixtures.terminal, mixtures.sections),
     Suite(
         "drop_ins",
         drop_in_charts.charts,

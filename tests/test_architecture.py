@@ -39,6 +39,7 @@ ARROWS = {
     "bench/reporting": ["bench/harness"],
     "bench/operations": COMMON,
     "bench/samples": [*COMMON, "bench/operations"],
+    "bench/mixtures": [*COMMON, "bench/operations"],
     "bench/drop_ins": [*COMMON, "bench/operations", "bench/samples"],
     "bench/quality": COMMON,
     "bench/static": COMMON,

@@ -8,6 +8,7 @@ EVENTS = 784
 HIDDEN = 256
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
+WITH_K = ("samples", "mixtures")  # suites
 
 
 class Grid(NamedTuple):
@@ -44,7 +45,7 @@ class Case(NamedTuple):
     latent: int
     dtype: str
     direction: str
-    samples: int = 1  # K, in the suite "samples"
+    samples: int = 1  # K: samples or, in the suite "mixtures", components
     suite: str = "operations"
 
     @property
@@ -64,7 +65,7 @@ def case_id(case):
     """
     op, provider, *rest, samples, suite = case
     first = ["drop_in"] if suite == "drop_ins" else []
-    count = [f"K{samples}"] if suite == "samples" else []
+    count = [f"K{samples}"] if suite in WITH_K else []
     return "-".join(map(str, [*first, op, provider, *count, *rest]))
 
 

@@ -8,7 +8,13 @@ from .providers import PROVIDERS
 
 # On a CPU the compiler's own generator is scalar code, ten times as slow as torch's.
 CPU_COMPILE = {"options": {"fallback_random": True}}
-_compiled = {}
+
+
+@functools.cache
+def symbolic(function, fullgraph=True):
+    """Compiled for all sizes: those that are equal once are not so in the next cell."""
+    torch.fx.experimental._config.use_duck_shape = False
+    return torch.compile(function, fullgraph=fullgraph, dynamic=True, **CPU_COMPILE)
 
 
 def compiled(provider, operation, device):
@@ -19,20 +25,13 @@ def compiled(provider, operation, device):
     would take most of the suite's time. ``fullgraph`` makes a graph break, or a silent fall
     back to eager at the recompile limit, an error; one original cannot do without a break.
     """
-    static = device == "cuda"
-    # With symbolic sizes: K, batch and latents that are equal once are not so in the next cell.
-    torch.fx.experimental._config.use_duck_shape = static
-    if static:
-        torch._dynamo.reset()
-    elif (provider, operation) in _compiled:
-        return _compiled[provider, operation]
-    options = PROVIDERS[provider].compile if static else CPU_COMPILE
-    function = torch.compile(
-        operation.providers["eager"], fullgraph=operation.fullgraph, dynamic=not static, **options
-    )
-    if not static:
-        _compiled[provider, operation] = function
-    return function
+    function, fullgraph = operation.providers["eager"], operation.fullgraph
+    if device == "cpu":
+        return symbolic(function, fullgraph)
+    torch._dynamo.reset()
+    torch.fx.experimental._config.use_duck_shape = True
+    options = PROVIDERS[provider].compile
+    return torch.compile(function, fullgraph=fullgraph, dynamic=False, **options)
 
 
 def new_step(function):

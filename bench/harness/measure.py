@@ -5,13 +5,15 @@ import time
 import pytest
 
 from . import clock, functions, memory, oracle, quiet
-from .cases import case_id
+from .cases import WITH_K, case_id
 from .machine import DEVICE
 from .operation import make_inputs, make_upstream
 from .providers import OURS
 
 # On a CPU the profiler that counts memory costs more than the call where that is small.
 CPU_MEMORY_FROM = 2**18
+# Seconds from which on a call is warm after its first ones, and is timed SLOW_ROUNDS times.
+SLOW, SLOW_ROUNDS = 0.1, 3
 _cell = {}
 
 
@@ -31,7 +33,8 @@ def time_case(benchmark, run, operation, case):
     info["peak_bytes"] = peak_memory(prepared)
 
     interrupted = quiet.preemptions()
-    rounds = clock.rounds_for(run.grid.seconds, prepared.seconds, run.grid.rounds)
+    bounds = (SLOW_ROUNDS, SLOW_ROUNDS) if prepared.slow else run.grid.rounds
+    rounds = clock.rounds_for(run.grid.seconds, prepared.seconds, bounds)
     benchmark.pedantic(prepared.call, setup=round_setup(prepared, run.quiet), rounds=rounds)
     if benchmark.disabled:
         return
@@ -84,6 +87,7 @@ def input_sets(operation, case, device):
 def forget_inputs():
     """Give the memory of the last cell back."""
     _cell.clear()
+    oracle.kept_answers.cache_clear()
 
 
 class Prepared:
@@ -101,8 +105,10 @@ class Prepared:
         first_call = self.first_call()
         checked = functions.get_checked(provider, operation, self.function, case.samples)
         self.error = oracle.check(operation, case, checked, *self.sets[0])
-        self.warm_up()
-        self.seconds = min(self.wall_clock() for _ in range(3))
+        self.seconds = self.wall_clock()
+        if not self.slow:
+            self.warm_up()
+            self.seconds = min(self.wall_clock() for _ in range(3))
         self.compile_seconds = max(0.0, first_call - self.seconds)
 
     def first_call(self):
@@ -124,8 +130,12 @@ class Prepared:
         if self.case.backward:
             oracle.backward(outputs, tensors, upstream)
 
+    @property
+    def slow(self):
+        return self.seconds > SLOW
+
     def warm_up(self):
-        for inputs in self.sets[:3]:
+        for inputs in self.sets[: 0 if self.slow else 3]:
             self.call(inputs)
         clock.synchronize(self.device)
 
@@ -189,7 +199,7 @@ def peak_memory(prepared):
         return None
     if prepared.device == "cpu":
         small = case.batch * case.latent < CPU_MEMORY_FROM
-        if (small and case.suite != "samples") or not case.backward:
+        if (small and case.suite not in WITH_K) or not case.backward:
             return None
     return memory.peak_bytes(prepared.call, prepared.sets[0], prepared.device)
 

@@ -30,7 +30,7 @@ def binary(normal):
 class Input(NamedTuple):
     """A random tensor, such as a trained encoder or decoder would have it; no special values."""
 
-    dims: tuple  # of "samples", "batch", "latent", "events" and "hidden"
+    dims: tuple  # of "samples", "components", "batch", "latent", "events" and "hidden"
     scale: Callable = plain  # what is made of a standard normal
     data: bool = False  # which get no gradient
 
@@ -96,7 +96,7 @@ class Operation:
 
 
 def shape_of(dims, case):
-    sizes = case._asdict() | {"events": EVENTS, "hidden": HIDDEN}
+    sizes = case._asdict() | {"components": case.samples, "events": EVENTS, "hidden": HIDDEN}
     return tuple(sizes[name] for name in dims)
 
 

@@ -30,6 +30,8 @@ PROVIDERS = {
     "compile-reduce-overhead": Provider(
         "#009E73", ">", "reduce-\nover-\nhead", ON_GPU, {"mode": "reduce-overhead"}
     ),
+    # A loop over parts, each compiled: where the textbook in one call leaves the caches.
+    "compile-chunked": Provider("#882255", "P", "com-\npile-\nchunked"),
     "fused_elbo": Provider("#D55E00", "o", "fused_\nelbo", ours=True),
     "fused_elbo-chunked": Provider("#000000", "*", "fused_\nelbo-\nchunked", ours=True),
 }

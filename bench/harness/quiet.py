@@ -17,7 +17,7 @@ except ImportError:  # not on Windows
 LOADAVG = Path("/proc/loadavg")
 NAP = 0.004  # long enough for our own idle threads to fall asleep
 SAMPLES = 3
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h; the second is 32 MiB at most
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def preemptions():
@@ -38,13 +38,14 @@ def keep_freed_memory():
     """Have glibc hand out again what was freed, as it does within a long training run.
 
     Otherwise it returns large blocks to the system or not, as their order happens to be, and each
-    of their pages then takes up to 1.7 us anew: several times what an operation takes.
+    of their pages then takes up to 1.7 us anew: several times what an operation takes. Blocks of
+    over 32 MiB it would map one by one and always return: no block is mapped by itself.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return
-    for parameter, value in ((M_MMAP_THRESHOLD, 32 * 2**20), (M_TRIM_THRESHOLD, 2**31 - 1)):
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
         mallopt(parameter, value)
 
 

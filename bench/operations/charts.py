@@ -1,4 +1,4 @@
-"""The charts of the operations, and the overview of these and of K samples. No torch."""
+"""The charts of the operations, and the overview of these, K samples and mixtures. No torch."""
 
 import math
 
@@ -11,7 +11,8 @@ from ..reporting import canvas, formats
 from ..reporting.canvas import CLOCK_TEXT
 from ..reporting.results import present, providers
 
-OWN = ("operations", "samples")  # whose speed-ups are over baselines; the drop-ins' over originals
+# Whose speed-ups are over baselines; the drop-ins' are over originals.
+OWN = ("operations", "samples", "mixtures")
 
 
 def charts(device):

@@ -29,12 +29,12 @@ def ratio(value):
 def seconds(value):
     """A time with three digits and a unit; a dash for nan.
 
-    >>> seconds(0.00012345), seconds(1.5), seconds(math.nan) == DASH
-    ('123 µs', '1.5 s', True)
+    >>> seconds(0.00012345), seconds(1.5), seconds(2.5e-10), seconds(math.nan) == DASH
+    ('123 µs', '1.5 s', '250 ps', True)
     """
     if math.isnan(value):
         return DASH
-    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"), (1e-12, "ps")):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return f"{value:.3g} s"

@@ -109,7 +109,7 @@ def clocks(device):
         compiling = "with symbolic sizes, once an operation and direction"
         memory = (
             "from torch's profiler, which sees every allocation of torch's CPU allocator; only "
-            "for forward+backward, from 2^18 elements on, or with K samples"
+            "for forward+backward, from 2^18 elements on, or with K samples or components"
             + on_cpu.memory(device.info)
         )
     rounds = device.table.rounds.dropna()

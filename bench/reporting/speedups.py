@@ -1,6 +1,6 @@
 """Tables of speed-ups: of a device, of all devices, of what was lost and what was not timed."""
 
-from ..harness.cases import DIRECTIONS
+from ..harness.cases import DIRECTIONS, WITH_K
 from . import on_cpu
 from .formats import geometric_mean, ratio, seconds
 from .results import present
@@ -17,13 +17,13 @@ NOT_TIMED = ["operation", "provider", "B x D", "dtype", "direction", "status", "
 
 
 def shape(cell, samples="K = {}, ", times=" x "):
-    """B x D, with K in front where there are samples."""
-    first = samples.format(cell.samples) if cell.suite == "samples" else ""
+    """B x D, with K in front where there are samples or components."""
+    first = samples.format(cell.samples) if cell.suite in WITH_K else ""
     return f"{first}{cell.batch}{times}{cell.latent}"
 
 
 def short_shape(cell):
-    """64x16, or 8x64x16 with K samples."""
+    """64x16, or 8x64x16 with K samples or components."""
     return shape(cell, "{}x", "x")
 
 

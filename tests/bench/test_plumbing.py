@@ -86,6 +86,23 @@ def test_wrong_baseline_is_shown_and_not_timed(tmp_path):
     assert data["not_timed"][0]["status"] == "wrong"
 
 
+def test_slow_calls_are_few(monkeypatch):
+    """The first, the check's and one that is timed; others warm up and are timed thrice."""
+    case = Case("gaussian_kl", "eager", 16, 8, "float32", "forward")
+    right, calls = ENTRIES[case.op].providers["eager"], []
+
+    def counted(*inputs):
+        calls.append(inputs)
+        return right(*inputs)
+
+    for limit, expected in ((-1.0, 3), (1e9, 9)):
+        calls.clear()
+        monkeypatch.setattr(measure, "SLOW", limit)
+        prepared = measure.Prepared(ENTRIES[case.op], case, "cpu", counted)
+        assert prepared.slow == (limit < 0)
+        assert len(calls) == expected
+
+
 class Benchmark:
     def __init__(self):
         self.extra_info = {}

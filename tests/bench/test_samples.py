@@ -250,9 +250,11 @@ def test_gpu_session_sweeps_every_case_once():
     of_samples = gpu_session.SWEEPS["samples"][0].split(" or ")
     assert of_samples == list(ENTRIES)
     rest = gpu_session.SWEEPS["sweep"][0].split(" and ")
-    assert rest == [f"not {word}" for word in (*of_samples, "largest", "drop_in")]
+    words = (*of_samples, "largest", "mixtures", "drop_in")
+    assert rest == [f"not {word}" for word in words]
+    assert gpu_session.SWEEPS["mixtures"][0] == "mixtures"
     assert gpu_session.SWEEPS["drop_ins"][0] == "drop_in"
-    assert not any(word in op for op in OPERATIONS for word in (*of_samples, "largest"))
+    assert not any(word in op for op in OPERATIONS for word in words)
     assert set(gpu_session.SWEEPS) < set(gpu_session.STEPS)
 
 
