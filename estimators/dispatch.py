@@ -26,8 +26,6 @@ SMALL = {"gaussian": 2**19, "bernoulli": 2**16}
 # Latents of pairs of rows and components below which the reference is faster on a CPU: ten
 # components of 16 latents for 128 rows take a kernel 0.26 ms in all, and the reference 0.15.
 SMALL_MIXTURE = 2**15
-# Pairs, below which the reference is faster than a kernel for each latent.
-FEW_PAIRS = 2**16
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
@@ -37,6 +35,7 @@ TWINS: dict[Any, Any] = {
     ops.rsample_kl.function: twins.rsample_kl,
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
+    ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,
 }
@@ -154,21 +153,15 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     if not use_kernels(impl, z, mu, logvar, log_weights, fits=not small):
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     (flat,) = rows(z.shape, z)
-    return view(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
+    return view(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
 
 
 def aggregate_log_probs(z, mu, logvar, stratified_of=None, *, impl):
-    """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them.
-
-    A marginal is a mixture of one latent; of stratified weights there is no kernel.
-    """
-    impl = where_it_fits(impl, stratified_of is None)
-    worth = stratified_of is None and (impl != "auto" or len(z) * len(mu) >= FEW_PAIRS)
-    if not use_kernels(impl, z, mu, logvar, fits=worth):
+    """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them."""
+    if not use_kernels(impl, z, mu, logvar):
         return reference.aggregate_log_probs(z, mu, logvar, stratified_of)
-    joint = ops.mixture_log_prob(z, mu, logvar, None)
-    latents = (t.split(1, 1) for t in (z, mu, logvar))
-    return joint, sum(ops.mixture_log_prob(*one, None) for one in zip(*latents, strict=True))
+    joint = ops.mixture_log_prob(z, mu, logvar, None, stratified_of)
+    return joint, ops.marginals_log_prob(z, mu, logvar, stratified_of)
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, impl) -> Tensor:

@@ -45,7 +45,7 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
             compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
             sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
             loops = "longest" if "log_ratio" in name or "rsample samples" in name else None
-            loops = "innermost" if name.startswith("mixture") else loops
+            loops = "innermost" if name.startswith(("mixture", "marginals")) else loops
             turn = 2 if constexprs.get("ANTITHETIC") else 1
             per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
             row = {"kernel": name, "dtype": dtype_name, "columns": cols}

@@ -20,7 +20,9 @@ def table(rows):
     for row in rows:
         if row["columns"] == COLUMNS and row["dtype"] in ("float32", "bfloat16"):
             moved = f"{row['bytes_per_element']:g} | {bound(row, 'H100')} | {bound(row, 'H200')}"
-            if row["kernel"].startswith("mixture_log_prob"):  # its element, a pair's, moves nothing
+            if row["kernel"].startswith(
+                ("mixture", "marginals")
+            ):  # its element, a pair's, moves nothing
                 moved = "- | issue | issue"
             lines.append(
                 f"| `{row['kernel']}` | {row['dtype']} | {row['registers']} "
