@@ -53,9 +53,10 @@ def excess_log_weight(row, component, dataset_size, batch, ACC: tl.constexpr):
     A row's own component counts 1/N and the next one (N - M) / (N M).
     """
     size, others = tl.cast(dataset_size, ACC), tl.cast(batch - 1, ACC)
-    following = tl.where(row + 1 == batch, 0, row + 1)
-    excess = tl.where(component == row, tl.log(others / size), 0.0)
-    return tl.where(component == following, tl.log((size - others) / size), excess)
+    gap = (component - row).to(tl.int32)
+    following = tl.where(row + 1 == batch, 1 - batch, 1).to(tl.int32)
+    excess = tl.where(gap == 0, tl.log(others / size), 0.0)
+    return tl.where(gap == following, tl.log((size - others) / size), excess)
 
 
 @triton.jit
