@@ -139,10 +139,10 @@ def add_pulls(z, mu, inverse, weights, dz):
         for i in range(BLOCK):
             pull = dz[d * BLOCK + i]
             for j in range(FEW):
-                # 1 / std twice, not its square, which overflows where the product with it does not.
-                root = inverse[j * cols + d]
-                distance = (mu[j * cols + d] - z[d * BLOCK + i]) * root
-                pull += (weights[j * BLOCK + i] * root) * distance
+                # 1 / std twice, not its square, which overflows where the product with it does not;
+                # nor of the distance, which may be infinite so where the weight is 0.
+                root, distance = inverse[j * cols + d], mu[j * cols + d] - z[d * BLOCK + i]
+                pull += ((weights[j * BLOCK + i] * root) * distance) * root
             dz[d * BLOCK + i] = pull
 
 

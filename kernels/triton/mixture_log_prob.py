@@ -146,11 +146,12 @@ def mixture_log_prob_rows_kernel(
         )  # fmt: skip
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
         for d in range(cols):
-            # 1 / std twice, not its square, which overflows where the product with it does not.
+            # 1 / std twice, not its square, which overflows where the product with it does not; nor
+            # of the distance, which may be infinite so where the weight is 0.
             root = tl.load(inverse_ptr + d * components + component)
             mu = tl.load(mu_ptr + d * components + component)
-            distance = (mu - tl.load(z_ptr + d * rows + row)) * root
-            pull = tl.sum((weights * root) * distance, axis=0)[None, :]
+            distance = mu - tl.load(z_ptr + d * rows + row)
+            pull = tl.sum(((weights * root) * distance) * root, axis=0)[None, :]
             tl.store(own + d * rows, tl.load(own + d * rows) + pull)
         tl.debug_barrier()  # what one thread wrote another may read for the next components
 
