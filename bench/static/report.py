@@ -4,9 +4,9 @@ How instructions are counted: the kernels are straight-line code, so an element 
 instructions of a program (NOPs and what follows the last EXIT aside) over the elements that a
 thread handles. Those that loop over samples are counted by their loop alone: an element is
 one of z then, and what is done once for all samples is left out. Those of a mixture are counted
-by their loops over latents: an element is then a latent of a pair of row and component. Bytes
-an element are those of the 128-bit global loads and stores: all full-size operands are read
-and written so, and what a row needs once is not.
+by their loops over latents, those of marginals by the ones over rows or components: an element is
+then a latent of a pair of row and component. Bytes an element are those of the 128-bit global
+loads and stores: all full-size operands are read and written so, and what a row needs once is not.
 """
 
 import json

@@ -24,7 +24,7 @@ from .sums import REASSOCIATED
 BLOCK = 1024  # rows, or components, at once: their numbers stay in the first cache
 FEW = 8  # components, which share what is read and written for a row
 STRETCH = 256  # components, after which sums are put aside, to round as torch's do
-COST = 0.15, 0.25  # ns for a pair, forward and backward
+COST = 0.17, 0.22  # ns for a pair, forward and backward
 LOG2_E = math.log2(math.e)
 # Of distances in standard deviations: half their squares are then to base 2.
 SCALE = math.sqrt(0.5 * LOG2_E)
@@ -101,7 +101,7 @@ def add_pulls(z, logsumexp, upstream, weights, at, mu, inverse, constant, dz):
 
 @helper
 def part_of(operand, latent, start, stop, buffer, value):
-    """Numbers [start, stop) of a latent, and as many of ``value`` as fill the buffer."""
+    """Numbers [start, stop) of a latent, and as many times ``value`` as fill the buffer."""
     found = load(operand, (latent, 1, start, stop - start), buffer)
     for i in range(stop - start):
         buffer[i] = found[i]
@@ -202,7 +202,7 @@ def marginals_log_prob_backward_kernel(
 
 
 def circle_of_weights(rows, components, dataset_size, acc):
-    """By (row - component) % rows; a block and FEW more, so that no loop need go round."""
+    """By (row - component) % rows, and on for a block and FEW more: no loop has to go round."""
     own, following, others = weights_of(components, dataset_size)
     weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc)
     if dataset_size is not None:
