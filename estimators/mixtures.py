@@ -120,11 +120,12 @@ def kl_decomposition(
         estimator: ``"stratified"``, ``"weighted"`` or ``"aggregate"``, as above.
         dataset: with ``"aggregate"`` alone, ``(mu, logvar)`` ``[N, D]`` of all examples; None
             means that these are all.
-        impl: as in :func:`gaussian_log_prob`; of ``"stratified"`` there is the reference alone.
+        impl: as in :func:`gaussian_log_prob`.
 
     Returns:
         ``(mutual_information, total_correlation, dimension_wise)``, each ``[B]`` in float32, or
-        float64 for float64 inputs; differentiable in every tensor.
+        float64 for float64 inputs; differentiable in every tensor. The kernels hold nothing of the
+        size of all pairs.
 
     Raises:
         ValueError: shapes that are not those; a ``dataset_size`` that is missing, or smaller than
@@ -237,7 +238,7 @@ def elbo_tc_loss(
         mutual_information, total_correlation, dimension_wise: the weights of the terms.
         return_parts: return ``(loss, nll, mutual_information, total_correlation,
             dimension_wise)``, a named tuple, each reduced alike; the terms without their weights.
-        impl: as in :func:`gaussian_log_prob`; of the stratified terms there is the reference alone.
+        impl: as in :func:`gaussian_log_prob`.
 
     Returns:
         A scalar, or ``[B]`` with ``reduction="none"``, in float32, or float64 for float64 inputs;

@@ -113,18 +113,36 @@ def rsample_log_ratio(
 
 @declare(
     "mixture_log_prob",
-    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
+    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
+    "SymInt? dataset_size) -> Tensor[]",
     gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def mixture_log_prob(z, mu, logvar, log_weights):
+def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     """log sum_k exp(log_weights_k) N(z; mu_k, diag exp logvar_k).
 
-    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components] or None: all alike.
+    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components] or None: all alike. But of a
+    ``dataset_size`` the components are a batch, in the order of z, and the weights stratified.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, torch.empty_like(log_prob)]
+
+
+@declare(
+    "marginals_log_prob",
+    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, SymInt? dataset_size) -> Tensor[]",
+    gradients=("z", "mu", "logvar"),
+    results=("log_prob",),
+    kept="logsumexp",
+)
+def marginals_log_prob(z, mu, logvar, dataset_size):
+    """sum_d log sum_k w_k N(z_d; mu_kd, exp logvar_kd): the product of a mixture's marginals.
+
+    Weights are all alike, or stratified as above. ``logsumexp`` is of each latent, to base 2.
+    """
+    log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar))
+    return [log_prob, log_prob.new_empty(z.shape[1], z.shape[0])]
 
 
 @declare(

@@ -10,6 +10,10 @@ from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample as rsample
 from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample_backward as rsample_backward
 from fused_elbo.kernels.triton.importance_weights import importance_weights
 from fused_elbo.kernels.triton.launch import recording
+from fused_elbo.kernels.triton.marginals_log_prob import (
+    marginals_log_prob,
+    marginals_log_prob_backward,
+)
 from fused_elbo.kernels.triton.mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
 from fused_elbo.kernels.triton.rsample_kl import rsample_kl, rsample_kl_backward
 
@@ -41,7 +45,8 @@ def cases(dtype, cols):
     flat_samples = recon_samples.view(-1, cols)
     grad_samples = torch.empty(SAMPLES * ROWS, dtype=acc)
 
-    mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None
+    mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None, None
+    marginals, of_latents = (*mixture[:3], None), torch.empty(cols, COMPONENTS, dtype=acc)
     grad_mixture, of_components = grad[:COMPONENTS], [False, True, True, False]
 
     def log_ratio(inputs, **options):
@@ -161,6 +166,23 @@ def cases(dtype, cols):
         "mixture_log_prob backward of components": (
             None,
             lambda: mixture_log_prob_backward(grad_mixture, *mixture, grad_mixture, of_components),
+        ),
+        "marginals_log_prob forward": (None, lambda: marginals_log_prob(*marginals)),
+        "marginals_log_prob stratified forward": (
+            None,
+            lambda: marginals_log_prob(*mixture[:3], 2 * COMPONENTS),
+        ),
+        "marginals_log_prob backward of z": (
+            None,
+            lambda: marginals_log_prob_backward(
+                grad_mixture, *marginals, of_latents, [True, False, False]
+            ),
+        ),
+        "marginals_log_prob backward of components": (
+            None,
+            lambda: marginals_log_prob_backward(
+                grad_mixture, *marginals, of_latents, of_components[:3]
+            ),
         ),
         "elbo_loss total": (
             None,

@@ -17,7 +17,15 @@ CEILINGS = {
     "mixture_log_prob forward": 4,
     "mixture_log_prob backward of z": 9,
     "mixture_log_prob backward of components": 9,
+    # A difference, a product, a square, the greatest, a shift, an exponential and a sum; stratified
+    # weights add two comparisons and what they choose.
+    "marginals_log_prob forward": 9,
+    "marginals_log_prob stratified forward": 14,
+    "marginals_log_prob backward of z": 11,
+    "marginals_log_prob backward of components": 12,
 }
+# Exponentials an element, each of which takes a multiprocessor as long as eight other instructions.
+EXPONENTIALS = 1.05
 
 
 def key(row):
@@ -33,6 +41,9 @@ def check(rows, gates):
         reached = row["instructions_per_element"]
         ceiling = CEILINGS.get(row["kernel"], math.inf) if row["dtype"] == "float32" else math.inf
         if row["contract_bytes"] is None:
+            exponentials = row.get("exponentials_per_element", 0)
+            if row["kernel"].startswith("marginals") and exponentials > EXPONENTIALS:
+                problems.append(f"{key(row)}: {exponentials} exponentials an element")
             if reached > ceiling:
                 problems.append(
                     f"{key(row)}: {reached} instructions an element, the gate is {ceiling}"

@@ -118,6 +118,7 @@ def read_nvidia(compiled, elements, loops=None):
         "global_accesses": dict(sorted(widths.items())),
         "instructions": len(opcodes),
         "instructions_per_element": round(len(opcodes) / elements, 2),
+        "exponentials_per_element": round(opcodes.count("MUFU.EX2") / elements, 2),
         "bytes_per_element": round(16 * wide / elements, 2),
     }
 

@@ -4,9 +4,9 @@ How instructions are counted: the kernels are straight-line code, so an element 
 instructions of a program (NOPs and what follows the last EXIT aside) over the elements that a
 thread handles. Those that loop over samples are counted by their loop alone: an element is
 one of z then, and what is done once for all samples is left out. Those of a mixture are counted
-by their loops over latents: an element is then a latent of a pair of row and component. Bytes
-an element are those of the 128-bit global loads and stores: all full-size operands are read
-and written so, and what a row needs once is not.
+by their loops over latents, those of marginals by the ones over rows or components: an element is
+then a latent of a pair of row and component. Bytes an element are those of the 128-bit global
+loads and stores: all full-size operands are read and written so, and what a row needs once is not.
 """
 
 import json
@@ -45,7 +45,7 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
             compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
             sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
             loops = "longest" if "log_ratio" in name or "rsample samples" in name else None
-            loops = "innermost" if name.startswith("mixture") else loops
+            loops = "innermost" if name.startswith(("mixture", "marginals")) else loops
             turn = 2 if constexprs.get("ANTITHETIC") else 1
             per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
             row = {"kernel": name, "dtype": dtype_name, "columns": cols}

@@ -18,6 +18,11 @@ EXP = polynomial(
     0.4999999403953552, 0.16666515171527863, 0.04166845604777336, 0.008369418792426586,
     0.0013813144760206342,
 )  # fmt: skip
+# 2**f = 1 + f EXP2(f) for |f| <= 1/2, with relative error 2e-9
+EXP2 = polynomial(
+    0.6931471824645996, 0.24022647738456726, 0.055503323674201965, 0.00961843691766262,
+    0.0013398875016719103, 0.00015353361959569156,
+)  # fmt: skip
 # log(1 + f) = f - f^2 / 2 + f^3 LOG(f) for sqrt(1/2) <= 1 + f <= sqrt(2), with relative error 3e-8
 LOG = polynomial(
     0.3333390951156616, -0.2500133812427521, 0.19963063299655914, -0.1657758504152298,
@@ -128,6 +133,25 @@ def _(x):
 def exp_normal_32(x):
     half, r, q = halves_of_exp(x)
     return np.float32(2.0) * (half * q + (half * r + half))
+
+
+def exp2(x):
+    """2**x for x < 127, and 0 for x < -125: in two thirds of the instructions of ``exp``."""
+    raise NotImplementedError
+
+
+@overload(exp2)
+def _(x):
+    return (lambda x: exp2_32(x)) if x == types.float32 else (lambda x: np.exp2(x))
+
+
+@inline
+def exp2_32(x):
+    shifted = x + np.float32(12582912.0)  # 1.5 * 2**23: the lowest bits are those of an integer
+    f = x - (shifted - np.float32(12582912.0))
+    series = np.float32(1.0) + f * EXP2(f)
+    value = float_of_bits(np.int32(bits_of_float(series) + np.int32(bits_of_float(shifted) << 23)))
+    return np.float32(0.0) if x < np.float32(-125.0) else value
 
 
 def expm1(x):

@@ -74,6 +74,13 @@ def squares_of_components(z, mu, inverse, result):
             result[i] += square(z[d], mu[d * BLOCK + i], inverse[d * BLOCK + i])
 
 
+@inline
+def raise_one(squares, index, excess):
+    """Of stratified weights: one of a block, if it is there, counts exp(excess) times as much."""
+    if 0 <= index < BLOCK:
+        squares[index] -= squares.dtype.type(2.0 * excess)
+
+
 @elementwise
 def to_logs(constant, logs):
     """From squares to log densities, but for a constant of all."""
@@ -132,10 +139,10 @@ def add_pulls(z, mu, inverse, weights, dz):
         for i in range(BLOCK):
             pull = dz[d * BLOCK + i]
             for j in range(FEW):
-                # 1 / std twice, not its square, which overflows where the product with it does not.
-                root = inverse[j * cols + d]
-                distance = (mu[j * cols + d] - z[d * BLOCK + i]) * root
-                pull += (weights[j * BLOCK + i] * root) * distance
+                # 1 / std twice, not its square, which overflows where the product with it does not;
+                # nor of the distance, which may be infinite so where the weight is 0.
+                root, distance = inverse[j * cols + d], mu[j * cols + d] - z[d * BLOCK + i]
+                pull += ((weights[j * BLOCK + i] * root) * distance) * root
             dz[d * BLOCK + i] = pull
 
 
@@ -196,8 +203,8 @@ def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, 
 
 @kernel
 def mixture_log_prob_kernel(
-    queue, step, blocks, _, scratch, components, cols, z_ptr, mu_ptr, inverse_ptr, constant_ptr,
-    logsumexp_ptr,
+    queue, step, blocks, _, scratch, components, cols, batch, own, following, z_ptr, mu_ptr,
+    inverse_ptr, constant_ptr, logsumexp_ptr,
 ):  # fmt: skip
     logs = zeros(FEW * BLOCK, scratch)
     greatest, total, shift = zeros(BLOCK, scratch), zeros(BLOCK, scratch), zeros(BLOCK, scratch)
@@ -212,6 +219,8 @@ def mixture_log_prob_kernel(
                 inverse = rows_at(inverse_ptr, k + j, 1, cols, scratch)
                 here = logs[j * BLOCK : (j + 1) * BLOCK]
                 squares_of_rows(z, mu, inverse, here)
+                raise_one(here, k + j - block * BLOCK, own)
+                raise_one(here, (k + j - 1) % batch - block * BLOCK, following)
                 to_logs(constant[k + j], here)
             rise(logs, greatest, total, shift)
             for j in range(FEW):
@@ -221,8 +230,8 @@ def mixture_log_prob_kernel(
 
 @kernel
 def mixture_log_prob_rows_kernel(
-    queue, step, blocks, _, scratch, components, cols, z_ptr, mu_ptr, inverse_ptr, constant_ptr,
-    logsumexp_ptr, upstream_ptr, dz_ptr,
+    queue, step, blocks, _, scratch, components, cols, batch, own, following, z_ptr, mu_ptr,
+    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_ptr,
 ):  # fmt: skip
     """dz [blocks, cols, BLOCK], of zeros."""
     weights, partial = zeros(FEW * BLOCK, scratch), zeros(cols * BLOCK, scratch)
@@ -238,6 +247,8 @@ def mixture_log_prob_rows_kernel(
                 inverse = rows_at(inverse_ptr, k + j, 1, cols, scratch)
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
                 squares_of_rows(z, mu, inverse, here)
+                raise_one(here, k + j - block * BLOCK, own)
+                raise_one(here, (k + j - 1) % batch - block * BLOCK, following)
                 weigh_rows(constant[k + j], logsumexp, upstream, here)
             mu = rows_at(mu_ptr, k, FEW, cols, scratch)
             inverse = rows_at(inverse_ptr, k, FEW, cols, scratch)
@@ -248,8 +259,8 @@ def mixture_log_prob_rows_kernel(
 
 @kernel
 def mixture_log_prob_components_kernel(
-    queue, step, blocks, _, scratch, rows, cols, z_ptr, mu_ptr, inverse_ptr, constant_ptr,
-    logsumexp_ptr, upstream_ptr, zeroth_ptr, first_ptr, second_ptr,
+    queue, step, blocks, _, scratch, rows, cols, batch, own, following, z_ptr, mu_ptr, inverse_ptr,
+    constant_ptr, logsumexp_ptr, upstream_ptr, zeroth_ptr, first_ptr, second_ptr,
 ):  # fmt: skip
     """The moments of z - mu, weighted, of each component; of zeros."""
     weights, none = zeros(FEW * BLOCK, scratch), zeros(BLOCK, scratch)
@@ -265,6 +276,8 @@ def mixture_log_prob_components_kernel(
                 z = rows_at(z_ptr, row + j, 1, cols, scratch)
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
                 squares_of_components(z, mu, inverse, here)
+                raise_one(here, row + j - block * BLOCK, own)
+                raise_one(here, (row + j + 1) % batch - block * BLOCK, following)
                 weigh_components(constant, logsumexp[row + j], upstream[row + j], here)
             add_moments(rows_at(z_ptr, row, FEW, cols, scratch), mu, weights, one, two)
             add_weights(weights, none)
@@ -301,13 +314,28 @@ def in_one_dtype(acc, *tensors):
     return [None if t is None else t.detach().to(acc) for t in tensors]
 
 
-def components_of(mu, logvar, log_weights):
+def weights_of(components, dataset_size):
+    """Of a row in (its own component, the next one, the others): all alike, or stratified."""
+    if dataset_size is None:
+        return (1 / components,) * 3
+    others = components - 1
+    return 1 / dataset_size, (dataset_size - others) / (dataset_size * others), 1 / others
+
+
+def pairs_of(z, mu, dataset_size):
+    """What all kernels take of the weights: the batch, and by how much two logarithms exceed."""
+    own, following, others = weights_of(len(mu), dataset_size)
+    return len(z), math.log(own / others), math.log(following / others)
+
+
+def components_of(mu, logvar, log_weights, dataset_size):
     """(mu, 1 / std, what the log densities have beside squares)."""
     inverse, constant = mu.new_empty(mu.shape), mu.new_empty(len(mu))
     tensors = logvar, inverse, constant
     # Not by torch, which gives an exp of 2048 elements to OpenMP: that hangs in a forked child.
     launch(precision_kernel, mu.dtype, *mu.shape, *map(operand, tensors), cost=0.2)
-    constant = constant - math.log(len(mu)) if log_weights is None else constant + log_weights
+    uniform = math.log(weights_of(len(mu), dataset_size)[-1])
+    constant = constant + (uniform if log_weights is None else log_weights)
     return mu, inverse, constant
 
 
@@ -318,12 +346,12 @@ def by_few(mu, inverse, constant):
     return padded(mu, count), padded(inverse, count, 1.0), padded(constant, count, -math.inf)
 
 
-def mixture_log_prob(z, mu, logvar, log_weights):
+def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     rows, cols = z.shape
     z, *mixture = in_one_dtype(acc, z, mu, logvar, log_weights)
-    mu, inverse, constant = by_few(*components_of(*mixture))
+    mu, inverse, constant = by_few(*components_of(*mixture, dataset_size))
     blocks = in_blocks(z)
     logsumexp = torch.empty(len(blocks) * BLOCK, dtype=acc)
     tensors = blocks, mu, inverse, constant, logsumexp
@@ -333,6 +361,7 @@ def mixture_log_prob(z, mu, logvar, log_weights):
         len(blocks),
         BLOCK * mu.numel(),
         *mu.shape,
+        *pairs_of(z, mixture[0], dataset_size),
         *(t.data_ptr() for t in tensors),
         cost=COST,
     )
@@ -340,25 +369,28 @@ def mixture_log_prob(z, mu, logvar, log_weights):
     return [logsumexp - 0.5 * cols * math.log(2 * math.pi), logsumexp]
 
 
-def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):
+def mixture_log_prob_backward(
+    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
+):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs = z, mu, logvar, log_weights
     acc = accumulator(*inputs)
     z, *mixture = in_one_dtype(acc, *inputs)
-    components = components_of(*mixture)
+    components = components_of(*mixture, dataset_size)
+    pairs = pairs_of(z, mu, dataset_size)
     upstream = dlog_prob.to(acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
     found: list[Any] = [None] * 4
     if needs[0]:
-        found[0] = gradient_of_rows(z, components, logsumexp, upstream)
+        found[0] = gradient_of_rows(z, components, pairs, logsumexp, upstream)
     if any(needs[1:]):
-        found[1:] = gradients_of_components(z, components, logsumexp, upstream)
+        found[1:] = gradients_of_components(z, components, pairs, logsumexp, upstream)
     gradients = zip(found, inputs, needs, strict=True)
     return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]
 
 
-def gradient_of_rows(z, components, logsumexp, upstream):
+def gradient_of_rows(z, components, pairs, logsumexp, upstream):
     rows = len(z)
     z, (mu, inverse, constant) = in_blocks(z), by_few(*components)
     logsumexp = padded(logsumexp, len(z) * BLOCK, math.inf)
@@ -371,13 +403,14 @@ def gradient_of_rows(z, components, logsumexp, upstream):
         len(z),
         BLOCK * mu.numel(),
         *mu.shape,
+        *pairs,
         *(t.data_ptr() for t in tensors),
         cost=2 * COST,
     )
     return from_blocks(dz, rows)
 
 
-def gradients_of_components(z, components, logsumexp, upstream):
+def gradients_of_components(z, components, pairs, logsumexp, upstream):
     mu, inverse, constant = components
     count, cols = mu.shape
     rows = multiple(len(z), FEW)
@@ -394,6 +427,7 @@ def gradients_of_components(z, components, logsumexp, upstream):
         BLOCK * z.numel(),
         rows,
         cols,
+        *pairs,
         *(t.data_ptr() for t in tensors),
         cost=2 * COST,
     )

@@ -83,6 +83,14 @@ def exp2_approx(x):
 
 
 @triton.jit
+def exp2(x, PTX: tl.constexpr):
+    if PTX and x.dtype == tl.float32:
+        return exp2_approx(x)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
 def exp_scaled(x, SCALE: tl.constexpr, PTX: tl.constexpr):
     """exp(SCALE * x) to about one ulp at any finite x; SCALE is a power of two.
 

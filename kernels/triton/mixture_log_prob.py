@@ -47,9 +47,22 @@ def own_and_others(stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr)
 
 
 @triton.jit
+def excess_log_weight(row, component, dataset_size, batch, ACC: tl.constexpr):
+    """Of stratified weights, what a pair has above log 1/M, with M = batch - 1.
+
+    A row's own component counts 1/N and the next one (N - M) / (N M).
+    """
+    size, others = tl.cast(dataset_size, ACC), tl.cast(batch - 1, ACC)
+    gap = (component - row).to(tl.int32)
+    following = tl.where(row + 1 == batch, 1 - batch, 1).to(tl.int32)
+    excess = tl.where(gap == 0, tl.log(others / size), 0.0)
+    return tl.where(gap == following, tl.log((size - others) / size), excess)
+
+
+@triton.jit
 def log_densities(
-    z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
-    BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr, ACC: tl.constexpr,
+    z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols, dataset_size,
+    batch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all."""
     squares = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
@@ -57,7 +70,10 @@ def log_densities(
         distance = tl.load(z_ptr + d * rows + row) - tl.load(mu_ptr + d * components + component)
         distance *= tl.load(inverse_ptr + d * components + component)
         squares += distance * distance
-    return tl.load(constant_ptr + component) - 0.5 * squares
+    logs = tl.load(constant_ptr + component) - 0.5 * squares
+    if dataset_size is not None:
+        logs += excess_log_weight(row, component, dataset_size, batch, ACC)
+    return logs
 
 
 @triton.jit
@@ -67,6 +83,8 @@ def mixture_log_prob_kernel(
     inverse_ptr,
     constant_ptr,
     logsumexp_ptr,
+    dataset_size,
+    batch,
     rows,
     components,
     stretch,
@@ -83,7 +101,7 @@ def mixture_log_prob_kernel(
     for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, first + other, rows, components, cols,
-            BLOCK_OTHERS, BLOCK_OWN, ACC,
+            dataset_size, batch, BLOCK_OTHERS, BLOCK_OWN, ACC,
         )  # fmt: skip
         top = tl.maximum(greatest, tl.max(logs, axis=0)[None, :])
         # Where nothing is possible yet, not -inf - -inf.
@@ -104,6 +122,8 @@ def mixture_log_prob_rows_kernel(
     logsumexp_ptr,
     upstream_ptr,
     dz_ptr,
+    dataset_size,
+    batch,
     rows,
     components,
     stretch,
@@ -122,15 +142,16 @@ def mixture_log_prob_rows_kernel(
         component = first + other
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
-            BLOCK_OTHERS, BLOCK_OWN, ACC,
+            dataset_size, batch, BLOCK_OTHERS, BLOCK_OWN, ACC,
         )  # fmt: skip
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
         for d in range(cols):
-            # 1 / std twice, not its square, which overflows where the product with it does not.
+            # 1 / std twice, not its square, which overflows where the product with it does not; nor
+            # of the distance, which may be infinite so where the weight is 0.
             root = tl.load(inverse_ptr + d * components + component)
             mu = tl.load(mu_ptr + d * components + component)
-            distance = (mu - tl.load(z_ptr + d * rows + row)) * root
-            pull = tl.sum((weights * root) * distance, axis=0)[None, :]
+            distance = mu - tl.load(z_ptr + d * rows + row)
+            pull = tl.sum(((weights * root) * distance) * root, axis=0)[None, :]
             tl.store(own + d * rows, tl.load(own + d * rows) + pull)
         tl.debug_barrier()  # what one thread wrote another may read for the next components
 
@@ -146,6 +167,8 @@ def mixture_log_prob_components_kernel(
     zeroth_ptr,
     first_ptr,
     second_ptr,
+    dataset_size,
+    batch,
     components,
     rows,
     stretch,
@@ -165,7 +188,7 @@ def mixture_log_prob_components_kernel(
         row = begin + other
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
-            BLOCK_OTHERS, BLOCK_OWN, ACC,
+            dataset_size, batch, BLOCK_OTHERS, BLOCK_OWN, ACC,
         )  # fmt: skip
         logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
@@ -194,13 +217,20 @@ def in_tiles(tensor, count, acc, value=0.0):
     return F.pad(tensor.to(acc), (0, missing), value=value).contiguous()
 
 
-def operands(z, mu, logvar, log_weights):
+def log_weight_of_most(components, dataset_size):
+    """Of components that are all alike, or of stratified ones most."""
+    return -math.log(components if dataset_size is None else components - 1)
+
+
+def operands(z, mu, logvar, log_weights, dataset_size):
     """(z, mu, 1 / std [cols, rows or components]; what log densities have beside squares)."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, _), (components, _) = z.shape, mu.shape
     constant = -0.5 * logvar.to(acc).sum(1)
-    uniform = log_weights is None
-    constant = constant - math.log(components) if uniform else constant + log_weights.to(acc)
+    if log_weights is None:
+        constant = constant + log_weight_of_most(components, dataset_size)
+    else:
+        constant = constant + log_weights.to(acc)
     inverse = torch.exp(-0.5 * logvar.to(acc))
     return [
         in_tiles(z.t(), rows, acc),
@@ -210,17 +240,23 @@ def operands(z, mu, logvar, log_weights):
     ]
 
 
-def launch_pairs(kernel, own, others, pointers, results):
+def batch_of(z, dataset_size):
+    """(dataset_size, batch) as kernels take them: None is compiled away."""
+    return (None, None) if dataset_size is None else (dataset_size, len(z))
+
+
+def launch_pairs(kernel, own, others, pointers, results, scalars, latents=1):
     """Run a kernel on ``own`` rows or components and on the ``others``, both in whole tiles.
 
-    ``results`` are the shapes of what it adds up, in zeros; they come back as sums over stretches.
+    ``results`` are the shapes of what it adds up, in zeros; they come back for each stretch.
+    ``latents``: programs for each, where a kernel takes one at a time.
     """
     acc, device, cols = pointers[0].dtype, pointers[0].device, pointers[0].shape[0]
     most = OTHERS // 2 if acc == torch.float64 else OTHERS  # numbers of two registers
     block_own, block_others = block_of(own), min(most, block_of(others))
     tiles, turns = own // block_own, others // block_others
-    stretch = divide_up(turns, max(1, PROGRAMS // max(1, tiles)))
-    grid = tiles, divide_up(turns, stretch)
+    stretch = divide_up(turns, max(1, PROGRAMS // max(1, tiles * latents)))
+    grid = tiles, divide_up(turns, stretch), latents
     partial = [in_stages(grid[1], shape, acc, device).zero_() for shape in results]
     constexprs = {
         "BLOCK_OTHERS": block_others,
@@ -229,31 +265,39 @@ def launch_pairs(kernel, own, others, pointers, results):
         "PTX": PTX,
     }
     # Sizes in tiles: the compiler then knows how addresses are aligned.
-    launch(kernel, grid, [*pointers, *partial, tiles, turns, stretch, cols], constexprs)
+    arguments = [*pointers, *partial, *scalars, tiles, turns, stretch, cols]
+    launch(kernel, grid, arguments, constexprs)
     return partial, grid[1]
 
 
-def mixture_log_prob(z, mu, logvar, log_weights):
+def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [rows]]."""
     rows, cols = z.shape
-    tensors = operands(z, mu, logvar, log_weights)
+    tensors = operands(z, mu, logvar, log_weights, dataset_size)
     wide, components = tensors[0].shape[1], tensors[1].shape[1]
     logsumexp = tensors[0].new_empty(0)
     if rows:
         (logsumexp,), stages = launch_pairs(
-            mixture_log_prob_kernel, wide, components, tensors, [(wide,)]
+            mixture_log_prob_kernel,
+            wide,
+            components,
+            tensors,
+            [(wide,)],
+            batch_of(z, dataset_size),
         )
         logsumexp = torch.logsumexp(logsumexp, 0) if stages > 1 else logsumexp
     logsumexp = logsumexp[:rows].clone()
     return [logsumexp - 0.5 * cols * math.log(2 * math.pi), logsumexp]
 
 
-def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):
+def mixture_log_prob_backward(
+    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
+):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs, rows, components = (z, mu, logvar, log_weights), len(z), len(mu)
     if not rows:
         return [torch.zeros_like(t) for t, n in zip(inputs, needs, strict=True) if n]
-    tensors = operands(*inputs)
+    tensors, scalars = operands(*inputs, dataset_size), batch_of(z, dataset_size)
     wide_z, wide_mu, inverse, constant = tensors
     acc = wide_z.dtype
     # A row that is impossible of all components pulls at none.
@@ -264,12 +308,13 @@ def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, 
     found: list[Any] = [None] * 4
     if needs[0]:
         shapes = [wide_z.shape]
-        partial, stages = launch_pairs(mixture_log_prob_rows_kernel, *sizes, given, shapes)
+        kernel = mixture_log_prob_rows_kernel
+        partial, stages = launch_pairs(kernel, *sizes, given, shapes, scalars)
         found[0] = sum_stages(partial[0], stages)[:, :rows].t()
     if any(needs[1:]):
         shapes = [constant.shape, wide_mu.shape, wide_mu.shape]
         kernel = mixture_log_prob_components_kernel
-        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes)
+        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes, scalars)
         zeroth, first, second = (sum_stages(t, stages) for t in partial)
         dlogvar = 0.5 * (second * inverse * inverse - zeroth)
         moments = first * inverse * inverse, dlogvar, zeroth

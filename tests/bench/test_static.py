@@ -58,6 +58,14 @@ def test_a_ceiling_holds_for_a_kernel_without_a_contract():
     assert "4.1 instructions an element, the gate is 4" in problem
 
 
+def test_a_second_exponential_is_named():
+    row = ROW | {"kernel": "marginals_log_prob forward", "contract_bytes": None}
+    row |= {"instructions_per_element": 8.0, "exponentials_per_element": 1.02}
+    assert gates.check([row], {}) == []
+    (problem,) = gates.check([row | {"exponentials_per_element": 2.0}], {})
+    assert "2.0 exponentials an element" in problem
+
+
 def test_committed_report_is_within_the_committed_gates():
     rows = json.loads(COMMITTED.read_text())["kernels"]
     assert len(rows) == len(gates.load()) + sum(row["contract_bytes"] is None for row in rows)

@@ -9,10 +9,12 @@ from scipy import special, stats
 
 from fused_elbo import elbo_loss, elbo_tc_loss, kl_decomposition, rsample_kl
 from fused_elbo.estimators import reference, textbook
+from helpers.launches import watch
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, normal
 
 F32, F64 = torch.float32, torch.float64
+PAIRS = ["mixture_log_prob", "marginals_log_prob"]
 
 
 def posterior(examples, cols, device="cpu", dtype=F64):
@@ -169,6 +171,18 @@ def test_agrees_with_the_exact_aggregate_posterior():
     error = stratified.std() / math.sqrt(size)
     assert abs(stratified.mean() - exact) < 4 * error
     assert weighted.mean() - exact > 3 * math.log(size) - 2
+
+
+@pytest.mark.numba
+def test_small_batches_are_left_to_the_reference(monkeypatch):
+    """Where it is faster; a kernel for all latents, and one for the marginals, of all else."""
+    ran = watch(monkeypatch)
+    for estimator, size in (("stratified", [100]), ("aggregate", [])):
+        kl_decomposition(*posterior(8, 2), *size, estimator=estimator)
+        assert not {"mixture_log_prob", "marginals_log_prob"} & set(ran)
+        kl_decomposition(*posterior(90, 5), *size, estimator=estimator)
+        assert [name for name in ran if name != "gaussian_nll"] == PAIRS
+        ran.clear()
 
 
 def test_in_parts(monkeypatch):

@@ -70,13 +70,19 @@ def op_calls(device, rows=3, cols=5):
             (both, None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
         ],
         "mixture_log_prob": [
-            (a, several, several, t(2 * rows)),
-            (half, half, half, None),
+            (a, several, several, t(2 * rows), None),
+            (half, half, half, None, 9),
         ],
         "mixture_log_prob_backward": [
-            (e, a, several, several, t(2 * rows), e, [True] * 4),
-            (e, a, b, c, None, e, [True, *[False] * 3]),
-            (e, a, b, c, None, e, [False, True, True, False]),
+            (e, a, several, several, t(2 * rows), None, e, [True] * 4),
+            (e, a, b, c, None, 9, e, [True, *[False] * 3]),
+            (e, a, b, c, None, None, e, [False, True, True, False]),
+        ],
+        "marginals_log_prob": [(a, several, several, None), (half, half, half, 9)],
+        "marginals_log_prob_backward": [
+            (e, a, several, several, None, t(cols, rows), [True] * 3),
+            (e, a, b, c, 9, t(cols, rows), [True, False, False]),
+            (e, a, b, c, None, t(cols, rows), [False, True, True]),
         ],
         "importance_weights": [
             (t(4, rows), None, 0.0),

@@ -1,0 +1,262 @@
+"""Product of the marginals of a mixture: sum_d log sum_k w_k N(z_d; mu_kd, s_kd).
+
+Each latent is a mixture by itself, so a thread takes one latent with all rows and components. Its
+backward has the gradients of both in one pass, with one exponential for a pair. No two threads
+write to one place, and what a thread works on stays in its cache.
+
+Logarithms are to base 2 inside, where an exponential takes a third less.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numba import carray, njit
+
+from ..rows import accumulator
+from .compiler import LANES, Restrict, elementwise, helper, inline, kernel, pointer
+from .device import exp, exp2, fill, log
+from .launch import launch
+from .memory import load, operand, tiles, workspace
+from .mixture_log_prob import put_aside, weights_of
+from .sums import REASSOCIATED
+
+BLOCK = 1024  # rows, or components, at once: their numbers stay in the first cache
+FEW = 8  # components, which share what is read and written for a row
+STRETCH = 256  # components, after which sums are put aside, to round as torch's do
+COST = 0.17, 0.22  # ns for a pair, forward and backward
+LOG2_E = math.log2(math.e)
+# Of distances in standard deviations: half their squares are then to base 2.
+SCALE = math.sqrt(0.5 * LOG2_E)
+
+
+@inline
+def log_density(z, mu, inverse, constant):
+    distance = (z - mu) * inverse
+    return constant - distance * distance
+
+
+@elementwise
+def to_base_two(logvar, inverse, constant):
+    """(1 / std, what a log density has beside squares), in these units."""
+    real = logvar.dtype.type
+    for i in range(logvar.size):
+        inverse[i] = exp(real(-0.5) * logvar[i]) * real(SCALE)
+        constant[i] = real(-0.5 * LOG2_E) * logvar[i]
+
+
+@elementwise
+def add_components(z, mu, inverse, constant, weights, at, greatest, total):
+    """The sum with FEW components more: sum_k w_k exp2(log_k) = exp2(greatest) total.
+
+    The weights of the last begin at ``at``, those of the one before it at the next place.
+    """
+    real = z.dtype.type
+    for i in range(z.size):
+        top = greatest[i]
+        for j in range(FEW):
+            top = max(top, log_density(z[i], mu[j], inverse[j], constant[j]))
+        # Where nothing is possible yet, not -inf - -inf.
+        shift = top if top > real(-np.inf) else real(0.0)
+        sum_ = total[i] * exp2(greatest[i] - shift)
+        for j in range(FEW):
+            log_one = log_density(z[i], mu[j], inverse[j], constant[j])
+            weight = weights[np.uint64(at) + np.uint64(FEW - 1 - j) + np.uint64(i)]
+            sum_ += weight * exp2(log_one - shift)
+        greatest[i], total[i] = top, sum_
+
+
+@elementwise
+def conclude(greatest, total):
+    real = total.dtype.type
+    for i in range(total.size):
+        total[i] = greatest[i] + log(total[i]) * real(LOG2_E)
+
+
+@inline
+def share_and_pull(z, mu, inverse, log_ratio, upstream):
+    """(upstream gradient times responsibility, the same times (z - mu) / std, z - mu)."""
+    distance = z - mu
+    scaled = distance * inverse
+    share = upstream * exp2(log_ratio - scaled * scaled)
+    # Not the scaled distance, which may be infinite where the share is 0.
+    return share, (share * inverse) * distance, distance
+
+
+@njit(pipeline_class=Restrict, **REASSOCIATED)
+def add_pulls(z, logsumexp, upstream, weights, at, mu, inverse, constant, dz):
+    """The gradient of the rows from a component; and moments of it from the rows."""
+    zeroth = first = second = z.dtype.type(0.0)
+    for i in range(z.size):
+        weight = weights[np.uint64(at) + np.uint64(i)]
+        share, pull, distance = share_and_pull(
+            z[i], mu, inverse, constant - logsumexp[i], upstream[i] * weight
+        )
+        zeroth += share
+        first += pull
+        second += pull * distance
+        dz[i] -= pull * inverse
+    return zeroth, first, second
+
+
+@helper
+def part_of(operand, latent, start, stop, buffer, value):
+    """Numbers [start, stop) of a latent, and as many times ``value`` as fill the buffer."""
+    found = load(operand, (latent, 1, start, stop - start), buffer)
+    for i in range(stop - start):
+        buffer[i] = found[i]
+    for i in range(stop - start, buffer.size):
+        buffer[i] = value
+    return buffer
+
+
+@inline
+def whole_blocks(size, of):
+    return (size + of - 1) // of * of
+
+
+@inline
+def numbers(address, start, size, like):
+    """[size] numbers of an array at an address."""
+    return carray(pointer(address + like.itemsize * start), size, like.dtype)
+
+
+@kernel
+def marginals_log_prob_kernel(
+    queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
+    logsumexp_ptr,
+):  # fmt: skip
+    scratch = workspace(scratch, queue)
+    like = scratch[0]
+    weights = numbers(weights_ptr, 0, rows + BLOCK + FEW, like)
+    for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
+        for row in range(0, rows, BLOCK):
+            end = min(row + BLOCK, rows)
+            size = whole_blocks(end - row, LANES)
+            z = part_of(z_ptr, latent, row, end, scratch[0][:size], 0.0)
+            greatest, total = scratch[1][:size], scratch[2][:size]
+            fill(greatest, -np.inf)
+            fill(total, 0.0)
+            for start in range(0, components, BLOCK):
+                stop = min(start + BLOCK, components)
+                count = whole_blocks(stop - start, FEW)
+                mu = part_of(mu_ptr, latent, start, stop, scratch[3][:count], 0.0)
+                logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:count], 0.0)
+                inverse, constant = scratch[5][:count], scratch[6][:count]
+                to_base_two(logvar, inverse, constant)
+                fill(constant[stop - start :], -np.inf)
+                for k in range(0, count, FEW):
+                    few = slice(k, k + FEW)
+                    at = (row - start - k - FEW + 1) % rows
+                    add_components(
+                        z, mu[few], inverse[few], constant[few], weights, at, greatest, total
+                    )
+            conclude(greatest, total)
+            found = numbers(logsumexp_ptr, latent * rows + row, end - row, like)
+            for i in range(found.size):
+                found[i] = total[i]
+
+
+@kernel
+def marginals_log_prob_backward_kernel(
+    queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
+    logsumexp_ptr, upstream_ptr, dz_ptr, dmu_ptr, dlogvar_ptr,
+):  # fmt: skip
+    """dz [latents, rows]; dmu, dlogvar [latents, components], of zeros."""
+    scratch = workspace(scratch, queue)
+    like = scratch[0]
+    real = like.dtype.type
+    weights = numbers(weights_ptr, 0, rows + BLOCK + FEW, like)
+    for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
+        dmu = numbers(dmu_ptr, latent * components, components, like)
+        dlogvar = numbers(dlogvar_ptr, latent * components, components, like)
+        for row in range(0, rows, BLOCK):
+            end = min(row + BLOCK, rows)
+            size = whole_blocks(end - row, LANES)
+            z = part_of(z_ptr, latent, row, end, scratch[0][:size], 0.0)
+            logsumexp = part_of(logsumexp_ptr, latent, row, end, scratch[1][:size], np.inf)
+            upstream = part_of(upstream_ptr, 0, row, end, scratch[2][:size], 0.0)
+            dz, partial = scratch[7][:size], scratch[8][:size]
+            fill(dz, 0.0)
+            fill(partial, 0.0)
+            for start in range(0, components, BLOCK):
+                stop = min(start + BLOCK, components)
+                count = stop - start
+                mu = part_of(mu_ptr, latent, start, stop, scratch[3][:count], 0.0)
+                logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:count], 0.0)
+                inverse, constant = scratch[5][:count], scratch[6][:count]
+                to_base_two(logvar, inverse, constant)
+                for k in range(count):
+                    at = (row - start - k) % rows
+                    zeroth, first, second = add_pulls(
+                        z, logsumexp, upstream, weights, at, mu[k], inverse[k], constant[k], partial
+                    )
+                    scale = inverse[k] * real(1 / SCALE**2)
+                    dmu[start + k] += first * scale
+                    dlogvar[start + k] += real(0.5) * (second * scale - zeroth)
+                    if (k + 1) % STRETCH == 0 or k + 1 == count:
+                        put_aside(partial, dz)
+            found = numbers(dz_ptr, latent * rows + row, end - row, like)
+            for i in range(found.size):
+                found[i] = dz[i] * real(1 / SCALE**2)
+
+
+def circle_of_weights(rows, components, dataset_size, acc):
+    """By (row - component) % rows, and on for a block and FEW more: no loop has to go round."""
+    own, following, others = weights_of(components, dataset_size)
+    weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc)
+    if dataset_size is not None:
+        weights[::rows], weights[rows - 1 :: rows] = own, following
+    return weights
+
+
+def by_latents(tensor):
+    return operand(tensor.t())
+
+
+def marginals_log_prob(z, mu, logvar, dataset_size):
+    """[log-densities [rows], what backward needs of them [cols, rows]]."""
+    acc = accumulator(z, mu, logvar)
+    (rows, cols), components = z.shape, len(mu)
+    logsumexp = torch.empty((cols, rows), dtype=acc)
+    weights = circle_of_weights(rows, components, dataset_size, acc)
+    launch(
+        marginals_log_prob_kernel,
+        acc,
+        cols,
+        rows * components,
+        rows,
+        components,
+        weights.data_ptr(),
+        *map(by_latents, (z, mu, logvar)),
+        logsumexp.data_ptr(),
+        cost=COST[0],
+    )
+    return [math.log(2) * logsumexp.sum(0) - 0.5 * cols * math.log(2 * math.pi), logsumexp]
+
+
+def marginals_log_prob_backward(dlog_prob, z, mu, logvar, dataset_size, logsumexp, needs):
+    """The wanted gradients, from dlog_prob [rows]."""
+    inputs = z, mu, logvar
+    acc = logsumexp.dtype
+    (rows, cols), components = z.shape, len(mu)
+    weights = circle_of_weights(rows, components, dataset_size, acc)
+    # A row that is impossible of all components pulls at none.
+    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
+    found = [torch.zeros((cols, len(t)), dtype=acc) for t in inputs]
+    launch(
+        marginals_log_prob_backward_kernel,
+        acc,
+        cols,
+        rows * components,
+        rows,
+        components,
+        weights.data_ptr(),
+        *map(by_latents, inputs),
+        operand(logsumexp),
+        by_latents(dlog_prob[:, None]),
+        *(t.data_ptr() for t in found),
+        cost=COST[1],
+    )
+    gradients = zip(found, inputs, needs, strict=True)
+    return [g.t().to(t.dtype).contiguous() for g, t, needed in gradients if needed]

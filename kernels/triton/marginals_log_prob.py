@@ -1,0 +1,227 @@
+"""Product of the marginals of a mixture: sum_d log sum_k w_k N(z_d; mu_kd, s_kd).
+
+Each latent is a mixture by itself, of programs of its own, which go about it as in
+``mixture_log_prob``: a thread owns one row or one component, and goes through the others. Every
+pass takes one exponential for a row, a component and a latent: the logarithms are to base 2, as
+the instruction has it.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ..rows import accumulator
+from .device import exp2
+from .launch import sum_stages
+from .mixture_log_prob import (
+    batch_of,
+    excess_log_weight,
+    in_tiles,
+    launch_pairs,
+    log_weight_of_most,
+    own_and_others,
+)
+
+LOG2_E = math.log2(math.e)
+# Of distances in standard deviations: half their squares are then to base 2.
+SCALE = math.sqrt(0.5 * LOG2_E)
+
+
+@triton.jit
+def log_densities(
+    z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC: tl.constexpr
+):
+    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all."""
+    distance = (z - mu) * inverse
+    logs = tl.load(constant_ptr + component) - distance * distance
+    if dataset_size is not None:
+        excess = excess_log_weight(row, component, dataset_size, batch, ACC)
+        logs += 1.4426950408889634 * excess
+    return logs
+
+
+@triton.jit
+def marginals_log_prob_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    dataset_size,
+    batch,
+    rows,
+    components,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    latent = tl.program_id(2).to(tl.int64)
+    mu_ptr, inverse_ptr = mu_ptr + latent * components, inverse_ptr + latent * components
+    constant_ptr += latent * components
+    z = tl.load(z_ptr + latent * rows + row)
+    greatest = tl.full((1, BLOCK_OWN), float("-inf"), ACC)
+    total = tl.zeros((1, BLOCK_OWN), ACC)
+    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+        component = first + other
+        mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
+        logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
+        top = tl.maximum(greatest, tl.max(logs, axis=0)[None, :])
+        # Where nothing is possible yet, not -inf - -inf.
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        total *= exp2(greatest - shift, PTX)
+        total += tl.sum(exp2(logs - shift, PTX), axis=0)[None, :]
+        greatest = top
+    stage = tl.program_id(1).to(tl.int64) * cols + latent
+    tl.store(logsumexp_ptr + stage * rows + row, greatest + tl.log2(total))
+
+
+@triton.jit
+def marginals_log_prob_rows_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    upstream_ptr,
+    dz_ptr,
+    dataset_size,
+    batch,
+    rows,
+    components,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    latent = tl.program_id(2).to(tl.int64)
+    mu_ptr, inverse_ptr = mu_ptr + latent * components, inverse_ptr + latent * components
+    constant_ptr += latent * components
+    z, logsumexp = (
+        tl.load(z_ptr + latent * rows + row),
+        tl.load(logsumexp_ptr + latent * rows + row),
+    )
+    pull = tl.zeros((1, BLOCK_OWN), ACC)
+    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+        component = first + other
+        mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
+        logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
+        # 1 / std twice, not its square, which overflows where the product with it does not.
+        scaled = (exp2(logs - logsumexp, PTX) * inverse) * (mu - z)
+        pull += tl.sum(scaled * inverse, axis=0)[None, :]
+    stage = tl.program_id(1).to(tl.int64) * cols + latent
+    tl.store(dz_ptr + stage * rows + row, pull * tl.load(upstream_ptr + row))
+
+
+@triton.jit
+def marginals_log_prob_components_kernel(
+    z_ptr,
+    mu_ptr,
+    inverse_ptr,
+    constant_ptr,
+    logsumexp_ptr,
+    upstream_ptr,
+    zeroth_ptr,
+    first_ptr,
+    second_ptr,
+    dataset_size,
+    batch,
+    components,
+    rows,
+    stretch,
+    cols,
+    BLOCK_OTHERS: tl.constexpr,
+    BLOCK_OWN: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """The moments of z - mu, weighted, of each component."""
+    components, rows, stretch = components * BLOCK_OWN, rows * BLOCK_OTHERS, stretch * BLOCK_OTHERS
+    component, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    latent = tl.program_id(2).to(tl.int64)
+    z_ptr, logsumexp_ptr = z_ptr + latent * rows, logsumexp_ptr + latent * rows
+    constant_ptr += latent * components
+    mu = tl.load(mu_ptr + latent * components + component)
+    inverse = tl.load(inverse_ptr + latent * components + component)
+    zeroth = tl.zeros((1, BLOCK_OWN), ACC)
+    one, two = tl.zeros((1, BLOCK_OWN), ACC), tl.zeros((1, BLOCK_OWN), ACC)
+    for begin in range(start, tl.minimum(end, rows), BLOCK_OTHERS):
+        row = begin + other
+        z, logsumexp = tl.load(z_ptr + row), tl.load(logsumexp_ptr + row)
+        logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
+        weights = tl.load(upstream_ptr + row) * exp2(logs - logsumexp, PTX)
+        weighted = weights * (z - mu)
+        zeroth += tl.sum(weights, axis=0)[None, :]
+        one += tl.sum(weighted, axis=0)[None, :]
+        two += tl.sum(weighted * (z - mu), axis=0)[None, :]
+    stage = tl.program_id(1).to(tl.int64) * cols + latent
+    where = stage * components + component
+    tl.store(zeroth_ptr + where, zeroth)
+    tl.store(first_ptr + where, one)
+    tl.store(second_ptr + where, two)
+
+
+def operands(z, mu, logvar, dataset_size):
+    """(z, mu, 1 / std, what log densities have beside squares), [cols, rows or components]."""
+    acc, rows, components = accumulator(z, mu, logvar), len(z), len(mu)
+    logvar = logvar.t().to(acc)
+    constant = LOG2_E * (log_weight_of_most(components, dataset_size) - 0.5 * logvar)
+    return [
+        in_tiles(z.t(), rows, acc),
+        in_tiles(mu.t(), components, acc),
+        # With 0 an infinite z would be NaN.
+        in_tiles(SCALE * torch.exp(-0.5 * logvar), components, acc, 1.0),
+        in_tiles(constant, components, acc, -math.inf),
+    ]
+
+
+def marginals_log_prob(z, mu, logvar, dataset_size):
+    """[log-densities [rows], what backward needs of them [cols, rows]]."""
+    rows, cols = z.shape
+    tensors, scalars = operands(z, mu, logvar, dataset_size), batch_of(z, dataset_size)
+    wide, components = tensors[0].shape[1], tensors[1].shape[1]
+    (logsumexp,), stages = launch_pairs(
+        marginals_log_prob_kernel, wide, components, tensors, [(cols, wide)], scalars, cols
+    )
+    if stages > 1:
+        logsumexp = LOG2_E * torch.logsumexp(logsumexp / LOG2_E, 0)
+    logsumexp = logsumexp[:, :rows].clone()
+    log_prob = logsumexp.sum(0) / LOG2_E - 0.5 * cols * math.log(2 * math.pi)
+    return [log_prob, logsumexp]
+
+
+def marginals_log_prob_backward(dlog_prob, z, mu, logvar, dataset_size, logsumexp, needs):
+    """The wanted gradients, from dlog_prob [rows]."""
+    inputs, (rows, cols), components = (z, mu, logvar), z.shape, len(mu)
+    tensors, scalars = operands(*inputs, dataset_size), batch_of(z, dataset_size)
+    wide_z, wide_mu, inverse, _ = tensors
+    acc = wide_z.dtype
+    # A row that is impossible of all components pulls at none.
+    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
+    logsumexp = in_tiles(logsumexp, rows, acc, math.inf)
+    given = [*tensors, logsumexp, in_tiles(dlog_prob, rows, acc)]
+    sizes = wide_z.shape[1], wide_mu.shape[1]
+    found: list[Any] = [None] * 3
+    if needs[0]:
+        kernel, shapes = marginals_log_prob_rows_kernel, [wide_z.shape]
+        partial, stages = launch_pairs(kernel, *sizes, given, shapes, scalars, cols)
+        found[0] = (sum_stages(partial[0], stages)[:, :rows] / SCALE**2).t()
+    if any(needs[1:]):
+        kernel, shapes = marginals_log_prob_components_kernel, [wide_mu.shape] * 3
+        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes, scalars, cols)
+        zeroth, first, second = (sum_stages(t, stages) for t in partial)
+        first, second = (t * inverse * inverse / SCALE**2 for t in (first, second))
+        found[1:] = (t[:, :components].t() for t in (first, 0.5 * (second - zeroth)))
+    gradients = zip(found, inputs, needs, strict=True)
+    return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]

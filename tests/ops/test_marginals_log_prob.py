@@ -1,0 +1,315 @@
+"""The product of a mixture's marginals, and stratified weights in it and in the joint density."""
+
+import math
+
+import mpmath
+import pytest
+import torch
+from torch.distributions import Normal
+
+from fused_elbo import gaussian_log_prob
+from fused_elbo.kernels import ops
+from helpers.accuracy import ATOL, LOW, accumulation, lay, rounding
+from helpers.machine import INTERPRET
+from helpers.oracle import upstream
+from helpers.samples import normal
+
+BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
+NAMES = "value", "z", "mu", "logvar"
+
+
+def joint(z, mu, logvar, size):
+    return ops.mixture_log_prob(z, mu, logvar, None, size)
+
+
+FUNCTIONS = {"joint": joint, "marginals": ops.marginals_log_prob}
+BOTH = pytest.mark.parametrize("name", FUNCTIONS)
+# (rows, components, cols, dataset_size): numba's blocks are of 1024 and its groups of 8, Triton's
+# tiles of 128 and 64; of a data set the weights are stratified.
+SIZES = [
+    (1, 1, 1, None),
+    (3, 1, 5, None),
+    (1, 70, 3, None),
+    (65, 64, 2, None),
+    (7, 129, 3, None),
+    (2, 2, 1, 2),
+    (3, 3, 5, 1000),
+    (70, 70, 3, 71),
+    (130, 130, 2, 60_000),
+]
+
+
+def problem(rows, components, cols, device, *, std=1.0, offset=0.0, dtype=F32):
+    """(z, mu, logvar): rows near components, as samples of q are."""
+    mu = offset + normal(components, cols, seed=1)
+    logvar = 2 * math.log(std) + 0.3 * normal(components, cols, seed=2)
+    z = mu[torch.arange(rows) % components] + std * normal(rows, cols, seed=3)
+    return [t.to(device, dtype) for t in (z, mu, logvar)]
+
+
+def log_weights(rows, components, size):
+    """Written out from the paper."""
+    if size is None:
+        return torch.full((rows, components), -math.log(components), dtype=F64)
+    others = rows - 1
+    weights = torch.full((rows, rows), 1 / others, dtype=F64)
+    for i in range(rows):
+        weights[i, i] = 1 / size
+        weights[i, (i + 1) % rows] = (size - others) / (size * others)
+    return weights.log()
+
+
+def eager(z, mu, logvar):
+    """What people write."""
+    residual = (z - mu) * torch.exp(-0.5 * logvar)
+    return -0.5 * (residual**2 + logvar + math.log(2 * math.pi))
+
+
+def torchs(z, mu, logvar):
+    return Normal(mu, (0.5 * logvar).exp(), validate_args=False).log_prob(z)
+
+
+def in_pairs(log_prob, name, z, mu, logvar, size):
+    """The definition, of a Gaussian's ``log_prob``, in the dtype of the arguments."""
+    pairs = log_prob(z.unsqueeze(1), mu, logvar)
+    weights = log_weights(len(z), len(mu), size).to(pairs)
+    if name == "joint":
+        return torch.logsumexp(pairs.sum(-1) + weights, 1)
+    return torch.logsumexp(pairs + weights[..., None], 1).sum(-1)
+
+
+def with_gradients(function, leaves, weight, views=None):
+    leaves = [t.detach().clone().requires_grad_() for t in leaves]
+    arguments = leaves if views is None else [v(t) for v, t in zip(views, leaves, strict=True)]
+    value = function(*arguments)
+    return [value.detach(), *torch.autograd.grad(value, leaves, weight.to(value.dtype))]
+
+
+def magnitudes(name, z, mu, logvar, size, weight):
+    """Of the value and of each gradient: what float arithmetic's error is relative to."""
+    z, mu, logvar = (t.double() for t in (z, mu, logvar))
+    weights = log_weights(len(z), len(mu), size).to(z.device)[..., None]
+    root = torch.exp(-0.5 * logvar)
+    residual = (z.unsqueeze(1) - mu) * root
+    parts = 0.5 * (residual**2 + logvar.abs() + math.log(2 * math.pi))
+    logs = weights - 0.5 * (residual**2 + logvar + math.log(2 * math.pi))
+    if name == "joint":
+        logs, parts = (logs - weights).sum(-1, keepdim=True) + weights, parts.sum(-1, keepdim=True)
+    share = torch.softmax(logs, 1)
+    pairs = share * weight.double().abs()[:, None, None] * (1 + parts)
+    pull = pairs * residual.abs() * root
+    value = (share * (parts + weights.abs())).sum((1, 2))
+    each = value, pull.sum(1), pull.sum(0), (pairs * (1 + residual**2)).sum(0)
+    return [float(t.max()) for t in each]
+
+
+def check(name, leaves, size, views=None, device="cpu"):
+    """Within twice eager's error and a few roundings of what was added up."""
+    dtype = leaves[0].dtype
+    views = views or [lambda t: t] * 3
+    arguments = [v(t) for v, t in zip(views, leaves, strict=True)]
+    weight = upstream((len(arguments[0]),)).to(device)
+    single = [t.float() for t in leaves] if dtype in LOW else leaves
+
+    def of(log_prob):
+        return lambda *tensors: in_pairs(log_prob, name, *tensors, size)
+
+    found = with_gradients(lambda *a: FUNCTIONS[name](*a, size), leaves, weight, views)
+    exact = with_gradients(of(torchs), [t.double() for t in leaves], weight, views)
+    usual = with_gradients(of(eager), single, weight, views)
+    sizes = magnitudes(name, *arguments, size, weight)
+    for what, f, e, u, most in zip(NAMES, found, exact, usual, sizes, strict=True):
+        assert f.dtype == (accumulation(dtype) if what == "value" else dtype)
+        error = (f.double() - e).abs()
+        allowed = 2 * (u.double() - e).abs().max() + ATOL * rounding(accumulation(dtype)) * most
+        if f.dtype in LOW:
+            allowed = allowed + rounding(f.dtype) * e.abs() + torch.finfo(f.dtype).tiny
+        assert (error <= allowed).all(), (what, (error - allowed).max())
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_within_twice_eagers_error(name, size, dtype, device):
+    *shape, dataset_size = size
+    check(name, problem(*shape, device, dtype=dtype), dataset_size, device=device)
+
+
+@BOTH
+def test_bfloat16(name, device):
+    check(name, problem(9, 9, 3, device, dtype=BF16), 20, device=device)
+
+
+@BOTH
+@pytest.mark.parametrize("dataset_size", [None, 60_000], ids=str)
+@pytest.mark.parametrize("std", [1.0, 0.02])
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+def test_narrow_and_far_from_the_origin(name, dataset_size, std, offset, device):
+    check(name, problem(70, 70, 4, device, std=std, offset=offset), dataset_size, device=device)
+
+
+@BOTH
+def test_several_blocks(name, device):
+    """Of numba's and of Triton's, whole ones and others; sums round as eager's do."""
+    rows, components = (200, 300) if INTERPRET else (1100, 2100)
+    check(name, problem(rows, rows, 1, device), 5000, device=device)
+    check(name, problem(40, components, 1, device), None, device=device)
+
+
+@BOTH
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded_rows"])
+def test_layouts(name, layout, device):
+    leaves, views = zip(*(lay(t, layout) for t in problem(6, 6, 7, device)), strict=True)
+    check(name, list(leaves), 9, list(views), device)
+
+
+@BOTH
+def test_a_weight_in_the_sum_and_not_beside_it(name, device):
+    """Where z's own q is all there is, in fifty digits. Mixed in as 1/M and taken out again, the
+    own weight, 1/N of a million, would be what rounding leaves of 1/N - 1/M.
+    """
+    size, std = 10**6, 0.02
+    z, mu, logvar = problem(3, 3, 2, device, std=std)
+    mu = mu + 100 * torch.arange(3, device=device)[:, None]
+    z = mu + 0.5 * std
+    found = FUNCTIONS[name](z, mu, logvar, size)
+    for i in range(3):
+        with mpmath.workdps(50):
+            latents = [
+                mpmath.log(mpmath.npdf(x, m, mpmath.exp(mpmath.mpf(v) / 2)))
+                for x, m, v in zip(z[i].tolist(), mu[i].tolist(), logvar[i].tolist(), strict=True)
+            ]
+            once = 1 if name == "joint" else 2
+            exact = mpmath.fsum(latents) - once * mpmath.log(size)
+        assert found[i].item() == pytest.approx(float(exact), rel=2e-6)
+
+
+class TestAgainstOthers:
+    def test_one_component_is_the_gaussian(self, device):
+        z, mu, logvar = problem(40, 1, 6, device, dtype=F64)
+        found = ops.marginals_log_prob(z, mu, logvar, None)
+        torch.testing.assert_close(found, gaussian_log_prob(z, mu, logvar))
+
+    @pytest.mark.parametrize("dataset_size", [None, 100], ids=str)
+    def test_of_one_latent_joint_and_marginal_are_one(self, dataset_size, device):
+        tensors, weight = problem(70, 70, 1, device, dtype=F64), upstream((70,)).to(device)
+        values = (
+            with_gradients(lambda *a, f=f: f(*a, dataset_size), tensors, weight)
+            for f in FUNCTIONS.values()
+        )
+        for a, b in zip(*values, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+class TestExtremes:
+    @BOTH
+    @pytest.mark.parametrize("distance", [1e20, 1e30])
+    def test_far_components_make_no_nan(self, name, distance, device):
+        """Their squares overflow in float32, or distances in standard deviations do."""
+        z, mu, logvar = problem(5, 5, 3, device)
+        mu[1:], logvar[2] = distance, -60.0
+        z[:] = mu[:1] + 0.1
+        found = with_gradients(
+            lambda *a: FUNCTIONS[name](*a, None), [z, mu, logvar], torch.ones(5, device=device)
+        )
+        exact = gaussian_log_prob(z, mu[0], logvar[0])
+        exact = exact - math.log(5) * (1 if name == "joint" else 3)
+        torch.testing.assert_close(found[0], exact)
+        assert all(t.isfinite().all() for t in found)
+        assert all((t[1:] == 0).all() for t in found[2:])
+
+    @BOTH
+    def test_impossible_of_all_components(self, name, device):
+        """-inf there and there alone, and gradients of 0, not NaN."""
+        z = torch.tensor([[1e30, 0.0], [0.0, 0.0]], device=device)
+        zero = torch.zeros(2, 2, device=device)
+        found = with_gradients(
+            lambda *a: FUNCTIONS[name](*a, 7), [z, zero, zero], torch.ones(2, device=device)
+        )
+        assert found[0].isneginf().tolist() == [True, False]
+        assert all(t.isfinite().all() for t in found[1:])
+
+    @BOTH
+    def test_nan_stays_where_it_is(self, name, device):
+        z, mu, logvar = problem(3, 3, 2, device)
+        z[1, 0], z[2, 1] = math.nan, math.inf
+        found = FUNCTIONS[name](z, mu, logvar, 5)
+        assert found.isnan().tolist() == [False, True, False]
+        assert found.isneginf().tolist() == [False, False, True]
+
+    @pytest.mark.parametrize("logvar", [-80.0, 80.0])
+    def test_variances(self, logvar, device):
+        z, mu, _ = problem(5, 5, 2, device, std=math.exp(0.5 * logvar))
+        leaves = [z - mu[:1], mu - mu[:1], torch.full_like(mu, logvar)]
+        check("marginals", leaves, 9, device=device)
+
+
+class TestGradients:
+    @BOTH
+    def test_every_subset(self, name, device):
+        """Each subset's gradients are those of all, bit for bit, and those of another run."""
+        tensors, weight = problem(70, 70, 3, device), upstream((70,)).to(device, F32)
+        whole = with_gradients(lambda *a: FUNCTIONS[name](*a, 99), tensors, weight)
+        for wanted in range(1, 8):
+            needs = [bool(wanted >> i & 1) for i in range(3)]
+            leaves = [t.clone().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+            FUNCTIONS[name](*leaves, 99).backward(weight)
+            for leaf, expected in zip(leaves, whole[1:], strict=True):
+                assert leaf.grad is None or torch.equal(leaf.grad, expected)
+                assert (leaf.grad is not None) == leaf.requires_grad
+
+    @BOTH
+    @pytest.mark.parametrize("dataset_size", [None, 5], ids=str)
+    @pytest.mark.numba
+    def test_second_derivatives_on_cpus(self, name, dataset_size, device):
+        leaves = [t.requires_grad_() for t in problem(2, 2, 2, device, dtype=F64)]
+        assert torch.autograd.gradgradcheck(lambda *a: FUNCTIONS[name](*a, dataset_size), leaves)
+
+
+@pytest.mark.numba
+def test_as_many_threads_as_there_may_be(device):
+    """The same results: a latent is one thread's."""
+    tensors, weight = problem(300, 300, 5, device), upstream((300,))
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            runs.append(with_gradients(lambda *a: FUNCTIONS["marginals"](*a, 400), tensors, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("programs", [1, 100])
+def test_stretches(programs, device, monkeypatch):
+    """Several programs for what is owned, and for the others one or more."""
+    from fused_elbo.kernels.triton import mixture_log_prob as family
+
+    for constant, value in (("OWN", 8), ("OTHERS", 4), ("PROGRAMS", programs)):
+        monkeypatch.setattr(family, constant, value)
+    for name in FUNCTIONS:
+        check(name, problem(9, 9, 2, device), 30, device=device)
+
+
+@pytest.mark.numba
+def test_nothing_of_the_size_of_all_pairs(device):
+    """[rows, components] alone would be 16 times what the largest allocation is."""
+    rows = components = 1024
+    leaves = [t.requires_grad_() for t in problem(rows, components, 2, device)]
+    with torch.profiler.profile(profile_memory=True) as profile:
+        ops.marginals_log_prob(*leaves, None).sum().backward()
+    most = max((abs(e.self_cpu_memory_usage) for e in profile.events()), default=0)
+    assert 0 < most < rows * components * 4 / 16
+
+
+@BOTH
+def test_through_torch_compile_it_is_one_op(name, device):
+    """Whatever the size of the data set, which is compiled once."""
+    tensors = [t.requires_grad_() for t in problem(5, 5, 3, device)]
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (20, 21) if not INTERPRET else (20,):
+        found, expected = compiled(*tensors, size), FUNCTIONS[name](*tensors, size)
+        assert torch.equal(found, expected)
+        pairs = [torch.autograd.grad(t.sum(), tensors) for t in (found, expected)]
+        assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
