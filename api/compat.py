@@ -4,6 +4,10 @@
 """
 
 from .estimators.compat.beta import effective_beta, effective_beta_of
+from .estimators.compat.discretized import (
+    nvae_disc_mix_logistic_log_prob,
+    vdvae_discretized_mix_logistic_loss,
+)
 from .estimators.compat.nn_functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -31,9 +35,11 @@ __all__ = [
     "effective_beta_of",
     "gaussian_nll_loss",
     "mse_loss",
+    "nvae_disc_mix_logistic_log_prob",
     "pythae_beta_vae_loss",
     "pythae_iwae_loss",
     "pythae_vae_loss",
     "pytorch_examples_vae_loss",
     "scvi_kl_local",
+    "vdvae_discretized_mix_logistic_loss",
 ]

@@ -137,7 +137,7 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     """-log p of each pixel, [B, P], from params [B, 10 mixtures, P] and x [B, 3, P].
 
     Bins reach ``half_bin`` to each side, but the first and the last, above ``right_edge``, to
-    infinity. Where a bin in between has a probability of no more than ``guard``, the density in
+    infinity. Of a bin in between whose probability is below ``guard``, 0 for none, the density in
     its middle counts, as PixelCNN++ has it for 1e-5.
     """
     shape = params.shape[0], params.shape[2]

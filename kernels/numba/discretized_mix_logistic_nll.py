@@ -58,7 +58,7 @@ def channel_at(x, mean, raw_log_scale, bins):
     edge = left or x > right_edge
     near = edge and left == (c >= zero)
     outer, inner = e + f, one + e * f
-    guarded = not edge and e * difference <= guard * (outer * inner)
+    guarded = not edge and e * difference < guard * (outer * inner)
     inside = not edge and not guarded
 
     inverse = one / ((one + e) * (one + e) if guarded else outer * inner)

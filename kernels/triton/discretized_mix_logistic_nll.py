@@ -51,7 +51,7 @@ def channel(x, mean, raw_log_scale, half_bin, log_half_bin, right_edge, guard, P
     edge = left | (x > right_edge)
     near = edge & (left == (c >= 0.0))
     outer, inner = e + f, 1.0 + e * f
-    guarded = (edge == 0) & (e * difference <= guard * (outer * inner))
+    guarded = (edge == 0) & (e * difference < guard * (outer * inner))
     inside = (edge | guarded) == 0
 
     inverse = divide(1.0, tl.where(guarded, (1.0 + e) * (1.0 + e), outer * inner), PTX)

@@ -23,6 +23,8 @@ ARGUMENTS = {
     "pythae_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "pythae_beta_vae_loss": ["recon_x", "x", "mu", "log_var", "z"],
     "pythae_iwae_loss": ["recon_x", "x", "mu", "log_var", "z"],
+    "vdvae_discretized_mix_logistic_loss": ["x", "l", "low_bit"],
+    "nvae_disc_mix_logistic_log_prob": ["param", "samples", "num_mix", "num_bits"],
     "antixk_vanilla_vae_loss": ["recons", "input", "mu", "log_var"],
 }
 
