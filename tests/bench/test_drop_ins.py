@@ -27,6 +27,7 @@ from bench.reporting.results import Device
 from bench.samples.entries import DECODER
 from helpers import fake_runs
 
+MIX_LOGISTIC = "vdvae_discretized_mix_logistic_loss"
 ORIGINALS = {op: operation.providers["eager"] for op, operation in ENTRIES.items()}
 
 
@@ -54,9 +55,9 @@ def test_oracle_accepts_original_and_drop_in(op, dtype):
 
 
 def test_dtypes():
-    """bfloat16 has no probabilities near 1, and Pyro sums in it."""
+    """bfloat16 has no probabilities near 1 nor differences of 1e-5, and Pyro sums in it."""
     only = {op for op, operation in ENTRIES.items() if operation.dtypes != BOTH}
-    assert only == {"pytorch_examples_vae_loss", "pyro_step"}
+    assert only == {"pytorch_examples_vae_loss", "pyro_step", MIX_LOGISTIC}
 
 
 def beta_doubled(op, weight):
@@ -112,6 +113,7 @@ def pyro_mean(*inputs):
         ("bolts_vae_loss", summed_latents),
         ("scvi_kl_local", scaled("scvi_kl_local", 2.0)),
         ("scvi_kl_local", prior_of_the_wrong_variance),
+        (MIX_LOGISTIC, scaled(MIX_LOGISTIC, 1.001)),
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, reduction="sum")),
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, full=True)),
         ("gaussian_nll_loss", frozen_variance),
@@ -168,7 +170,7 @@ def test_sweep(where):
     assert all(case_id(c).startswith("drop_in-") and c.backward for c in swept)
     for case in swept:
         assert case.dtype in ENTRIES[case.op].dtypes
-        assert case.batch <= 1024 or case.op != "pyro_step"
+        assert case.batch <= ENTRIES[case.op].most
 
 
 def test_default_batches():
@@ -212,7 +214,7 @@ def test_floor_is_the_size_of_the_tensors(op):
         # z written and read, its gradient too, and z once more; logits and their gradient are
         # written by the one and read by the other.
         size += 2 * latents + weights + 5 * latents + 4 * logits
-    elif op != "gaussian_nll_loss":
+    elif op not in ("gaussian_nll_loss", MIX_LOGISTIC):
         size += 2 * latents
     assert floor == size
 
