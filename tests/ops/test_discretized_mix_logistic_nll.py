@@ -18,7 +18,7 @@ from helpers.samples import IMPLS, normal
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # K and pixels: of a CPU's blocks of 128 less, just as many and more, and powers of two and others.
-SIZES = [(1, (1,)), (1, (3, 43)), (3, (5, 7)), (10, (2, 64)), (5, (130,))]
+SIZES = [(1, (1,)), (1, (3, 43)), (3, (5, 7)), (10, (2, 64)), (2, (130,))]
 
 
 def levels(bits=8):
@@ -150,8 +150,9 @@ class TestValue:
 
 
 class TestAccuracy:
-    @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
-    @pytest.mark.parametrize("size", SIZES, ids=str)
+    @pytest.mark.parametrize(
+        ("size", "dtype"), [*((s, F32) for s in SIZES), (SIZES[2], BF16), (SIZES[2], F16)], ids=str
+    )
     def test_bar(self, size, dtype, device):
         """Twice the published formula's error, and a few roundings of the largest number."""
         mixtures, pixels = size
@@ -236,35 +237,36 @@ class TestExtremes:
     @IMPLS
     def test_nan_stays_where_it_is(self, impl, device):
         """Of each of the 10 numbers, of edge bins too."""
-        for number, value in itertools.product(range(10), (-1.0, 0.0, 1.0)):
-            params, x = problem(2, (1,), device)
-            x[:] = value
-            params[1, 2 * number] = math.nan
-            assert nll(x, 2, impl)(params).isnan().tolist() == [False, True]
+        params, x = problem(2, (10, 3), device)
+        x[:] = torch.tensor([-1.0, 0.0, 1.0], dtype=F64)
+        for number in range(10):
+            params[1, 2 * number, number] = math.nan
+        found = dispatch.discretized_mix_logistic_nll(params, x, 1 / 255, 0.999, 0.0, impl=impl)
+        assert not found[0].isnan().any()
+        assert found[1].isnan().all()
 
 
 class TestGradients:
     @IMPLS
     @pytest.mark.parametrize("reduction", ["none", "mean"])
     def test_gradcheck(self, reduction, impl, device):
-        params, x = problem(2, (4,), device, log_scale=-2.0)
+        params, x = problem(2, (3,), device, log_scale=-2.0)
         x[:, :, 0], x[:, :, 1] = -1.0, 1.0
         function = nll(x, 2, impl, reduction=reduction)
         assert torch.autograd.gradcheck(function, params.requires_grad_(), fast_mode=INTERPRET)
 
-    @pytest.mark.parametrize("guard", [0.0, 1e-5, 0.01])
-    def test_gradcheck_of_pixels(self, guard, device):
+    def test_gradcheck_of_pixels(self, device):
         """Each with its own upstream gradient, and bins on both sides of the guard."""
         params, x = problem(2, (5,), device)
         assert torch.autograd.gradcheck(
-            lambda p: ops.discretized_mix_logistic_nll(p, x, 1 / 255, 0.99, guard),
+            lambda p: ops.discretized_mix_logistic_nll(p, x, 1 / 255, 0.99, 0.01),
             params.requires_grad_(),
             fast_mode=INTERPRET,
         )
 
     @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
     def test_of_a_loss_is_that_of_the_values(self, dtype, device):
-        params, x = problem(3, (50,), device, dtype=dtype)
+        params, x = problem(3, (20,), device, dtype=dtype)
         weight = torch.full((2,), 1.5, device=device)
         _, expected = with_gradient(nll(x, 3), params, weight)
         leaf = params.clone().requires_grad_()
@@ -327,8 +329,9 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "dtype"), [*((layout, F32) for layout in LAYOUTS), ("channels_last", BF16)], ids=str
+)
 def test_layouts(layout, dtype, device):
     """Bit for bit the results of contiguous tensors."""
     lay, view = LAYOUTS[layout]
@@ -369,10 +372,7 @@ def test_nothing_larger_than_params_is_allocated(device):
 def test_through_torch_compile_it_is_one_op(device):
     params, x = problem(2, (3, 4), device, dtype=F32)
     params.requires_grad_()
-
-    def function(params):
-        return nll(x, 2, reduction="none")(params) + nll(x, 2, reduction="mean")(params)
-
+    function = nll(x, 2, reduction="mean")
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     found, expected = compiled(params), function(params)
     torch.testing.assert_close(found, expected)
