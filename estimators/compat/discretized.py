@@ -86,7 +86,7 @@ def nvae_disc_mix_logistic_log_prob(
     as in :func:`fused_elbo.discretized_mix_logistic_nll`, but for the guard (see the module). The
     last bin begins at 0.99: made for levels over 256. NVAE's own ``ToTensor`` divides them by 255,
     and then level 254 is at 0.992 and reaches to infinity as 255 does, so that the probabilities
-    of all levels add up to more than 1. beta is that of NVAE's loss. Equivalent PyTorch::
+    of all levels add up to more than 1. beta is NVAE's ``kl_coeff``. Equivalent PyTorch::
 
         -discretized_mix_logistic_nll(param, 2 * samples - 1, num_mix, right_edge=0.99)
 
