@@ -231,16 +231,22 @@ def replaced_vdvae(numbers, colors):
 
 
 def exact_vdvae(numbers, colors):
-    """By the difference of sigmoids, of which float64 has enough digits here."""
+    """By the difference of sigmoids, of either sign: float64 has enough digits of the smaller."""
     logits, *rest = numbers.chunk(10, 1)
     r, g, b = colors.unsqueeze(2).unbind(1)
     shifts = 0.0, rest[2].tanh() * r, rest[5].tanh() * r + rest[8].tanh() * g
     log_probs = torch.log_softmax(logits, 1)
     for x, mean, log_scale, shift in zip((r, g, b), rest[::3], rest[1::3], shifts, strict=True):
         centered, inverse = x - mean - shift, torch.exp(-log_scale)
-        upper = torch.where(x > 0.999, 1.0, torch.sigmoid(inverse * (centered + 1 / 255)))
-        lower = torch.where(x < -0.999, 0.0, torch.sigmoid(inverse * (centered - 1 / 255)))
-        log_probs = log_probs + torch.log(upper - lower)
+        first, last = x < -0.999, x > 0.999
+        upper, lower = inverse * (centered + 1 / 255), inverse * (centered - 1 / 255)
+        near, far = (
+            torch.where(centered > 0, -lower, upper),
+            torch.where(centered > 0, -upper, lower),
+        )
+        inside = torch.log(torch.sigmoid(near) - torch.sigmoid(far))
+        edge = F.logsigmoid(torch.where(first, upper, -lower))
+        log_probs = log_probs + torch.where(first | last, edge, inside)
     return -torch.logsumexp(log_probs, 1).mean() / COLORS
 
 
@@ -253,7 +259,8 @@ ENTRIES["vdvae_discretized_mix_logistic_loss"] = DropIn(
     providers={"eager": original_vdvae, "fused_elbo": replaced_vdvae},
     exact=exact_vdvae,
     floor=lambda case: (2 * NUMBERS + COLORS) * 4 * case.batch * EVENTS,
-    dtypes=FLOAT32,  # 1e-5 is what bfloat16 has of a difference of probabilities
+    dtypes=FLOAT32,  # bfloat16 tells no level from the next
+    tolerance={"float32": 5e-4},  # of the original's gradient: its difference of sigmoids cancels
     most=64,  # 20 MB of numbers, of which the original has a dozen copies
 )
 

@@ -49,13 +49,14 @@ def test_oracle_accepts_original_and_drop_in(op, dtype):
         if provider == "compile":
             continue
         prepared = measure.Prepared(ENTRIES[op], case_of(op, provider, dtype=dtype), "cpu")
-        assert prepared.error < (1e-6 if dtype == "float32" else TOLERANCE[dtype])
+        usual = 1e-6 if dtype == "float32" else TOLERANCE[dtype]
+        assert prepared.error < (ENTRIES[op].tolerance[dtype] if op == MIX_LOGISTIC else usual)
         needed = ENTRIES[op].floor(prepared.case)
         assert measure.bandwidth(needed, prepared.seconds, 1e9)["floor_bytes"] > 0
 
 
 def test_dtypes():
-    """bfloat16 has no probabilities near 1 nor differences of 1e-5, and Pyro sums in it."""
+    """bfloat16 has no probabilities near 1 and no 256 levels, and Pyro sums in it."""
     only = {op for op, operation in ENTRIES.items() if operation.dtypes != BOTH}
     assert only == {"pytorch_examples_vae_loss", "pyro_step", MIX_LOGISTIC}
 
@@ -257,8 +258,8 @@ def test_table_and_chart(tmp_path, monkeypatch, capsys):
     assert "## Drop-ins" in text
     assert "| `pythae_vae_loss` | bfloat16 | 64 | 512 µs | 128 µs | 256 µs | 2.00x | 0.50x" in text
     if ENTRIES["pyro_step"].provider_names("cpu"):
-        assert "| `pyro_step` | float32 | 64 | 1.79 ms | - | 896 µs | 2.00x | - |" in text
-        assert "faster than its original in 28 and slower in 0" in text
+        assert "| `pyro_step` | float32 | 64 | 2.05 ms | - | 1.02 ms | 2.00x | - |" in text
+        assert "faster than its original in 32 and slower in 0" in text
     short = plain(page)
     assert "| forward + backward | [Made Up](../results/made-up/README.md), float32 |" in short
     assert "| `scvi_kl_local` | 2.00x / 0.50x | 2.00x / 0.50x |" in short
