@@ -6,6 +6,7 @@ take the PyTorch reference. Neither Triton nor numba is imported before a kernel
 
 from importlib.metadata import version
 
+from .estimators.discretized import discretized_mix_logistic_nll
 from .estimators.functional import (
     ImportanceWeights,
     Mixture,
@@ -39,6 +40,7 @@ __all__ = [
     "Mixture",
     "bernoulli_nll",
     "chunked_iwae_loss",
+    "discretized_mix_logistic_nll",
     "elbo_loss",
     "elbo_tc_loss",
     "gaussian_kl",

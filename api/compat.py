@@ -4,6 +4,10 @@
 """
 
 from .estimators.compat.beta import effective_beta, effective_beta_of
+from .estimators.compat.discretized import (
+    nvae_disc_mix_logistic_log_prob,
+    vdvae_discretized_mix_logistic_loss,
+)
 from .estimators.compat.nn_functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -40,6 +44,7 @@ __all__ = [
     "effective_beta_of",
     "gaussian_nll_loss",
     "mse_loss",
+    "nvae_disc_mix_logistic_log_prob",
     "pythae_beta_tcvae_loss",
     "pythae_beta_vae_loss",
     "pythae_iwae_loss",
@@ -48,4 +53,5 @@ __all__ = [
     "pytorch_examples_vae_loss",
     "rtqichen_tcvae_elbo",
     "scvi_kl_local",
+    "vdvae_discretized_mix_logistic_loss",
 ]

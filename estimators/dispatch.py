@@ -38,6 +38,8 @@ TWINS: dict[Any, Any] = {
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
+    ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
+    ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,
 }
@@ -313,6 +315,22 @@ def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, im
     else:
         nll = ops.bernoulli_nll(*example_rows(recon, x), likelihood == "probabilities")
     return view(nll, shape)
+
+
+def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
+    """Of each pixel [B, P]; or their sum times ``scale``, with the gradient in the forward pass.
+
+    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    """
+    bins = half_bin, right_edge, guard
+    params, x = params.flatten(2), x.flatten(2)
+    kernels = use_kernels(impl, params, x)
+    in_forward = params.dtype != torch.float16 and not torch.compiler.is_compiling()
+    if kernels and scale is not None and in_forward:
+        return ops.discretized_mix_logistic_loss(params, x, *bins, scale)
+    function = ops if kernels else reference
+    nll = function.discretized_mix_logistic_nll(params, x, *bins)
+    return nll if scale is None else nll.sum() * scale
 
 
 def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):

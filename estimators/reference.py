@@ -349,3 +349,10 @@ def bernoulli_nll(logits, x):
     # torch's own loss: two thirds of the textbook's memory.
     nll = F.binary_cross_entropy_with_logits(logits, expanded(x, logits), reduction="none")
     return nll.flatten(1 - x.dim()).sum(-1)
+
+
+def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
+    """Of each pixel [B, P], for :func:`fused_elbo.discretized_mix_logistic_nll`."""
+    given = *accumulate(params, x), half_bin, right_edge, guard
+    log_weights, log_probs = textbook.discretized_mix_logistic_log_probs(*given)
+    return -log_sum_exp(log_weights + log_probs, 1)

@@ -146,6 +146,23 @@ def marginals_log_prob(z, mu, logvar, dataset_size):
 
 
 @declare(
+    "discretized_mix_logistic_nll",
+    "discretized_mix_logistic_nll(Tensor params, Tensor x, float half_bin, float right_edge, "
+    "float guard) -> (Tensor nll)",
+    gradients=("params",),
+)
+def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
+    """-log p of each pixel, [B, P], from params [B, 10 mixtures, P] and x [B, 3, P].
+
+    Bins reach ``half_bin`` to each side, but the first and the last, above ``right_edge``, to
+    infinity. Of a bin in between whose probability is below ``guard``, 0 for none, the density in
+    its middle counts, as PixelCNN++ has it for 1e-5.
+    """
+    shape = params.shape[0], params.shape[2]
+    return params.new_empty(shape, dtype=accumulator(params, x))
+
+
+@declare(
     "importance_weights",
     "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
 )
@@ -286,3 +303,57 @@ def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
     needs = [track and t is not None and t.requires_grad for t in operands]
     options = likelihood, beta, scale, needs
     return record(ELBOLoss, recon, x, logvar, logvar_value, kl, *options)[:3]
+
+
+@declare(
+    "discretized_mix_logistic_nll",
+    "discretized_mix_logistic_loss(Tensor params, Tensor x, float half_bin, float right_edge, "
+    "float guard, float scale, bool[] needs) -> Tensor[]",
+)
+def discretized_mix_logistic_loss_forward(params, x, half_bin, right_edge, guard, scale, needs):
+    """[scale * sum of the nll of all pixels, then the gradient of params, if it is wanted]."""
+    loss = params.new_empty((), dtype=accumulator(params, x))
+    return [loss, *gradients_like((params,), needs)]
+
+
+class DiscretizedMixLogisticLoss(KernelFunction):
+    """(loss, and the gradient of params for backward, as in ``ELBOLoss``)."""
+
+    @staticmethod
+    def forward(params, x, half_bin, right_edge, guard, scale, needs):
+        given = params, x, half_bin, right_edge, guard, scale, needs
+        return tuple(discretized_mix_logistic_loss_forward(*given))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        params, x, *ctx.bins, ctx.scale, _ = inputs
+        ctx.save_for_backward(params, x)
+        ctx.gradients = output[1:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors, *ctx.bins, ctx.scale, None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, *_):
+        gradients, ctx.gradients = ctx.gradients, None
+        rest = (None,) * 6
+        if dloss is None:
+            return None, *rest
+        if gradients:
+            scale_(gradients[0], dloss)
+            return gradients[0], *rest
+        params, x = ctx.saved_tensors
+        dnll = (dloss * ctx.scale).expand(params.shape[0], params.shape[2])
+        return *discretized_mix_logistic_nll.backward(dnll, params, x, *ctx.bins, [True]), *rest
+
+
+def discretized_mix_logistic_loss(params, x, half_bin, right_edge, guard, scale):
+    """``scale`` times the sum of the nll over all pixels."""
+    needs = [torch.is_grad_enabled() and params.requires_grad]
+    return record(DiscretizedMixLogisticLoss, params, x, half_bin, right_edge, guard, scale, needs)[
+        0
+    ]

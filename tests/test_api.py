@@ -31,6 +31,8 @@ SIGNATURES = {
     "total_correlation=1.0 dimension_wise=1.0 estimator='stratified' dataset=None "
     "likelihood='bernoulli' recon_logvar=0.0 reduction='mean' return_parts=False impl='auto'",
     "mixture_log_prob": "z mu logvar log_weights=None * impl='auto'",
+    "discretized_mix_logistic_nll": "params x num_mixtures * bits=8 right_edge=0.999 "
+    "reduction='none' impl='auto'",
     "importance_weights": "log_weights alpha=0.0 * impl='auto'",
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 alpha=0.0 "
     "reduction='mean' return_parts=False impl='auto'",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 EVENTS = 784
 # Units of the decoder of iwae_step: latents -> 256, ReLU -> 784.
 HIDDEN = 256
+COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
 WITH_K = ("samples", "mixtures")  # suites

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .cases import EVENTS, HIDDEN
+from .cases import COLORS, EVENTS, HIDDEN, NUMBERS
 from .providers import COMPILED, PROVIDERS
 
 # Largest error, relative to the largest value of the oracle. A wrong formula is off by
@@ -30,7 +30,7 @@ def binary(normal):
 class Input(NamedTuple):
     """A random tensor, such as a trained encoder or decoder would have it; no special values."""
 
-    dims: tuple  # of "samples", "components", "batch", "latent", "events" and "hidden"
+    dims: tuple  # of "samples", "components", "batch", "latent", and those of ``shape_of``
     scale: Callable = plain  # what is made of a standard normal
     data: bool = False  # which get no gradient
 
@@ -96,7 +96,8 @@ class Operation:
 
 
 def shape_of(dims, case):
-    sizes = case._asdict() | {"components": case.samples, "events": EVENTS, "hidden": HIDDEN}
+    image = {"events": EVENTS, "colors": COLORS, "numbers": NUMBERS}
+    sizes = case._asdict() | image | {"components": case.samples, "hidden": HIDDEN}
     return tuple(sizes[name] for name in dims)
 
 

@@ -3,6 +3,9 @@
 import torch
 
 from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bernoulli
+from fused_elbo.kernels.triton.discretized_mix_logistic_nll import (
+    launch_discretized_mix_logistic_nll as mix_logistic,
+)
 from fused_elbo.kernels.triton.elbo_loss import elbo_loss, scale_
 from fused_elbo.kernels.triton.gaussian_kl import launch_gaussian_kl as kl
 from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as nll
@@ -48,6 +51,11 @@ def cases(dtype, cols):
     mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None, None
     marginals, of_latents = (*mixture[:3], None), torch.empty(cols, COMPONENTS, dtype=acc)
     grad_mixture, of_components = grad[:COMPONENTS], [False, True, True, False]
+
+    # An RGB image of ``cols`` pixels, with ten mixtures.
+    image = torch.empty(64, 100, cols, dtype=dtype), torch.empty(64, 3, cols, dtype=dtype)
+    image = *image, 1 / 255, 0.999, 0.0
+    grad_pixels = torch.empty(64, cols, dtype=acc)
 
     def log_ratio(inputs, **options):
         return lambda: rsample(inputs, seed, SAMPLES, with_log_ratio=True, **options)
@@ -183,6 +191,15 @@ def cases(dtype, cols):
             lambda: marginals_log_prob_backward(
                 grad_mixture, *marginals, of_latents, of_components[:3]
             ),
+        ),
+        "discretized_mix_logistic_nll forward": (None, lambda: mix_logistic(*image, values=True)),
+        "discretized_mix_logistic_nll backward": (
+            None,
+            lambda: mix_logistic(*image, grad=grad_pixels, values=False, needs=True),
+        ),
+        "discretized_mix_logistic_nll forward + gradient": (
+            None,
+            lambda: mix_logistic(*image, scale=0.5, values=True, needs=True),
         ),
         "elbo_loss total": (
             None,

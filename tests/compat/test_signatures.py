@@ -28,6 +28,8 @@ ARGUMENTS = {
     "pythae_vamp_loss": ["recon_x", "x", "mu", "log_var", "z", "epoch"],
     "DisvaeBtcvaeLoss": ["n_data", "alpha", "beta", "gamma", "is_mss"],
     "AntixKBetaTCVAELoss": ["anneal_steps", "alpha", "beta", "gamma"],
+    "vdvae_discretized_mix_logistic_loss": ["x", "l", "low_bit"],
+    "nvae_disc_mix_logistic_log_prob": ["param", "samples", "num_mix", "num_bits"],
     "antixk_vanilla_vae_loss": ["recons", "input", "mu", "log_var"],
 }
 

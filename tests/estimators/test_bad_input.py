@@ -119,6 +119,56 @@ TABLE = {
         ValueError,
         ["log_weights (5,)", "[K]", "mu (3, 2)"],
     ),
+    "mix_logistic numbers": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4, 4), t(2, 3, 4, 4), 3),
+        ValueError,
+        ["params [B, 30, ...]", "num_mixtures=3", "params (2, 20, 4, 4)"],
+    ),
+    "mix_logistic pixels": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4, 4), t(2, 3, 4, 5), 2),
+        ValueError,
+        ["x [B, 3, ...]", "params (2, 20, 4, 4)", "x (2, 3, 4, 5)"],
+    ),
+    "mix_logistic grey": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4, 4), t(2, 1, 4, 4), 2),
+        ValueError,
+        ["x [B, 3, ...]", "x (2, 1, 4, 4)"],
+    ),
+    "mix_logistic without pixels": (
+        call("discretized_mix_logistic_nll", t(2, 20), t(2, 3), 2),
+        ValueError,
+        ["params (2, 20)", "pixels"],
+    ),
+    "mix_logistic of no mixtures": (
+        call("discretized_mix_logistic_nll", t(2, 0, 4), t(2, 3, 4), 0),
+        ValueError,
+        ["num_mixtures"],
+    ),
+    "mix_logistic of raw levels": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4), torch.ones(2, 3, 4, dtype=I64), 2),
+        TypeError,
+        ["x", "torch.int64"],
+    ),
+    "mix_logistic gradient of the data": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4), t(2, 3, 4).requires_grad_(), 2),
+        ValueError,
+        ["x", "data", "x.detach()"],
+    ),
+    "mix_logistic bits": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4), t(2, 3, 4), 2, bits=9),
+        ValueError,
+        ["bits", "8", "9"],
+    ),
+    "mix_logistic right_edge": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4), t(2, 3, 4), 2, right_edge=254),
+        ValueError,
+        ["right_edge", "254"],
+    ),
+    "mix_logistic reduction": (
+        call("discretized_mix_logistic_nll", t(2, 20, 4), t(2, 3, 4), 2, reduction="avg"),
+        ValueError,
+        ["reduction", "'none'", "'mean'", "'sum'"],
+    ),
     "mixture of integers": (
         call("mixture_log_prob", t(5, 2), t(3, 2), torch.ones(3, 2, dtype=I64)),
         TypeError,
@@ -648,11 +698,13 @@ FUNCTIONS = {
     "importance_weights": (t(3, 4),),
     "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
     "mixture_log_prob": (t(3, 4), t(5, 4), t(5, 4)),
+    "discretized_mix_logistic_nll": (t(3, 20, 2, 2), t(3, 3, 2, 2), 2),
     "kl_decomposition": (t(3, 4), t(3, 4), t(3, 4), 10),
     "elbo_tc_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2), t(3, 2), 10),
 }
 OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
 OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
+OTHERS = *OTHERS, "discretized_mix_logistic_nll"
 # Those whose examples are the first dimension, so that [:0] leaves none.
 OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 

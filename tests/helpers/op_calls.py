@@ -84,6 +84,17 @@ def op_calls(device, rows=3, cols=5):
             (e, a, b, c, 9, t(cols, rows), [True, False, False]),
             (e, a, b, c, None, t(cols, rows), [False, True, True]),
         ],
+        "discretized_mix_logistic_nll": [
+            (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0),
+            (t(rows, 10, cols, dtype=BF16), t(rows, 3, cols), 1 / 31, 0.99, 1e-5),
+        ],
+        "discretized_mix_logistic_nll_backward": [
+            (a, t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0, [True]),
+        ],
+        "discretized_mix_logistic_loss": [
+            (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0, 0.5, [True]),
+            (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0, 1.0, [False]),
+        ],
         "importance_weights": [
             (t(4, rows), None, 0.0),
             (t(4, rows), t(4, rows), 0.5),

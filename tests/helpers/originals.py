@@ -6,6 +6,7 @@ torch.nn.functional's own functions are their own originals.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -168,6 +169,36 @@ def original_vamp(recon_x, x, mu, log_var, z, prior_mu, prior_log_var):
     prior = components.sum(-1).exp().mean(1).log()
     kld = (Normal(mu, torch.exp(log_var / 2)).log_prob(z).sum(-1) - prior).mean()
     return recon + 0.75 * kld, recon, kld
+
+
+def original_mix_logistic(params, x, *, half_bin=1 / 255, right_edge=0.999, guard=1e-5):
+    """-log p of each pixel, as PixelCNN++ publishes it: params [B, 10 K, ...], x [B, 3, ...]."""
+    k = params.shape[1] // 10
+    logits, (mean, log_scale, raw) = params[:, :k], params[:, k:].unflatten(1, (3, 3, k)).unbind(2)
+    log_scale, a, x = log_scale.clamp_min(-7.0), raw.tanh(), x.unsqueeze(2)
+    green, blue = a[:, 0] * x[:, 0], a[:, 1] * x[:, 0] + a[:, 2] * x[:, 1]
+    distance = x - torch.stack((mean[:, 0], mean[:, 1] + green, mean[:, 2] + blue), 1)
+    inverse = torch.exp(-log_scale)
+    upper, lower = (inverse * (distance + h) for h in (half_bin, -half_bin))
+    difference, middle = torch.sigmoid(upper) - torch.sigmoid(lower), inverse * distance
+    density = middle - log_scale - 2 * F.softplus(middle) + math.log(2 * half_bin)
+    inside = torch.where(difference > guard, difference.clamp_min(1e-12).log(), density)
+    inside = torch.where(x > right_edge, -F.softplus(lower), inside)
+    log_p = torch.where(x < -0.999, upper - F.softplus(upper), inside).sum(1)
+    return -torch.logsumexp(log_p + torch.log_softmax(logits, 1), 1)
+
+
+def original_vdvae(x, l, low_bit=False):  # noqa: E741
+    """Nats per dimension, of tensors [B, H, W, channels]."""
+    half_bin = 1 / 31 if low_bit else 1 / 255
+    nll = original_mix_logistic(l.movedim(-1, 1), x.movedim(-1, 1), half_bin=half_bin)
+    return nll.sum((1, 2)) / x[0].numel()
+
+
+def original_nvae(param, samples, bits=8):
+    """log p of each pixel, of samples in [0, 1]."""
+    half_bin = 1 / (2**bits - 1)
+    return -original_mix_logistic(param, 2 * samples - 1, half_bin=half_bin, right_edge=0.99)
 
 
 KINDS = {
