@@ -36,6 +36,8 @@ TWINS: dict[Any, Any] = {
     ops.rsample.function: twins.rsample,
     ops.rsample_kl.function: twins.rsample_kl,
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.posterior_kl.function: twins.posterior_kl,
+    ops.posterior_sample_kl.function: twins.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,

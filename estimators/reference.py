@@ -69,6 +69,22 @@ def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
     return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
 
+def gaussian_of(mean, spread, form, soft_clamp=0.0, std_offset=0.0):
+    """(mu, logvar) of what a network puts out, in the dtype of sums; halves of ``mean`` alone."""
+    if mean is None:
+        return None, None
+    mean, spread = accumulate(mean, spread)
+    if spread is None:
+        mean, spread = mean.chunk(2, 1)
+    if form == "clamped_logvar":
+        return mean, spread.clamp(-30.0, 20.0)
+    if soft_clamp:
+        mean, spread = (soft_clamp * torch.tanh(t / soft_clamp) for t in (mean, spread))
+    if std_offset:
+        spread = torch.log(torch.exp(spread) + std_offset)
+    return mean, 2 * spread
+
+
 def with_antithetic(eps):
     """The pairs (eps, -eps) of noise [K, ...], one after another: [2 K, ...]."""
     return torch.stack((eps, -eps), 1).flatten(0, 1)

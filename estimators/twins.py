@@ -6,7 +6,7 @@ the noise that the op drew.
 
 import torch.nn.functional as F
 
-from . import noise, reference
+from . import noise, reference, textbook
 
 
 def by_samples(tensor, x):
@@ -37,6 +37,26 @@ def rsample(mu, logvar, seed, samples, keep_noise=False):
 def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise=False):
     kl = reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     return rsample(mu, logvar, seed, None), kl
+
+
+def posterior_kl(q, q_spread, prior, prior_spread, *form):
+    *form, elementwise = form
+    q, p = (
+        reference.gaussian_of(q, q_spread, *form),
+        reference.gaussian_of(prior, prior_spread, *form),
+    )
+    if elementwise:  # a sum over one latent
+        q, p = ([t if t is None else t.unsqueeze(-1) for t in pair] for pair in (q, p))
+    return reference.gaussian_kl(*q, *p)
+
+
+def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *form):
+    *form, _ = form
+    kl = posterior_kl(q, q_spread, prior, prior_spread, *form, False)
+    mu, logvar = reference.gaussian_of(q, q_spread, *form)
+    if eps is None:
+        (eps,) = noise.stream(seed, 1, *mu.shape)
+    return textbook.gaussian_sample(mu, logvar, eps.to(mu.dtype)).to(q.dtype), kl
 
 
 def rsample_log_ratio(

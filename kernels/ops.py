@@ -14,7 +14,7 @@ from .library import (
     record,
     spread,
 )
-from .rows import accumulator, samples_in
+from .rows import accumulator, halves, samples_in
 
 
 @declare(
@@ -109,6 +109,42 @@ def rsample_log_ratio(
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
     z = mu.new_empty(samples, *mu.shape)
     return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
+
+
+@declare(
+    "posterior",
+    "posterior_kl(Tensor q, Tensor? q_spread, Tensor? prior, Tensor? prior_spread, str form, "
+    "float soft_clamp, float std_offset, bool elementwise) -> (Tensor kl)",
+    gradients=("q", "q_spread", "prior", "prior_spread"),
+)
+def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
+    """The KL of Gaussians as networks put them out, of each row or of each element.
+
+    ``q`` are means, beside ``q_spread``; without it q [rows, 2 cols] has both, one half after the
+    other. So has the prior. The spread is, by ``form``, a "clamped_logvar" or a "log_std".
+    """
+    mean, _ = halves(q, q_spread)
+    shape = mean.shape if elementwise else mean.shape[:1]
+    return q.new_empty(shape, dtype=accumulator(q, q_spread, prior, prior_spread))
+
+
+@declare(
+    "posterior",
+    "posterior_sample_kl(Tensor q, Tensor? q_spread, Tensor? prior, Tensor? prior_spread, "
+    "Tensor? noise, Tensor? seed, str form, float soft_clamp, float std_offset, bool keep_noise)"
+    " -> Tensor[]",
+    gradients=("q", "q_spread", "prior", "prior_spread"),
+    results=("z", "kl"),
+    kept="kept_noise",
+)
+def posterior_sample_kl(
+    q, q_spread, prior, prior_spread, noise, seed, form, soft_clamp, std_offset, keep_noise
+):
+    """One sample z [rows, cols], at ``noise`` or at that of ``seed``, and the KL of each row."""
+    mean, _ = halves(q, q_spread)
+    acc = accumulator(q, q_spread, prior, prior_spread)
+    kept = [q.new_empty(mean.shape, dtype=acc)] if keep_noise else []
+    return [q.new_empty(mean.shape), q.new_empty(mean.shape[0], dtype=acc), *kept]
 
 
 @declare(
