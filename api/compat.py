@@ -4,6 +4,7 @@
 """
 
 from .estimators.compat.beta import effective_beta, effective_beta_of
+from .estimators.compat.latent_diffusion import DiagonalGaussianDistribution
 from .estimators.compat.nn_functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -20,15 +21,19 @@ from .estimators.compat.vae import (
     pytorch_examples_vae_loss,
     scvi_kl_local,
 )
+from .estimators.compat.vdvae import draw_gaussian_diag_samples, gaussian_analytical_kl
 
 __all__ = [
     "AntixKBetaVAELoss",
+    "DiagonalGaussianDistribution",
     "antixk_vanilla_vae_loss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "bolts_vae_loss",
+    "draw_gaussian_diag_samples",
     "effective_beta",
     "effective_beta_of",
+    "gaussian_analytical_kl",
     "gaussian_nll_loss",
     "mse_loss",
     "pythae_beta_vae_loss",

@@ -6,7 +6,7 @@ the noise that the op drew.
 
 import torch.nn.functional as F
 
-from . import noise, reference, textbook
+from . import noise, reference
 
 
 def by_samples(tensor, x):
@@ -39,24 +39,12 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise=False):
     return rsample(mu, logvar, seed, None), kl
 
 
-def posterior_kl(q, q_spread, prior, prior_spread, *form):
-    *form, elementwise = form
-    q, p = (
-        reference.gaussian_of(q, q_spread, *form),
-        reference.gaussian_of(prior, prior_spread, *form),
-    )
-    if elementwise:  # a sum over one latent
-        q, p = ([t if t is None else t.unsqueeze(-1) for t in pair] for pair in (q, p))
-    return reference.gaussian_kl(*q, *p)
-
-
-def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *form):
-    *form, _ = form
-    kl = posterior_kl(q, q_spread, prior, prior_spread, *form, False)
-    mu, logvar = reference.gaussian_of(q, q_spread, *form)
+def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *options):
+    *form, _ = options
     if eps is None:
+        mu, _ = reference.gaussian_of(q, q_spread, *form)
         (eps,) = noise.stream(seed, 1, *mu.shape)
-    return textbook.gaussian_sample(mu, logvar, eps.to(mu.dtype)).to(q.dtype), kl
+    return reference.posterior_sample_kl(q, q_spread, prior, prior_spread, eps, *form)
 
 
 def rsample_log_ratio(

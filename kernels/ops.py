@@ -52,6 +52,47 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     return mu.new_empty(mu.shape[0], dtype=accumulator(mu, logvar, prior_mu, prior_logvar))
 
 
+class BalancedKL(KernelFunction):
+    """The KL once, clipped, as two results: one with the prior's gradient, one with that of q."""
+
+    @staticmethod
+    def forward(mu, logvar, prior_mu, prior_logvar, free_nats):
+        dyn = gaussian_kl.forward(mu, logvar, prior_mu, prior_logvar).clamp_min(free_nats)
+        return dyn, dyn.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.free_nats = inputs
+        ctx.save_for_backward(*tensors, output[0].detach())
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors[:4], ctx.free_nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, ddyn, drep):
+        *tensors, clipped = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        inside = ~(clipped <= ctx.free_nats)  # and NaN
+
+        def gradients(upstream, wanted):
+            if upstream is None or not any(wanted):
+                return [None] * 4
+            found = gaussian_kl.backward(upstream * inside, *tensors, list(wanted))
+            return spread(found, wanted)
+
+        of_q = gradients(drep, (*needs[:2], False, False))
+        of_prior = gradients(ddyn, (False, False, *needs[2:4]))
+        return *of_q[:2], *of_prior[2:], None
+
+
+def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
+    """(dyn, rep): max(free_nats, KL), for the prior alone and for q alone."""
+    return record(BalancedKL, mu, logvar, prior_mu, prior_logvar, free_nats)
+
+
 @declare(
     "gaussian_rsample",
     "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) -> Tensor[]",
