@@ -264,9 +264,23 @@ def store(operand, tile, values):
             store_in_line(operand, tile, values)
         return
     row, count, col, width = tile
+    if is_own(operand[3], values):
+        scatter(operand, tile, values)
+        return
     for line in range(count):
         part = values[line * width : (line + 1) * width]
         store_in_line(operand, (row + line, 1, col, width), part)
+
+
+@helper
+def scatter(operand, tile, values):
+    address, row_stride, _, _ = operand
+    _, count, _, width = tile
+    first = address + values.itemsize * start_of(operand, tile)
+    out = carray(pointer(first), (count - 1) * row_stride + width, values.dtype)
+    for line in range(count):
+        for i in range(width):
+            out[line * row_stride + i] = values[line * width + i]
 
 
 @helper
@@ -281,10 +295,6 @@ def store_in_line(operand, tile, values):
         half = carray(pointer(address + 2 * start), values.size, np.int16)
         for i in range(values.size):
             half[i] = half_of_float(np.float32(values[i]))
-    elif code == FLOAT64:
-        double = carray(pointer(address + 8 * start), values.size, np.float64)
-        for i in range(values.size):
-            double[i] = values[i]
     else:
         single = carray(pointer(address + 4 * start), values.size, np.float32)
         for i in range(values.size):

@@ -103,7 +103,40 @@ def original_scvi_standard(qz_m, qz_v):
     return torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
 
 
+class OriginalDiagonalGaussian:
+    """diffusers' posterior, an example at a time; noise as a call of torch.randn draws it."""
+
+    def __init__(self, parameters, deterministic=False):
+        channels = parameters.shape[1] // 2
+        self.mean, free = (
+            parameters.narrow(1, 0, channels),
+            parameters.narrow(1, channels, channels),
+        )
+        free = torch.where(free > 20, torch.full_like(free, 20), free)
+        self.logvar = torch.where(free < -30, torch.full_like(free, -30), free)
+        self.std = torch.exp(self.logvar / 2) * (not deterministic)
+
+    def sample(self, **options):
+        shape, dtype = self.mean.shape, self.mean.dtype
+        return self.mean + self.std * torch.randn(shape, dtype=dtype, **options)
+
+    def terms(self, other=None):
+        zero = torch.zeros_like(self.mean)
+        p = Normal(zero, zero + 1) if other is None else Normal(other.mean, other.std)
+        return torch.distributions.kl_divergence(Normal(self.mean, self.std), p)
+
+    def kl(self, other=None):
+        terms = [sum(channel.sum(0).sum(0) for channel in t) for t in self.terms(other)]
+        return torch.stack(terms if self.mean.dim() == 5 else [t.sum() for t in terms])
+
+
+def original_analytical_kl(mu1, mu2, logsigma1, logsigma2):
+    q, p = Normal(mu1, torch.exp(logsigma1)), Normal(mu2, torch.exp(logsigma2))
+    return torch.distributions.kl_divergence(q, p)
+
+
 KINDS = {
+    "parameters": lambda g: 3 * torch.randn(BATCH, 2 * LATENTS, 2, 4, generator=g, dtype=F64),
     "image": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64),
     "probabilities": lambda g: torch.rand(BATCH, *IMAGE, generator=g, dtype=F64),
     "flat": lambda g: torch.rand(BATCH, PIXELS, generator=g, dtype=F64),
@@ -190,6 +223,21 @@ LIBRARIES = [
         lambda *t, impl: compat.AntixKBetaVAELoss(7.0, loss_type="H", impl=impl)(*t, M_N=0.3),
         original_antixk_beta,
     ),
+    Case(
+        "diagonal_gaussian",
+        ("parameters",),
+        lambda p, impl: compat.DiagonalGaussianDistribution(p, impl=impl).kl(),
+        lambda p: OriginalDiagonalGaussian(p).kl(),
+    ),
+    Case(
+        "diagonal_gaussian_other",
+        ("parameters",) * 2,
+        lambda p, other, impl: compat.DiagonalGaussianDistribution(p, impl=impl).kl(
+            compat.DiagonalGaussianDistribution(other)
+        ),
+        lambda p, other: OriginalDiagonalGaussian(p).kl(OriginalDiagonalGaussian(other)),
+    ),
+    Case("vdvae", ("image",) * 4, compat.gaussian_analytical_kl, original_analytical_kl),
     Case("bolts", ("image", "image", *("latent", "positive") * 2), ours_bolts, original_bolts),
     Case(
         "bolts_standard",
