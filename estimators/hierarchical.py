@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Generator, Tensor
 
 from . import dispatch, validate
@@ -78,7 +79,7 @@ def rsample_kl_log_std(
     soft_clamp = validate.number("soft_clamp", soft_clamp, 0.0, validate.FINITE)
     std_offset = validate.number("std_offset", std_offset, 0.0, validate.FINITE)
     if prior_mu is not None or prior_log_std is not None or std_offset > 0:
-        zero = mu.new_zeros(())
+        zero = torch.zeros((), dtype=mu.dtype, device=mu.device)
         prior = ((zero if t is None else t).expand(mu.shape) for t in prior)
     form = "log_std", float(soft_clamp), float(std_offset)
     return dispatch.posterior_sample_kl(mu, log_std, *prior, form, generator=generator, impl=impl)

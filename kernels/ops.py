@@ -64,6 +64,8 @@ class BalancedKL(KernelFunction):
     def setup_context(ctx, inputs, output):
         *tensors, ctx.free_nats = inputs
         ctx.save_for_backward(*tensors, output[0].detach())
+        constant = [not any(t.requires_grad for t in side) for side in (tensors[2:], tensors[:2])]
+        ctx.mark_non_differentiable(*(o for o, c in zip(output, constant, strict=True) if c))
         ctx.set_materialize_grads(False)
 
     @staticmethod
