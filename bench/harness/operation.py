@@ -30,7 +30,7 @@ def binary(normal):
 class Input(NamedTuple):
     """A random tensor, such as a trained encoder or decoder would have it; no special values."""
 
-    dims: tuple  # of "samples", "batch", "latent", "events" and "hidden"
+    dims: tuple  # of "samples", "batch", "latent", "both halves", "events" and "hidden"
     scale: Callable = plain  # what is made of a standard normal
     data: bool = False  # which get no gradient
 
@@ -67,6 +67,7 @@ class Operation:
     providers: dict  # functions by name; the compiler's are made of "eager"
     exact: Callable  # the same in float64, written anew; a sampling one takes the noise as eps
     floor: Callable  # the least bytes that a Case moves
+    posterior: Callable | None = None  # (mu, logvar) of the inputs, if they have no such names
     takes_samples: bool = False  # whether functions have an argument samples=K
     checked: dict = dataclasses.field(default_factory=dict)  # for the oracle, if not as timed
     tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
@@ -96,7 +97,7 @@ class Operation:
 
 
 def shape_of(dims, case):
-    sizes = case._asdict() | {"events": EVENTS, "hidden": HIDDEN}
+    sizes = case._asdict() | {"events": EVENTS, "hidden": HIDDEN, "both halves": 2 * case.latent}
     return tuple(sizes[name] for name in dims)
 
 
