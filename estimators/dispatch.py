@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..kernels import library, ops
-from ..kernels.rows import halves
 from . import noise, reference, textbook, twins, validate
 
 Implementation: TypeAlias = Literal["auto", "triton", "numba", "reference"]
@@ -198,8 +197,7 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, i
     operands = q, q_spread, prior, prior_spread
     if not use_kernels(impl, *operands):
         return reference.posterior_kl(*operands, *form, elementwise)
-    mean, _ = halves(q, q_spread)
-    flat, back = latent_rows(mean.shape, *operands)
+    flat, back = latent_rows(latent_shape(q, q_spread), *operands)
     kl = ops.posterior_kl(*flat, *form, elementwise)
     return back(kl) if elementwise else of_examples(kl, len(q))
 
@@ -207,16 +205,24 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, i
 def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, generator=None, impl):
     """(z, the KL [B]) at the noise ``eps``, which by default the kernel or the reference draws."""
     operands = q, q_spread, prior, prior_spread
-    mean, _ = halves(q, q_spread)
+    shape = latent_shape(q, q_spread)
     if not use_kernels(impl, *operands, eps):
         if eps is None:
-            eps = reference.standard_normal(mean.shape, *reference.accumulate(mean), generator)
+            eps = reference.standard_normal(shape, *reference.accumulate(q), generator)
         return reference.posterior_sample_kl(*operands, eps, *form)
-    flat, back = latent_rows(mean.shape, *operands, eps)
+    flat, back = latent_rows(shape, *operands, eps)
     seed = noise.draw_seed(q.device, generator) if eps is None else None
     keep_noise = eps is None and noise_is_kept(q, q if q_spread is None else q_spread)
     z, kl = ops.posterior_sample_kl(*flat, seed, *form, keep_noise)
     return back(z), of_examples(kl, len(q))
+
+
+def latent_shape(mean, spread):
+    """That of the mean, which may be the first half of the channels."""
+    if spread is not None:
+        return mean.shape
+    batch, channels, *places = mean.shape
+    return torch.Size((batch, channels // 2, *places))
 
 
 def latent_rows(shape, *latents):

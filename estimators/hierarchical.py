@@ -80,7 +80,8 @@ def rsample_kl_log_std(
     std_offset = validate.number("std_offset", std_offset, 0.0, validate.FINITE)
     if prior_mu is not None or prior_log_std is not None or std_offset > 0:
         zero = torch.zeros((), dtype=mu.dtype, device=mu.device)
-        prior = ((zero if t is None else t).expand(mu.shape) for t in prior)
+        prior = (zero if t is None else t for t in prior)
+        prior = (t if t.shape == mu.shape else t.expand(mu.shape) for t in prior)
     form = "log_std", float(soft_clamp), float(std_offset)
     return dispatch.posterior_sample_kl(mu, log_std, *prior, form, generator=generator, impl=impl)
 

@@ -145,7 +145,8 @@ class DiagonalGaussianDistribution:
 
         In the dtype of the parameters, for in another one the same seed draws other numbers.
         """
-        shape, device = self.mean.shape, self.parameters.device
+        shape = dispatch.latent_shape(self.parameters, None)
+        device = self.parameters.device
         several = generator if isinstance(generator, list) else [generator]
         on = several[0].device if several[0] is not None else device
         shape = (1, *shape[1:]) if len(several) > 1 else shape
