@@ -187,8 +187,8 @@ def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
     fits = not torch.compiler.is_compiling()
     if not use_kernels(where_it_fits(impl, fits), mu, logvar, prior_mu, prior_logvar, fits=fits):
         return reference.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
-    operands = rows(shape, mu, logvar, prior_mu, prior_logvar)
-    dyn, rep = ops.balanced_kl(*operands, free_nats)
+    mu, logvar, prior_mu, prior_logvar = rows(shape, mu, logvar, prior_mu, prior_logvar)
+    dyn, rep = ops.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
     return view(dyn, shape[:-1]), view(rep, shape[:-1])
 
 
@@ -196,7 +196,8 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, i
     """The KL [B] of latents [B, C, ...], or of each of them; operands as the op has them."""
     operands = q, q_spread, prior, prior_spread
     if not use_kernels(impl, *operands):
-        return reference.posterior_kl(*operands, *form, elementwise)
+        arguments: Any = (*operands, *form, elementwise)
+        return reference.posterior_kl(*arguments)
     flat, back = latent_rows(latent_shape(q, q_spread), *operands)
     kl = ops.posterior_kl(*flat, *form, elementwise)
     return back(kl) if elementwise else of_examples(kl, len(q))
@@ -208,7 +209,8 @@ def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, gen
     shape = latent_shape(q, q_spread)
     if not use_kernels(impl, *operands, eps):
         if eps is None:
-            eps = reference.standard_normal(shape, *reference.accumulate(q), generator)
+            (wide,) = reference.accumulate(q)
+            eps = reference.standard_normal(shape, wide, generator)
         return reference.posterior_sample_kl(*operands, eps, *form)
     flat, back = latent_rows(shape, *operands, eps)
     seed = noise.draw_seed(q.device, generator) if eps is None else None

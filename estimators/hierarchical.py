@@ -70,7 +70,6 @@ def rsample_kl_log_std(
     >>> z.shape, kl
     (torch.Size([3, 2, 4, 4]), tensor([0., 0., 0.]))
     """
-    prior = prior_mu, prior_log_std
     validate.tensors(mu=mu, log_std=log_std, prior_mu=prior_mu, prior_log_std=prior_log_std)
     if mu.dim() < 2 or mu.shape != log_std.shape or 0 in mu.shape[1:]:
         named = validate.describe({"mu": mu, "log_std": log_std})
@@ -80,10 +79,13 @@ def rsample_kl_log_std(
     std_offset = validate.number("std_offset", std_offset, 0.0, validate.FINITE)
     if prior_mu is not None or prior_log_std is not None or std_offset > 0:
         zero = torch.zeros((), dtype=mu.dtype, device=mu.device)
-        prior = (zero if t is None else t for t in prior)
-        prior = (t if t.shape == mu.shape else t.expand(mu.shape) for t in prior)
+        whole = (zero if t is None else t for t in (prior_mu, prior_log_std))
+        # An expansion to the same shape would be a node of the graph.
+        prior_mu, prior_log_std = (t if t.shape == mu.shape else t.expand(mu.shape) for t in whole)
     form = "log_std", float(soft_clamp), float(std_offset)
-    return dispatch.posterior_sample_kl(mu, log_std, *prior, form, generator=generator, impl=impl)
+    return dispatch.posterior_sample_kl(
+        mu, log_std, prior_mu, prior_log_std, form, generator=generator, impl=impl
+    )
 
 
 def balanced_kl(

@@ -65,9 +65,8 @@ def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None):
 
 def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
     """Twin of :func:`fused_elbo.balanced_kl`: the KL twice, with either side held constant."""
-    q, p = (mu, logvar), (prior_mu, prior_logvar)
-    dyn = gaussian_kl(*(t.detach() for t in q), *p)
-    rep = gaussian_kl(*q, *(t.detach() for t in p))
+    dyn = gaussian_kl(mu.detach(), logvar.detach(), prior_mu, prior_logvar)
+    rep = gaussian_kl(mu, logvar, prior_mu.detach(), prior_logvar.detach())
     return dyn.clamp_min(free_nats), rep.clamp_min(free_nats)
 
 

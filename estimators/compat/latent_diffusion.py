@@ -116,9 +116,11 @@ class DiagonalGaussianDistribution:
         """The KL to ``other``, by default N(0, I), in nats, ``[B]``; see the quirks above."""
         if self.deterministic:
             return torch.Tensor([0.0])
-        if other is None and self._kl_is_there():
+        if other is None and self._kl is not None:
             kl, self._kl = self._kl, None
-            return kl
+            # Of a sample without a gradient, where one is wanted now, it is of no use.
+            if kl.requires_grad == (torch.is_grad_enabled() and self.parameters.requires_grad):
+                return kl
         prior = None
         if other is not None:
             if not self._alike(other):
@@ -155,11 +157,6 @@ class DiagonalGaussianDistribution:
         options = [{} if g is None else {"generator": g} for g in several]
         drawn = [torch.randn(shape, device=on, dtype=dtype, **o) for o in options]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(device)
-
-    def _kl_is_there(self):
-        """From a sample, and with a gradient if one is wanted now."""
-        wanted = torch.is_grad_enabled() and self.parameters.requires_grad
-        return self._kl is not None and self._kl.requires_grad == wanted
 
     def _alike(self, other):
         """Whether a kernel can take the other's parameters beside these."""

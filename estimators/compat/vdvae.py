@@ -55,9 +55,9 @@ def gaussian_analytical_kl(
     named = {"mu1": mu1, "mu2": mu2, "logsigma1": logsigma1, "logsigma2": logsigma2}
     validate.tensors(**named)
     shape = validate.broadcast(**named)
-    q, p = (mu1, logsigma1), (mu2, logsigma2)
-    operands = [in_batches(t, shape) for t in (*q, *p)]
-    kl = dispatch.posterior_kl(*operands, FORM, elementwise=True, impl=impl)
+    q = in_batches(mu1, shape), in_batches(logsigma1, shape)
+    p = in_batches(mu2, shape), in_batches(logsigma2, shape)
+    kl = dispatch.posterior_kl(*q, *p, FORM, elementwise=True, impl=impl)
     dtype = mu1.dtype
     for tensor in named.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
