@@ -48,7 +48,8 @@ def rsample_kl_log_std(
 
     Args:
         mu, log_std: of q, ``[B, ...]`` of one shape, such as ``[B, C, H, W]``. channels_last
-            tensors, and slices of channels, are read as they lie.
+            tensors, and slices of channels, are read as they lie; of the former the same seed
+            draws other samples.
         prior_mu, prior_log_std: of the prior; broadcast to the shape of q; None means 0.
         soft_clamp: c, or 0 for none.
         std_offset: what is added to the standard deviations.
