@@ -77,12 +77,12 @@ class BalancedKL(KernelFunction):
     def backward(ctx, ddyn, drep):
         *tensors, clipped = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        inside = ~(clipped <= ctx.free_nats)  # and NaN
+        outside = clipped <= ctx.free_nats  # which NaN is not
 
         def gradients(upstream, wanted):
             if upstream is None or not any(wanted):
                 return [None] * 4
-            found = gaussian_kl.backward(upstream * inside, *tensors, list(wanted))
+            found = gaussian_kl.backward(upstream.masked_fill(outside, 0.0), *tensors, list(wanted))
             return spread(found, wanted)
 
         of_q = gradients(drep, (*needs[:2], False, False))
