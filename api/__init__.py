@@ -19,6 +19,7 @@ from .estimators.functional import (
     rsample_kl,
     rsample_log_ratio,
 )
+from .estimators.hierarchical import BalancedKL, balanced_kl, rsample_kl_log_std
 from .estimators.iwae import IWAEParts, chunked_iwae_loss, iwae_loss
 from .estimators.loss import ELBOLoss, ELBOParts, elbo_loss
 from .estimators.mixtures import (
@@ -31,6 +32,7 @@ from .estimators.mixtures import (
 
 __version__ = version("fused-elbo")
 __all__ = [
+    "BalancedKL",
     "ELBOLoss",
     "ELBOParts",
     "ELBOTCParts",
@@ -38,6 +40,7 @@ __all__ = [
     "ImportanceWeights",
     "KLDecomposition",
     "Mixture",
+    "balanced_kl",
     "bernoulli_nll",
     "chunked_iwae_loss",
     "discretized_mix_logistic_nll",
@@ -52,5 +55,6 @@ __all__ = [
     "kl_decomposition",
     "mixture_log_prob",
     "rsample_kl",
+    "rsample_kl_log_std",
     "rsample_log_ratio",
 ]

@@ -8,6 +8,7 @@ from .estimators.compat.discretized import (
     nvae_disc_mix_logistic_log_prob,
     vdvae_discretized_mix_logistic_loss,
 )
+from .estimators.compat.latent_diffusion import DiagonalGaussianDistribution
 from .estimators.compat.nn_functional import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -31,17 +32,21 @@ from .estimators.compat.vae import (
     pytorch_examples_vae_loss,
     scvi_kl_local,
 )
+from .estimators.compat.vdvae import draw_gaussian_diag_samples, gaussian_analytical_kl
 
 __all__ = [
     "AntixKBetaTCVAELoss",
     "AntixKBetaVAELoss",
+    "DiagonalGaussianDistribution",
     "DisvaeBtcvaeLoss",
     "antixk_vanilla_vae_loss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "bolts_vae_loss",
+    "draw_gaussian_diag_samples",
     "effective_beta",
     "effective_beta_of",
+    "gaussian_analytical_kl",
     "gaussian_nll_loss",
     "mse_loss",
     "nvae_disc_mix_logistic_log_prob",

@@ -36,10 +36,13 @@ TWINS: dict[Any, Any] = {
     ops.rsample.function: twins.rsample,
     ops.rsample_kl.function: twins.rsample_kl,
     ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.posterior_kl.function: reference.posterior_kl,
+    ops.posterior_sample_kl.function: twins.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
+    ops.BalancedKL: reference.balanced_kl,
     ops.ImportanceWeights: twins.importance_weights,
     ops.ELBOLoss: twins.elbo_loss,
 }
@@ -185,6 +188,81 @@ def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*rows(shape, mu, logvar, *both(prior_mu, prior_logvar)))
     return view(kl, shape[:-1])
+
+
+def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
+    """(dyn, rep)."""
+    # Under torch.compile what torch differentiates in one graph.
+    fits = not torch.compiler.is_compiling()
+    if not use_kernels(where_it_fits(impl, fits), mu, logvar, prior_mu, prior_logvar, fits=fits):
+        return reference.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
+    mu, logvar, prior_mu, prior_logvar = rows(shape, mu, logvar, prior_mu, prior_logvar)
+    dyn, rep = ops.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
+    return view(dyn, shape[:-1]), view(rep, shape[:-1])
+
+
+def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, impl):
+    """The KL [B] of latents [B, C, ...], or of each of them; operands as the op has them."""
+    operands = q, q_spread, prior, prior_spread
+    if not use_kernels(impl, *operands):
+        arguments: Any = (*operands, *form, elementwise)
+        return reference.posterior_kl(*arguments)
+    flat, back = latent_rows(latent_shape(q, q_spread), *operands)
+    kl = ops.posterior_kl(*flat, *form, elementwise)
+    return back(kl) if elementwise else of_examples(kl, len(q))
+
+
+def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, generator=None, impl):
+    """(z, the KL [B]) at the noise ``eps``, which by default the kernel or the reference draws."""
+    operands = q, q_spread, prior, prior_spread
+    shape = latent_shape(q, q_spread)
+    if not use_kernels(impl, *operands, eps):
+        if eps is None:
+            (wide,) = reference.accumulate(q)
+            eps = reference.standard_normal(shape, wide, generator)
+        return reference.posterior_sample_kl(*operands, eps, *form)
+    flat, back = latent_rows(shape, *operands, eps)
+    seed = noise.draw_seed(q.device, generator) if eps is None else None
+    keep_noise = eps is None and noise_is_kept(q, q if q_spread is None else q_spread)
+    z, kl = ops.posterior_sample_kl(*flat, seed, *form, keep_noise)
+    return back(z), of_examples(kl, len(q))
+
+
+def latent_shape(mean, spread):
+    """That of the mean, which may be the first half of the channels."""
+    if spread is not None:
+        return mean.shape
+    batch, channels, *places = mean.shape
+    return torch.Size((batch, channels // 2, *places))
+
+
+def latent_rows(shape, *latents):
+    """Latents [B, C, ...] as rows, and a function that takes rows back to ``shape``.
+
+    A row is an example; but where the first has its channels last in memory, a place of an image,
+    so that nothing is copied. Of twice as many channels each half of a row has its own.
+    """
+    first = latents[0]
+    by_place = first.dim() > 2 and not first.is_contiguous() and is_flat(first.movedim(1, -1))
+    if not by_place:
+        flat = (None if t is None else t.flatten(1) for t in latents)
+        return flat, lambda values: view(values, shape)
+    batch, channels, *places = shape
+    rows = batch * math.prod(places)
+    flat = (None if t is None else t.movedim(1, -1).reshape(rows, t.shape[1]) for t in latents)
+    return flat, lambda values: values.view(batch, *places, channels).movedim(-1, 1)
+
+
+def is_flat(tensor):
+    """Whether [..., C] is a view of rows, of contiguous columns."""
+    stride, size = tensor.stride(), tensor.shape
+    inner = range(tensor.dim() - 2)
+    return stride[-1] == 1 and all(stride[i] == stride[i + 1] * size[i + 1] for i in inner)
+
+
+def of_examples(sums, batch):
+    """[B] of the sums of an example's rows."""
+    return sums if len(sums) == batch else sums.view(batch, -1).sum(1)
 
 
 def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tensor:

@@ -63,10 +63,53 @@ def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None):
     return textbook.gaussian_sample(mu, logvar, eps).to(dtype)
 
 
+def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
+    """Twin of :func:`fused_elbo.balanced_kl`: the KL twice, with either side held constant."""
+    dyn = gaussian_kl(mu.detach(), logvar.detach(), prior_mu, prior_logvar)
+    rep = gaussian_kl(mu, logvar, prior_mu.detach(), prior_logvar.detach())
+    return dyn.clamp_min(free_nats), rep.clamp_min(free_nats)
+
+
 def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
     """Twin of :func:`fused_elbo.rsample_kl`."""
     z = gaussian_rsample(mu, logvar, generator=generator)
     return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+
+
+def gaussian_of(mean, spread, form, soft_clamp=0.0, std_offset=0.0):
+    """(mu, logvar) of what a network puts out, in the dtype of sums; halves of ``mean`` alone."""
+    if mean is None:
+        return None, None
+    mean, spread = accumulate(mean, spread)
+    if spread is None:
+        mean, spread = mean.chunk(2, 1)
+    if form == "clamped_logvar":
+        return mean, spread.clamp(-30.0, 20.0)
+    if soft_clamp:
+        mean, spread = (soft_clamp * torch.tanh(t / soft_clamp) for t in (mean, spread))
+    if std_offset:
+        spread = torch.log(torch.exp(spread) + std_offset)
+    return mean, 2 * spread
+
+
+def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
+    """The KL of latents [B, ...] to the prior, or to the standard one: [B], or of each latent."""
+    options = form, soft_clamp, std_offset
+    q, p = gaussian_of(q, q_spread, *options), gaussian_of(prior, prior_spread, *options)
+    # A sum over one latent is that latent's.
+    q, p = (
+        [t if t is None else t.unsqueeze(-1) if elementwise else t.flatten(1) for t in pair]
+        for pair in (q, p)
+    )
+    return gaussian_kl(*q, *p)
+
+
+def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, form, soft_clamp, std_offset):
+    """(z, kl) at the noise ``eps``, z in the dtype of ``q``."""
+    options = form, soft_clamp, std_offset
+    mu, logvar = gaussian_of(q, q_spread, *options)
+    z = textbook.gaussian_sample(mu, logvar, eps.to(mu.dtype)).to(q.dtype)
+    return z, posterior_kl(q, q_spread, prior, prior_spread, *options, False)
 
 
 def with_antithetic(eps):

@@ -39,6 +39,14 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise=False):
     return rsample(mu, logvar, seed, None), kl
 
 
+def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *options):
+    *form, _ = options
+    if eps is None:
+        mu, _ = reference.gaussian_of(q, q_spread, *form)
+        (eps,) = noise.stream(seed, 1, *mu.shape)
+    return reference.posterior_sample_kl(q, q_spread, prior, prior_spread, eps, *form)
+
+
 def rsample_log_ratio(
     mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
 ):

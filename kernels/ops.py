@@ -14,7 +14,7 @@ from .library import (
     record,
     spread,
 )
-from .rows import accumulator, samples_in
+from .rows import accumulator, halves, samples_in
 
 
 @declare(
@@ -50,6 +50,49 @@ def bernoulli_nll(recon, x, probabilities):
 def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     """KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar))."""
     return mu.new_empty(mu.shape[0], dtype=accumulator(mu, logvar, prior_mu, prior_logvar))
+
+
+class BalancedKL(KernelFunction):
+    """The KL once, clipped, as two results: one with the prior's gradient, one with that of q."""
+
+    @staticmethod
+    def forward(mu, logvar, prior_mu, prior_logvar, free_nats):
+        dyn = gaussian_kl.forward(mu, logvar, prior_mu, prior_logvar).clamp_min(free_nats)
+        return dyn, dyn.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.free_nats = inputs
+        ctx.save_for_backward(*tensors, output[0].detach())
+        constant = [not any(t.requires_grad for t in side) for side in (tensors[2:], tensors[:2])]
+        ctx.mark_non_differentiable(*(o for o, c in zip(output, constant, strict=True) if c))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors[:4], ctx.free_nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, ddyn, drep):
+        *tensors, clipped = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        outside = clipped <= ctx.free_nats  # which NaN is not
+
+        def gradients(upstream, wanted):
+            if upstream is None or not any(wanted):
+                return [None] * 4
+            found = gaussian_kl.backward(upstream.masked_fill(outside, 0.0), *tensors, list(wanted))
+            return spread(found, wanted)
+
+        of_q = gradients(drep, (*needs[:2], False, False))
+        of_prior = gradients(ddyn, (False, False, *needs[2:4]))
+        return *of_q[:2], *of_prior[2:], None
+
+
+def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
+    """(dyn, rep): max(free_nats, KL), for the prior alone and for q alone."""
+    return record(BalancedKL, mu, logvar, prior_mu, prior_logvar, free_nats)
 
 
 @declare(
@@ -109,6 +152,42 @@ def rsample_log_ratio(
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
     z = mu.new_empty(samples, *mu.shape)
     return z, mu.new_empty(samples, mu.shape[0], dtype=acc)
+
+
+@declare(
+    "posterior",
+    "posterior_kl(Tensor q, Tensor? q_spread, Tensor? prior, Tensor? prior_spread, str form, "
+    "float soft_clamp, float std_offset, bool elementwise) -> (Tensor kl)",
+    gradients=("q", "q_spread", "prior", "prior_spread"),
+)
+def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
+    """The KL of Gaussians as networks put them out, of each row or of each element.
+
+    ``q`` are means, beside ``q_spread``; without it q [rows, 2 cols] has both, one half after the
+    other. So has the prior. The spread is, by ``form``, a "clamped_logvar" or a "log_std".
+    """
+    mean, _ = halves(q, q_spread)
+    shape = mean.shape if elementwise else mean.shape[:1]
+    return q.new_empty(shape, dtype=accumulator(q, q_spread, prior, prior_spread))
+
+
+@declare(
+    "posterior",
+    "posterior_sample_kl(Tensor q, Tensor? q_spread, Tensor? prior, Tensor? prior_spread, "
+    "Tensor? noise, Tensor? seed, str form, float soft_clamp, float std_offset, bool keep_noise)"
+    " -> Tensor[]",
+    gradients=("q", "q_spread", "prior", "prior_spread"),
+    results=("z", "kl"),
+    kept="kept_noise",
+)
+def posterior_sample_kl(
+    q, q_spread, prior, prior_spread, noise, seed, form, soft_clamp, std_offset, keep_noise
+):
+    """One sample z [rows, cols], at ``noise`` or at that of ``seed``, and the KL of each row."""
+    mean, _ = halves(q, q_spread)
+    acc = accumulator(q, q_spread, prior, prior_spread)
+    kept = [q.new_empty(mean.shape, dtype=acc)] if keep_noise else []
+    return [q.new_empty(mean.shape), q.new_empty(mean.shape[0], dtype=acc), *kept]
 
 
 @declare(

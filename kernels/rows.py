@@ -28,6 +28,18 @@ def empty_like_rows(tensor, wanted=True):
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
 
 
+# To these latent diffusion's autoencoders clamp their log variances.
+LEAST_LOGVAR, GREATEST_LOGVAR = -30.0, 20.0
+
+
+def halves(mean, spread):
+    """The two as they are; or of ``mean`` the two halves [rows, cols], where ``spread`` is None."""
+    if mean is None or spread is not None:
+        return mean, spread
+    cols = mean.shape[1] // 2
+    return mean[:, :cols], mean[:, cols:]
+
+
 def samples_in(recon, x):
     """The samples of each example in recon [samples * rows, cols], for x [rows, cols]."""
     return recon.shape[0] // x.shape[0] if x.shape[0] else 1

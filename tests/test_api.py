@@ -21,6 +21,9 @@ SIGNATURES = {
     "gaussian_rsample": "mu logvar num_samples=None * generator=None impl='auto'",
     "rsample_kl": "mu logvar prior_mu=None prior_logvar=None * event_dims=1 prior=None "
     "gradient='total' generator=None impl='auto'",
+    "rsample_kl_log_std": "mu log_std prior_mu=None prior_log_std=None * soft_clamp=0.0 "
+    "std_offset=0.0 generator=None impl='auto'",
+    "balanced_kl": "mu logvar prior_mu prior_logvar * free_nats=1.0 impl='auto'",
     "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
     "bernoulli_nll": "logits x * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
@@ -59,6 +62,7 @@ def spelled(function):
 
 def test_names():
     tuples = {
+        "BalancedKL",
         "ELBOParts",
         "ELBOTCParts",
         "IWAEParts",

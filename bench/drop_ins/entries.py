@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from fused_elbo import compat
+from fused_elbo import compat, rsample_kl_log_std
 from fused_elbo.distributions import DiagonalNormal
 
 from ..harness import oracle, traffic
@@ -344,7 +344,7 @@ def as_vdvae(numbers, colors):
     return [t.unflatten(-1, (28, 28)).permute(0, 2, 3, 1) for t in (numbers, colors)]
 
 
-def original_vdvae(numbers, colors):
+def original_mix_logistic(numbers, colors):
     l, x = as_vdvae(numbers, colors)  # noqa: E741
     mixtures = l.shape[-1] // 10
     logits, rest = l[..., :mixtures], l[..., mixtures:].reshape(*x.shape, 3 * mixtures)
@@ -366,12 +366,12 @@ def original_vdvae(numbers, colors):
     return (-log_probs.sum((1, 2)) / (COLORS * EVENTS)).mean()
 
 
-def replaced_vdvae(numbers, colors):
+def replaced_mix_logistic(numbers, colors):
     l, x = as_vdvae(numbers, colors)  # noqa: E741
     return compat.vdvae_discretized_mix_logistic_loss(x, l).mean()
 
 
-def exact_vdvae(numbers, colors):
+def exact_mix_logistic(numbers, colors):
     """By the difference of sigmoids, of either sign: float64 has enough digits of the smaller."""
     logits, *rest = numbers.chunk(10, 1)
     r, g, b = colors.unsqueeze(2).unbind(1)
@@ -397,12 +397,109 @@ ENTRIES["vdvae_discretized_mix_logistic_loss"] = DropIn(
         "numbers": Input(("batch", "numbers", "events")),
         "colors": Input(("batch", "colors", "events"), levels, data=True),
     },
-    providers={"eager": original_vdvae, "fused_elbo": replaced_vdvae},
-    exact=exact_vdvae,
+    providers={"eager": original_mix_logistic, "fused_elbo": replaced_mix_logistic},
+    exact=exact_mix_logistic,
     floor=lambda case: (2 * NUMBERS + COLORS) * 4 * case.batch * EVENTS,
     dtypes=FLOAT32,  # bfloat16 tells no level from the next
     tolerance={"float32": 5e-4},  # of the original's gradient: its difference of sigmoids cancels
     most=64,  # 20 MB of numbers, of which the original has a dozen copies
+)
+
+
+def as_image(parameters):
+    """The halves of a row as four channels each."""
+    return parameters.unflatten(1, (8, -1, 1))
+
+
+def halves(parameters):
+    mean, logvar = parameters.chunk(2, 1)
+    return mean, logvar.clamp(-30.0, 20.0)
+
+
+def original_diffusers(parameters):
+    """DiagonalGaussianDistribution: its constructor, sample() and kl()."""
+    mean, logvar = torch.chunk(as_image(parameters), 2, dim=1)
+    logvar = torch.clamp(logvar, -30.0, 20.0)
+    std, var = torch.exp(0.5 * logvar), torch.exp(logvar)
+    z = mean + std * torch.randn(mean.shape, device=parameters.device, dtype=parameters.dtype)
+    kl = 0.5 * torch.sum(torch.pow(mean, 2) + var - 1.0 - logvar, dim=[1, 2, 3])
+    return z.detach().flatten(1), z.sum() + kl.sum()
+
+
+def replaced_diffusers(parameters):
+    posterior = compat.DiagonalGaussianDistribution(as_image(parameters))
+    z = posterior.sample()
+    return z.detach().flatten(1), z.sum() + posterior.kl().sum()
+
+
+def exact_diffusers(parameters, eps):
+    mean, logvar = halves(parameters)
+    z = oracle.sample(mean, logvar, eps)
+    return z, z.sum() + oracle.kl_standard(mean, logvar).sum()
+
+
+# Sample + KL of latent diffusion's posterior, sums.
+ENTRIES["DiagonalGaussianDistribution"] = DropIn(
+    inputs={"parameters": Input(("batch", "both halves"))},
+    outputs=("shown", "scalar"),
+    posterior=halves,
+    providers={"eager": original_diffusers, "fused_elbo": replaced_diffusers},
+    exact=exact_diffusers,
+    # parameters -> z | parameters -> their gradient; that of a sum is one number
+    floor=lambda case: 7 * traffic.ITEM[case.dtype] * case.batch * case.latent,
+)
+
+
+LOG_STD = LATENT._replace(scale=lambda normal: log_variance(normal) / 2)
+TWO_GAUSSIANS = {"mu": LATENT, "log_std": LOG_STD, "prior_mu": LATENT, "prior_log_std": LOG_STD}
+
+
+def original_vdvae_kl(mu1, logsigma1, mu2, logsigma2):
+    squares = logsigma1.exp() ** 2 + (mu1 - mu2) ** 2
+    return (-0.5 + logsigma2 - logsigma1 + 0.5 * squares / (logsigma2.exp() ** 2)).sum()
+
+
+def replaced_vdvae_kl(mu1, logsigma1, mu2, logsigma2):
+    return compat.gaussian_analytical_kl(mu1, mu2, logsigma1, logsigma2).sum()
+
+
+def exact_vdvae_kl(mu1, logsigma1, mu2, logsigma2):
+    distance = (mu1 - mu2) * torch.exp(-logsigma2)
+    return oracle.kl_standard(distance, 2 * (logsigma1 - logsigma2)).sum()
+
+
+# KL between two learned Gaussians, one a latent, sum.
+ENTRIES["gaussian_analytical_kl"] = DropIn(
+    inputs=TWO_GAUSSIANS,
+    providers={"eager": original_vdvae_kl, "fused_elbo": replaced_vdvae_kl},
+    exact=exact_vdvae_kl,
+    floor=lambda case: 13 * traffic.ITEM[case.dtype] * case.batch * case.latent,
+)
+
+
+def original_vdvae(mu, log_std, *prior):
+    z = torch.exp(log_std) * torch.empty_like(mu).normal_(0.0, 1.0) + mu
+    return z.detach(), z.sum() + original_vdvae_kl(mu, log_std, *prior)
+
+
+def replaced_vdvae(*given):
+    z, kl = rsample_kl_log_std(*given)
+    return z.detach(), z.sum() + kl.sum()
+
+
+def exact_vdvae(mu, log_std, *prior, eps):
+    z = oracle.sample(mu, 2 * log_std, eps)
+    return z, z.sum() + exact_vdvae_kl(mu, log_std, *prior)
+
+
+# A level of VDVAE: sample + KL of two learned Gaussians, sums.
+ENTRIES["rsample_kl_log_std"] = DropIn(
+    inputs=TWO_GAUSSIANS,
+    outputs=("shown", "scalar"),
+    posterior=lambda mu, log_std, *prior: (mu, 2 * log_std),
+    providers={"eager": original_vdvae, "fused_elbo": replaced_vdvae},
+    exact=exact_vdvae,
+    floor=lambda case: 13 * traffic.ITEM[case.dtype] * case.batch * case.latent,
 )
 
 

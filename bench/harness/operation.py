@@ -67,6 +67,7 @@ class Operation:
     providers: dict  # functions by name; the compiler's are made of "eager"
     exact: Callable  # the same in float64, written anew; a sampling one takes the noise as eps
     floor: Callable  # the least bytes that a Case moves
+    posterior: Callable | None = None  # (mu, logvar) of the inputs, if they have no such names
     takes_samples: bool = False  # whether functions have an argument samples=K
     checked: dict = dataclasses.field(default_factory=dict)  # for the oracle, if not as timed
     tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
@@ -96,8 +97,8 @@ class Operation:
 
 
 def shape_of(dims, case):
-    image = {"events": EVENTS, "colors": COLORS, "numbers": NUMBERS}
-    sizes = case._asdict() | image | {"components": case.samples, "hidden": HIDDEN}
+    sizes = case._asdict() | {"components": case.samples, "both halves": 2 * case.latent}
+    sizes |= {"events": EVENTS, "colors": COLORS, "numbers": NUMBERS, "hidden": HIDDEN}
     return tuple(sizes[name] for name in dims)
 
 

@@ -1,5 +1,7 @@
 """Which launches are compiled: every kernel, as its launcher launches it on large problems."""
 
+import functools
+
 import torch
 
 from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bernoulli
@@ -18,6 +20,12 @@ from fused_elbo.kernels.triton.marginals_log_prob import (
     marginals_log_prob_backward,
 )
 from fused_elbo.kernels.triton.mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
+from fused_elbo.kernels.triton.posterior import (
+    posterior_kl,
+    posterior_kl_backward,
+    posterior_sample_kl,
+    posterior_sample_kl_backward,
+)
 from fused_elbo.kernels.triton.rsample_kl import rsample_kl, rsample_kl_backward
 
 DTYPES = {
@@ -47,6 +55,30 @@ def cases(dtype, cols):
     recon_samples = full(SAMPLES)
     flat_samples = recon_samples.view(-1, cols)
     grad_samples = torch.empty(SAMPLES * ROWS, dtype=acc)
+
+    parameters = torch.empty(ROWS, 2 * cols, dtype=dtype), None, None, None
+    forms = {
+        "clamped logvar": (3, 5, parameters, "clamped_logvar", 0.0, 0.0),
+        "log std": (5, 9, q_and_prior, "log_std", 0.0, 0.0),
+        "soft clamp": (5, 9, q_and_prior, "log_std", 5.0, 0.01),
+    }
+
+    if dtype == torch.float64:  # 96 bytes of stack a thread in backward, where nobody trains
+        del forms["soft clamp"]
+
+    def posterior_samples():
+        """Forward and backward of the forms that the literature has."""
+        for name, (read, through, inputs, *form) in forms.items():
+            options, needs = (None, seed, *form, False), [t is not None for t in inputs]
+            yield (
+                f"posterior_sample_kl {name} forward",
+                (read, functools.partial(posterior_sample_kl, *inputs, *options)),
+            )
+            given = full(), grad, *inputs, *options, None, needs
+            yield (
+                f"posterior_sample_kl {name} backward",
+                (through, functools.partial(posterior_sample_kl_backward, *given)),
+            )
 
     mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None, None
     marginals, of_latents = (*mixture[:3], None), torch.empty(cols, COMPONENTS, dtype=acc)
@@ -123,6 +155,17 @@ def cases(dtype, cols):
         "rsample_kl prior backward": (
             9,
             lambda: rsample_kl_backward(full(), grad, *q_and_prior, seed, None, all_four),
+        ),
+        **dict(posterior_samples()),
+        "posterior_kl of elements forward": (
+            4 + acc.itemsize // dtype.itemsize,  # in the dtype of sums
+            lambda: posterior_kl(*q_and_prior, "log_std", 0.0, 0.0, True),
+        ),
+        "posterior_kl of elements backward": (
+            9,
+            lambda: posterior_kl_backward(
+                full(), *q_and_prior, "log_std", 0.0, 0.0, True, all_four
+            ),
         ),
         "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
         "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),

@@ -209,14 +209,21 @@ def in_place(address, start, size, buffer):
     return carray(pointer(address + buffer.itemsize * start), size, buffer.dtype)
 
 
+@inline
+def in_line(operand, tile):
+    """Whether the elements of a tile lie one after another."""
+    _, row_stride, col_stride, _ = operand
+    _, count, _, width = tile
+    return (col_stride == 1 or width == 1) and (row_stride == width or count == 1)
+
+
 @helper
 def load(operand, tile, buffer):
     """A tile: where it lies, or a copy in the buffer."""
     address, row_stride, col_stride, code = operand
     _, count, _, width = tile
     start = start_of(operand, tile)
-    in_line = (col_stride == 1 or width == 1) and (row_stride == width or count == 1)
-    if in_line and is_own(code, buffer):
+    if in_line(operand, tile) and is_own(code, buffer):
         return in_place(address, start, count * width, buffer)
     extent = (count - 1) * row_stride + (width - 1) * col_stride + 1
     if code == FLOAT32:
@@ -239,17 +246,46 @@ def target(operand, tile, buffer):
     """Where a tile of an output is to be written: in its place, or in the buffer for ``store``."""
     address, _, _, code = operand
     _, count, _, width = tile
-    if present(operand) and is_own(code, buffer):
+    if present(operand) and is_own(code, buffer) and in_line(operand, tile):
         return in_place(address, start_of(operand, tile), count * width, buffer)
     return buffer[: count * width]
 
 
 @helper
 def store(operand, tile, values):
-    """Write what ``target`` had put into a buffer, if the output is there at all."""
-    address, _, _, code = operand
-    if not present(operand) or is_own(code, values):
+    """Write what ``target`` had put into a buffer, if the output is there at all.
+
+    Of an output that is a part of the columns of another, as a half of them, row by row.
+    """
+    if not present(operand):
         return
+    if in_line(operand, tile):
+        if not is_own(operand[3], values):
+            store_in_line(operand, tile, values)
+        return
+    row, count, col, width = tile
+    if is_own(operand[3], values):
+        scatter(operand, tile, values)
+        return
+    for line in range(count):
+        part = values[line * width : (line + 1) * width]
+        store_in_line(operand, (row + line, 1, col, width), part)
+
+
+@helper
+def scatter(operand, tile, values):
+    address, row_stride, _, _ = operand
+    _, count, _, width = tile
+    first = address + values.itemsize * start_of(operand, tile)
+    out = carray(pointer(first), (count - 1) * row_stride + width, values.dtype)
+    for line in range(count):
+        for i in range(width):
+            out[line * row_stride + i] = values[line * width + i]
+
+
+@helper
+def store_in_line(operand, tile, values):
+    address, _, _, code = operand
     start = start_of(operand, tile)
     if code == BFLOAT16:
         brain = carray(pointer(address + 2 * start), values.size, np.uint16)

@@ -74,6 +74,41 @@ TABLE = {
         ValueError,
         ["prior_mu (2, 3, 4)", "broadcast", "(3, 4)"],
     ),
+    "rsample_kl_log_std shapes": (
+        call("rsample_kl_log_std", t(3, 4, 2), t(3, 4)),
+        ValueError,
+        ["one shape", "mu (3, 4, 2)", "log_std (3, 4)"],
+    ),
+    "rsample_kl_log_std without examples' latents": (
+        call("rsample_kl_log_std", t(3), t(3)),
+        ValueError,
+        ["[B, ...]", "mu (3,)", "log_std (3,)"],
+    ),
+    "rsample_kl_log_std prior shapes": (
+        call("rsample_kl_log_std", t(3, 4), t(3, 4), t(5)),
+        ValueError,
+        ["prior_mu (5,)", "broadcast", "(3, 4)"],
+    ),
+    "rsample_kl_log_std soft_clamp": (
+        call("rsample_kl_log_std", t(3, 4), t(3, 4), soft_clamp=-1.0),
+        ValueError,
+        ["soft_clamp", "-1.0"],
+    ),
+    "rsample_kl_log_std std_offset": (
+        call("rsample_kl_log_std", t(3, 4), t(3, 4), std_offset="0.01"),
+        TypeError,
+        ["std_offset", "str"],
+    ),
+    "balanced_kl shapes": (
+        call("balanced_kl", t(3, 4), t(3, 4), t(2, 4), t(3, 4)),
+        ValueError,
+        ["prior_mu (2, 4)", "broadcast", "(3, 4)"],
+    ),
+    "balanced_kl free_nats": (
+        call("balanced_kl", *[t(3, 4)] * 4, free_nats=-1.0),
+        ValueError,
+        ["free_nats", "-1.0"],
+    ),
     "rsample_kl prior shapes": (
         call("rsample_kl", t(3, 4), t(3, 4), prior_logvar=t(3)),
         ValueError,
@@ -699,6 +734,8 @@ FUNCTIONS = {
     "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
     "mixture_log_prob": (t(3, 4), t(5, 4), t(5, 4)),
     "discretized_mix_logistic_nll": (t(3, 20, 2, 2), t(3, 3, 2, 2), 2),
+    "rsample_kl_log_std": (t(3, 4), t(3, 4)),
+    "balanced_kl": (t(3, 4), t(3, 4), t(3, 4), t(3, 4)),
     "kl_decomposition": (t(3, 4), t(3, 4), t(3, 4), 10),
     "elbo_tc_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2), t(3, 2), 10),
 }

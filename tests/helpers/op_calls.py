@@ -16,6 +16,12 @@ def op_calls(device, rows=3, cols=5):
     column = t(rows, 1)
     half = a.to(BF16)
     no = [False, False]
+    both_halves = t(rows, 2 * cols)
+    clamped, plain, soft = (
+        ("clamped_logvar", 0.0, 0.0),
+        ("log_std", 0.0, 0.0),
+        ("log_std", 5.0, 0.01),
+    )
     # Of one sample numba's kernels keep the noise.
     keeps = [False, True] if library.backend(a) == "numba" else [False]
     return {
@@ -94,6 +100,42 @@ def op_calls(device, rows=3, cols=5):
         "discretized_mix_logistic_loss": [
             (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0, 0.5, [True]),
             (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0, 1.0, [False]),
+        ],
+        "posterior_kl": [
+            (both_halves, None, None, None, *clamped, False),
+            (a, b, c, d, *soft, True),
+            (half, half, c, d, *plain, False),
+            (a, b, None, None, *plain, True),
+        ],
+        "posterior_kl_backward": [
+            (e, both_halves, None, both_halves, None, *clamped, False, [True, False] * 2),
+            (a, a, b, c, d, *soft, True, [True] * 4),
+            (e, a, b, c, d, "log_std", 0.0, 0.01, False, [False, True, True, False]),
+        ],
+        "posterior_sample_kl": [
+            (both_halves, None, None, None, c, None, *clamped, False),
+            (a, b, c, d, None, seed, *soft, False),
+            *((half, a, c, d, None, seed, *plain, keep) for keep in keeps),
+        ],
+        "posterior_sample_kl_backward": [
+            (
+                c,
+                e,
+                both_halves,
+                None,
+                None,
+                None,
+                d,
+                None,
+                *clamped,
+                False,
+                None,
+                [True, *no, False],
+            ),
+            (c, e, a, b, c, d, None, seed, *soft, False, None, [True] * 4),
+            (None, e, a, b, c, d, None, seed, *plain, False, None, [False, False, True, True]),
+            (c, None, a, b, None, None, None, seed, *plain, False, None, [True, True, *no]),
+            *((c, e, a, b, c, d, None, seed, *plain, True, d, [True] * 4) for k in keeps if k),
         ],
         "importance_weights": [
             (t(4, rows), None, 0.0),

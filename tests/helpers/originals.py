@@ -201,7 +201,40 @@ def original_nvae(param, samples, bits=8):
     return -original_mix_logistic(param, 2 * samples - 1, half_bin=half_bin, right_edge=0.99)
 
 
+class OriginalDiagonalGaussian:
+    """diffusers' posterior, an example at a time; noise as a call of torch.randn draws it."""
+
+    def __init__(self, parameters, deterministic=False):
+        channels = parameters.shape[1] // 2
+        self.mean, free = (
+            parameters.narrow(1, 0, channels),
+            parameters.narrow(1, channels, channels),
+        )
+        free = torch.where(free > 20, torch.full_like(free, 20), free)
+        self.logvar = torch.where(free < -30, torch.full_like(free, -30), free)
+        self.std = torch.exp(self.logvar / 2) * (not deterministic)
+
+    def sample(self, **options):
+        shape, dtype = self.mean.shape, self.mean.dtype
+        return self.mean + self.std * torch.randn(shape, dtype=dtype, **options)
+
+    def terms(self, other=None):
+        zero = torch.zeros_like(self.mean)
+        p = Normal(zero, zero + 1) if other is None else Normal(other.mean, other.std)
+        return torch.distributions.kl_divergence(Normal(self.mean, self.std), p)
+
+    def kl(self, other=None):
+        terms = [sum(channel.sum(0).sum(0) for channel in t) for t in self.terms(other)]
+        return torch.stack(terms if self.mean.dim() == 5 else [t.sum() for t in terms])
+
+
+def original_analytical_kl(mu1, mu2, logsigma1, logsigma2):
+    q, p = Normal(mu1, torch.exp(logsigma1)), Normal(mu2, torch.exp(logsigma2))
+    return torch.distributions.kl_divergence(q, p)
+
+
 KINDS = {
+    "parameters": lambda g: 3 * torch.randn(BATCH, 2 * LATENTS, 2, 4, generator=g, dtype=F64),
     "image": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64),
     "probabilities": lambda g: torch.rand(BATCH, *IMAGE, generator=g, dtype=F64),
     "flat": lambda g: torch.rand(BATCH, PIXELS, generator=g, dtype=F64),
@@ -210,7 +243,7 @@ KINDS = {
     "sample images": lambda g: torch.randn(BATCH, 2, PIXELS, generator=g, dtype=F64),
     "sample probabilities": lambda g: torch.rand(BATCH, 2, PIXELS, generator=g, dtype=F64),
     "components": lambda g: torch.randn(4, LATENTS, generator=g, dtype=F64),
-    "parameters": lambda g: torch.randn(BATCH, LATENTS, 2, generator=g, dtype=F64) / 2,
+    "last two": lambda g: torch.randn(BATCH, LATENTS, 2, generator=g, dtype=F64) / 2,
     "positive": lambda g: torch.randn(BATCH, LATENTS, generator=g, dtype=F64).exp(),
     "variances": lambda g: torch.randn(BATCH, *IMAGE, generator=g, dtype=F64).exp(),
     "rows": lambda g: torch.randn(BATCH, *IMAGE[:-1], generator=g, dtype=F64).exp(),
@@ -332,7 +365,7 @@ LIBRARIES = [
     ),
     Case(
         "rtqichen",
-        ("probabilities", "image", "latent", "parameters"),
+        ("probabilities", "image", "latent", "last two"),
         lambda *t, impl: compat.rtqichen_tcvae_elbo(
             *t, 100, beta=6.0, lamb=0.25, tcvae=True, impl=impl
         ),
@@ -367,6 +400,25 @@ LIBRARIES = [
     Case("pythae_vamp", (*IMAGES, "latent", "components", "components"), ours_vamp, original_vamp),
 ]
 
+# Of what networks put out, no loss with an image.
+POSTERIORS = [
+    Case(
+        "diagonal_gaussian",
+        ("parameters",),
+        lambda p, impl: compat.DiagonalGaussianDistribution(p, impl=impl).kl(),
+        lambda p: OriginalDiagonalGaussian(p).kl(),
+    ),
+    Case(
+        "diagonal_gaussian_other",
+        ("parameters",) * 2,
+        lambda p, other, impl: compat.DiagonalGaussianDistribution(p, impl=impl).kl(
+            compat.DiagonalGaussianDistribution(other)
+        ),
+        lambda p, other: OriginalDiagonalGaussian(p).kl(OriginalDiagonalGaussian(other)),
+    ),
+    Case("vdvae", ("image",) * 4, compat.gaussian_analytical_kl, original_analytical_kl),
+]
+
 
 def functional(name, kinds, **options):
     label = "-".join([name, kinds[-1], *(str(v) for v in options.values())])
@@ -394,7 +446,7 @@ FUSED = [
     functional("gaussian_nll_loss", ("line", "line"), var=1.7, reduction="sum"),
     functional("gaussian_nll_loss", ("image", "image"), var=1e-9, full=True, eps=0.01),
 ]
-CASES = LIBRARIES + PROBABILITY_LOSSES + FUSED
+CASES = LIBRARIES + POSTERIORS + PROBABILITY_LOSSES + FUSED
 
 
 def named(result):

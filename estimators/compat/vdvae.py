@@ -1,0 +1,113 @@
+"""What VDVAE and the hierarchical VAEs after it compute at every level, in log standard deviations.
+
+Each keeps its original's names, order and shapes. ``fused_elbo.rsample_kl_log_std`` is the two in
+one pass, with the KL of each example in place of a tensor of its terms.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import dispatch, validate
+from ..dispatch import Implementation
+
+FORM = "log_std", 0.0, 0.0
+
+
+def gaussian_analytical_kl(
+    mu1: Tensor,
+    mu2: Tensor,
+    logsigma1: Tensor,
+    logsigma2: Tensor,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    r"""``gaussian_analytical_kl`` of VDVAE: the KL's terms, one a latent, from log sigma.
+
+    .. math:: s_2 - s_1 - \tfrac12 + \frac{e^{2 s_1} + (\mu_1 - \mu_2)^2}{2 e^{2 s_2}}
+
+    Accurate near q = p, and never negative. Its effective beta is that of what it is summed with:
+    1 in VDVAE, which divides both terms by the number of pixels. Equivalent PyTorch::
+
+        -0.5 + logsigma2 - logsigma1
+        + 0.5 * (logsigma1.exp() ** 2 + (mu1 - mu2) ** 2) / (logsigma2.exp() ** 2)
+
+    The one line: ``from fused_elbo.compat import gaussian_analytical_kl``.
+
+    Args:
+        mu1, logsigma1: of q, mean and log **standard deviation**, broadcast together.
+        mu2, logsigma2: of p, the prior, likewise.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
+
+    Returns:
+        A tensor of the shape that all broadcast to, in nats, in the inputs' dtype.
+
+    Raises:
+        ValueError: shapes that do not broadcast.
+        TypeError, RuntimeError: as :func:`fused_elbo.gaussian_log_prob`.
+
+    github.com/openai/vdvae, vae_helpers.py; Child, "Very deep VAEs", ICLR 2021.
+
+    >>> zero = torch.zeros(2, 3)
+    >>> gaussian_analytical_kl(torch.ones(2, 3), zero, zero, zero)
+    tensor([[0.5000, 0.5000, 0.5000],
+            [0.5000, 0.5000, 0.5000]])
+    """
+    named = {"mu1": mu1, "mu2": mu2, "logsigma1": logsigma1, "logsigma2": logsigma2}
+    validate.tensors(**named)
+    shape = validate.broadcast(**named)
+    q = in_batches(mu1, shape), in_batches(logsigma1, shape)
+    p = in_batches(mu2, shape), in_batches(logsigma2, shape)
+    kl = dispatch.posterior_kl(*q, *p, FORM, elementwise=True, impl=impl)
+    dtype = mu1.dtype
+    for tensor in named.values():
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dispatch.view(kl, shape).to(dtype)
+
+
+def draw_gaussian_diag_samples(
+    mu: Tensor, logsigma: Tensor, *, impl: Implementation = "auto"
+) -> Tensor:
+    r"""``draw_gaussian_diag_samples`` of VDVAE: a reparameterised sample, from log sigma.
+
+    .. math:: \mu + e^{s} \epsilon
+
+    On CPUs the samples are the original's for the same seed; on CUDA the kernel draws its own
+    noise, and stores none. (On CPUs that is ``impl="numba"``.) Equivalent PyTorch::
+
+        torch.exp(logsigma) * torch.empty_like(mu).normal_(0.0, 1.0) + mu
+
+    The one line: ``from fused_elbo.compat import draw_gaussian_diag_samples``.
+
+    Args:
+        mu, logsigma: mean and log **standard deviation**, of one shape and dtype.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
+
+    Returns:
+        z, of the shape and dtype of ``mu``.
+
+    Raises:
+        ValueError: two shapes, or an empty one.
+        TypeError, RuntimeError: as :func:`fused_elbo.gaussian_log_prob`.
+
+    github.com/openai/vdvae, vae_helpers.py; Child, "Very deep VAEs", ICLR 2021.
+
+    >>> draw_gaussian_diag_samples(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+    validate.tensors(mu=mu, logsigma=logsigma)
+    shape = validate.broadcast(mu=mu, logsigma=logsigma)
+    if mu.shape != logsigma.shape:
+        given = validate.describe({"mu": mu, "logsigma": logsigma})
+        raise ValueError(f"expected mu and logsigma of one shape, got {given}")
+    eps = None
+    if impl in ("auto", "reference") and not mu.is_cuda:
+        eps = in_batches(torch.empty_like(mu).normal_(0.0, 1.0), shape)
+    q = in_batches(mu, shape), in_batches(logsigma, shape)
+    z, _ = dispatch.posterior_sample_kl(*q, None, None, FORM, eps=eps, impl=impl)
+    return dispatch.view(z, shape)
+
+
+def in_batches(tensor, shape):
+    """In this shape, but of one dimension as a batch of one."""
+    wide = tensor if tensor.shape == shape else tensor.expand(shape)
+    return wide if len(shape) > 1 else wide.unsqueeze(0)
