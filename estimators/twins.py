@@ -28,6 +28,19 @@ def bernoulli_nll(recon, x, probabilities):
     return nll.sum(-1).flatten()
 
 
+def laplace_nll(recon, x, log_scale, log_scale_value):
+    log_scale = log_scale_value if log_scale is None else by_samples(log_scale, x)
+    return reference.laplace_nll(by_samples(recon, x), x, log_scale).flatten()
+
+
+def poisson_nll(log_rate, x):
+    return reference.poisson_nll(by_samples(log_rate, x), x).flatten()
+
+
+def categorical_nll(logits, target):
+    return reference.categorical_nll(by_samples(logits, target), target).flatten()
+
+
 def rsample(mu, logvar, seed, samples, keep_noise=False):
     number = 1 if samples is None else samples
     z, _ = rsample_log_ratio(mu, logvar, None, None, seed, 0, number, "total", True, False)
@@ -55,10 +68,15 @@ def importance_weights(log_ratio, nll, alpha):
 
 
 def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    if likelihood == "gaussian":
-        nll = gaussian_nll(recon, x, logvar, logvar_value, 1)
-    else:
-        nll = bernoulli_nll(recon, x, likelihood == "probabilities")
+    twin, *options = {
+        "bernoulli": (bernoulli_nll, False),
+        "probabilities": (bernoulli_nll, True),
+        "gaussian": (gaussian_nll, logvar, logvar_value, 1),
+        "laplace": (laplace_nll, logvar, logvar_value),
+        "poisson": (poisson_nll,),
+        "categorical": (categorical_nll,),
+    }[likelihood]
+    nll = twin(recon, x, *options)
     nll = nll.view(-1, len(x)).mean(0).sum() * scale
     if kl is None:
         return nll, nll
