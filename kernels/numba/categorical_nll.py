@@ -10,7 +10,7 @@ from numba import carray, njit, types
 from numba.extending import overload
 
 from ..rows import accumulator, empty_like_rows
-from .compiler import INTERNAL, bits_of_float, elementwise, float_of_bits, helper, inline, kernel, pointer
+from .compiler import INTERNAL, Restrict, bits_of_float, elementwise, float_of_bits, helper, inline, kernel, pointer
 from .device import exp, fill, log
 from .launch import launch, samples_of
 from .memory import (
@@ -23,7 +23,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .sums import lane_sum
+from .sums import REASSOCIATED, lane_sum, whole_registers
 
 
 def lane_max(values):
@@ -64,6 +64,20 @@ def exps(values):
         values[i] = exp(values[i])
 
 
+@njit(pipeline_class=Restrict, **REASSOCIATED)
+def sum_exps(values, shift):
+    total = values.dtype.type(0.0)
+    for i in range(values.size):
+        total += exp(values[i] - shift)
+    return total
+
+
+@elementwise
+def scaled_exps(values, shift, factor, result):
+    for i in range(result.size):
+        result[i] = factor * exp(values[i] - shift)
+
+
 @elementwise
 def multiply(values, number):
     for i in range(values.size):
@@ -71,22 +85,47 @@ def multiply(values, number):
 
 
 @elementwise
-def logs(total, greatest, result):
+def logs(values):
+    for i in range(values.size):
+        values[i] = log(values[i])
+
+
+@elementwise
+def add(values, result):
     for i in range(result.size):
-        result[i] = greatest[i] + log(total[i])
+        result[i] += values[i]
+
+
+@elementwise
+def differences(greatest, chosen, log_total, nll):
+    """A logit that towers above the others costs what they add, and not the rounding of its own."""
+    for i in range(nll.size):
+        nll[i] = (greatest[i] - chosen[i]) + log_total[i]
 
 
 @helper
-def add_piece(logits, count, width, greatest, total, terms):
-    """sum exp(logits) = exp(greatest) total of each row, with a piece more."""
-    real = total.dtype.type
+def add_piece(logits, count, width, targets, greatest, total, chosen, terms):
+    """sum exp(logits) = exp(greatest) total of each row, and its chosen logit, with a piece more.
+
+    ``targets`` are counted from the piece's first column.
+    """
+    real, whole = total.dtype.type, whole_registers(width, logits)
     for line in range(count):
         piece = logits[line * width : (line + 1) * width]
-        top = max(greatest[line], lane_max(piece))
-        top = top if top > real(-np.inf) else real(0.0)  # where nothing is possible yet
-        total[line] *= exp(greatest[line] - top)
+        top, before = lane_max(piece), greatest[line]
+        if before > real(-np.inf):
+            top = max(before, top)
+            total[line] *= exp(before - top)
+        top = real(0.0) if top == real(-np.inf) else top  # where nothing is possible yet
         greatest[line] = top
-        subtract_number(piece, top, terms[line * width : (line + 1) * width])
+        if 0 <= targets[line] < width:
+            chosen[line] = piece[targets[line]]
+        if whole:
+            total[line] += sum_exps(piece, top)
+        else:
+            subtract_number(piece, top, terms[line * width : (line + 1) * width])
+    if whole:
+        return
     exps(terms[: count * width])
     for line in range(count):
         total[line] += lane_sum(terms[line * width : (line + 1) * width])
@@ -95,9 +134,15 @@ def add_piece(logits, count, width, greatest, total, terms):
 @helper
 def write_probabilities(logits, count, width, logsumexp, factor, result):
     """factor softmax(logits) of a piece."""
+    whole = whole_registers(width, logits)
     for line in range(count):
         piece = slice(line * width, (line + 1) * width)
-        subtract_number(logits[piece], logsumexp[line], result[piece])
+        if whole:
+            scaled_exps(logits[piece], logsumexp[line], factor[line], result[piece])
+        else:
+            subtract_number(logits[piece], logsumexp[line], result[piece])
+    if whole:
+        return
     exps(result)
     for line in range(count):
         multiply(result[line * width : (line + 1) * width], factor[line])
@@ -114,34 +159,32 @@ def categorical_nll_kernel(
     grads = scratch[0]
     fill(grads, scale)
     for row, count, _, _ in tiles(queue, step, rows, min(classes, BLOCK)):
-        greatest, total, logsumexp = scratch[1][:count], scratch[2][:count], scratch[3][:count]
+        greatest, total, chosen = scratch[1][:count], scratch[2][:count], scratch[3][:count]
         for k in range(samples):
             first = row + k * rows
             of_rows = (first, count, 0, 1)
             fill(greatest, -np.inf)
             fill(total, 0.0)
+            fill(chosen, np.nan)
             for col in range(0, classes, BLOCK):
                 here = first, count, col, min(BLOCK, classes - col)
                 logits = load(logits_ptr, here, scratch[4])
-                add_piece(logits, count, here[3], greatest, total, scratch[5])
-            logs(total, greatest, logsumexp)
+                behind = targets[row : row + count] - col
+                add_piece(logits, count, here[3], behind, greatest, total, chosen, scratch[5])
+            logs(total)
             if present(nll_ptr):
                 nll = target(nll_ptr, of_rows, scratch[6])
-                for line in range(count):
-                    chosen = real(np.nan)
-                    if 0 <= targets[row + line] < classes:
-                        at = first + line, 1, targets[row + line], 1
-                        chosen = load(logits_ptr, at, scratch[4])[0]
-                    nll[line] = (greatest[line] - chosen) + log(total[line])
+                differences(greatest, chosen, total, nll)
             if not present(dlogits_ptr):
                 continue
             if present(dnll_ptr):
                 grads = load(dnll_ptr, of_rows, scratch[7])
+            add(greatest, total)
             for col in range(0, classes, BLOCK):
                 here = first, count, col, min(BLOCK, classes - col)
                 logits = load(logits_ptr, here, scratch[4])
                 dlogits = target(dlogits_ptr, here, scratch[5])
-                write_probabilities(logits, count, here[3], logsumexp, grads, dlogits)
+                write_probabilities(logits, count, here[3], total, grads, dlogits)
                 for line in range(count):
                     at = targets[row + line] - col
                     if 0 <= at < here[3]:
