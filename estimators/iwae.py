@@ -90,9 +90,7 @@ def iwae_loss(
     alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, width, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
-    nll = dispatch.negative_log_likelihood(
-        shape, recon, x, width, likelihood=likelihood, impl=impl
-    )
+    nll = dispatch.negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
     bound, weights, ess, log_weights = dispatch.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )

@@ -145,9 +145,9 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
 class ELBOLoss(torch.nn.Module):
     """:func:`elbo_loss` as a module; its keyword arguments are fixed at construction.
 
-    ``recon_logvar``, ``log_scale`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma: the
-    module then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute that a
-    schedule may assign: a number or, where it began as a tensor, a tensor.
+    ``recon_logvar``, ``log_scale`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma:
+    the module then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute
+    that a schedule may assign: a number or, where it began as a tensor, a tensor.
 
     >>> loss = ELBOLoss(likelihood="gaussian", beta=0.5)
     >>> loss(torch.zeros(4, 3), torch.ones(4, 3), torch.ones(4, 2), torch.zeros(4, 2))

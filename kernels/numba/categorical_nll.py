@@ -10,7 +10,17 @@ from numba import carray, njit, types
 from numba.extending import overload
 
 from ..rows import accumulator, empty_like_rows
-from .compiler import INTERNAL, Restrict, bits_of_float, elementwise, float_of_bits, helper, inline, kernel, pointer
+from .compiler import (
+    INTERNAL,
+    Restrict,
+    bits_of_float,
+    elementwise,
+    float_of_bits,
+    helper,
+    inline,
+    kernel,
+    pointer,
+)
 from .device import exp, fill, log
 from .launch import launch, samples_of
 from .memory import (

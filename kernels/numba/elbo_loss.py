@@ -57,8 +57,8 @@ def total_kernel(
 def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
     """[loss, nll, kl, then the wanted gradients of recon, x and logvar].
 
-    ``likelihood`` is the name of an op's, or "probabilities" for a Bernoulli one whose recon are not
-    logits. ``recon`` [samples * rows, cols] for x [rows, cols], ``kl`` a number an example or None.
+    ``likelihood`` is the name of an op's, or "probabilities" for a Bernoulli one whose recon are
+    not logits. ``recon`` and x are as the op has them, ``kl`` is a number an example or None.
     """
     nll_scale = scale / samples_in(recon, x)
     width = (logvar, logvar_value) if likelihood in LOCATION_SCALE else ()

@@ -67,9 +67,7 @@ def categorical_nll_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    target_row, row, col, cols, valid, mask = tile(
-        rows, cols, 1, True, VEC, BLOCK_ROWS, BLOCK_COLS
-    )
+    target_row, row, col, cols, valid, mask = tile(rows, cols, 1, True, VEC, BLOCK_ROWS, BLOCK_COLS)
     target = tl.load(target_ptr + target_row, mask=valid, other=0)
     known = (target >= 0) & (target < cols)
     greatest = tl.full((BLOCK_ROWS,), float("-inf"), ACC)
@@ -111,9 +109,7 @@ def categorical_nll_kernel(
                 store_tile(dlogits_ptr, row, here, cols, inside, grad * gradient)
 
 
-def launch_categorical_nll(
-    logits, target, *, grad=None, scale=1.0, output=None, needs=(False,)
-):
+def launch_categorical_nll(logits, target, *, grad=None, scale=1.0, output=None, needs=(False,)):
     """Launch on logits [samples * rows, classes] and target [rows].
 
     ``output`` is None, "rows" (the nll [rows of logits]) or "tiles" (partial sums, one a program).

@@ -69,9 +69,7 @@ def one_parameter_kernel(
         store_tile(dx_ptr, row, col, cols, mask, grad * dx)
 
 
-def launch_one_parameter(
-    terms, recon, x, *, grad=None, scale=1.0, output=None, needs=(False,) * 2
-):
+def launch_one_parameter(terms, recon, x, *, grad=None, scale=1.0, output=None, needs=(False,) * 2):
     """Launch on operands as the op has them.
 
     ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program).
