@@ -14,9 +14,9 @@ def magnitude(residual):
 
 @inline
 def sign_of(residual):
-    """0 of 0, and NaN of NaN."""
+    """0 of 0 and of NaN, as torch has it."""
     real = type(residual)
-    negative = real(-1.0) if residual < real(0.0) else residual
+    negative = real(-1.0) if residual < real(0.0) else real(0.0)
     return real(1.0) if residual > real(0.0) else negative
 
 

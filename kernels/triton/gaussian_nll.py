@@ -2,14 +2,8 @@
 
 import math
 
-import triton
-
+from .device import square
 from .location_scale import launch_location_scale
-
-
-@triton.jit
-def square(residual):
-    return residual * residual, residual
 
 
 def launch_gaussian_nll(recon, x, logvar, logvar_value, **options):

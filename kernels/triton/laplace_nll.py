@@ -10,8 +10,8 @@ from .location_scale import launch_location_scale
 
 @triton.jit
 def magnitude(residual):
-    """And its sign: 0 of 0, and NaN of NaN."""
-    sign = tl.where(residual > 0.0, 1.0, tl.where(residual < 0.0, -1.0, residual))
+    """And its sign: 0 of 0 and of NaN, as torch has it."""
+    sign = tl.where(residual > 0.0, 1.0, tl.where(residual < 0.0, -1.0, 0.0))
     return tl.abs(residual), sign
 
 

@@ -15,11 +15,11 @@ from scipy import special, stats
 import fused_elbo
 from fused_elbo import categorical_nll, elbo_loss, laplace_nll, poisson_nll
 from fused_elbo.estimators import dispatch
+from helpers.accuracy import ATOL, rounding
 from helpers.machine import KERNELS
 
 F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
-EPS = torch.finfo(F32).eps
 # A tile of several rows; K samples; rows of several tiles.
 SHAPES = [((3, 2, 5), (3, 2, 5)), ((4, 3, 7), (3, 7)), ((2, 2, 2100), (2, 2100))]
 
@@ -104,7 +104,7 @@ class TestScipy:
 def within_twice(found, exact, eager, size):
     """The accuracy bar of helpers/accuracy.py, of the worst element."""
     error, allowed = ((t.double() - exact).abs().max().item() for t in (found, eager))
-    assert error <= 2 * allowed + 4 * EPS * size.abs().max().item()
+    assert error <= 2 * allowed + ATOL * rounding(found.dtype) * size.abs().max().item()
 
 
 class TestFloat32:
@@ -178,8 +178,9 @@ class TestFloat32:
         expected = special.gammaln(n(counts[:, 0]).astype(np.float64) + 1)
         error = np.abs(n(found).astype(np.float64) - 1 - expected)
         eps = torch.finfo(dtype).eps
-        # The 1 itself, and in float64, where libm does not compute it, a difference of 30s.
-        assert (error <= 4 * eps * (1 + expected) + (dtype == F64) * 30 * eps).all()
+        # Beside the 1 itself; Triton has no float64 one but as a difference of up to 31.
+        difference = 4 * 31 * eps if dtype == F64 and KERNELS == "triton" else 0.0
+        assert (error <= 4 * eps * (1 + expected) + difference).all()
 
 
 class TestNoClassAndNoCount:
@@ -289,6 +290,7 @@ class TestLosses:
 
     def test_gradcheck(self, likelihood, device):
         recon, x, options = operands(likelihood, device)
+        recon, x = recon.detach()[:, :1, :2].clone().requires_grad_(), x[:1, :2]
         leaves = [recon, *options.values()]
         function = lambda recon, *o: getattr(fused_elbo, f"{likelihood}_nll")(  # noqa: E731
             recon, x, *o, impl=KERNELS
@@ -297,24 +299,28 @@ class TestLosses:
         if KERNELS == "numba":  # by the op's twin
             assert torch.autograd.gradgradcheck(function, leaves)
 
-    @IMPLS
-    def test_compiled(self, likelihood, impl, device):
-        """In one graph, and on other batches."""
-        torch._dynamo.reset()
 
-        def step(recon, x, kl, *scale):
-            options = {"log_scale": scale[0]} if scale else {}
-            return elbo_loss(recon, x, kl=kl, likelihood=likelihood, impl=impl, **options)
+@pytest.mark.parametrize(
+    ("likelihood", "impl"),
+    [("laplace", KERNELS), ("categorical", KERNELS), ("categorical", "reference")],
+)
+def test_compiled(likelihood, impl, device):
+    """In one graph, and on other batches."""
+    torch._dynamo.reset()
 
-        compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
-        recon, x, options = operands(likelihood, device)
-        for batch in (3, 2):
-            given = recon[:, :batch], x[:batch], normal(batch, device=device), *options.values()
-            results = [
-                (value, *torch.autograd.grad(value, recon))
-                for value in (f(*given) for f in (compiled, step))
-            ]
-            torch.testing.assert_close(*results)
+    def step(recon, x, kl, *scale):
+        options = {"log_scale": scale[0]} if scale else {}
+        return elbo_loss(recon, x, kl=kl, likelihood=likelihood, impl=impl, **options)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+    recon, x, options = operands(likelihood, device)
+    for batch in (3, 2):
+        given = recon[:, :batch], x[:batch], normal(batch, device=device), *options.values()
+        results = [
+            (value, *torch.autograd.grad(value, recon))
+            for value in (f(*given) for f in (compiled, step))
+        ]
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.numba
