@@ -355,6 +355,7 @@ def laplace_nll(recon, x, log_scale=0.0):
     recon, x = accumulate(recon, x)
     # Of a fixed scale as of a fixed sigma.
     distance = F.l1_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    precision: Any
     if torch.compiler.is_compiling():  # as above
         log_scale = scalar(log_scale, recon)
         precision = torch.exp(-log_scale)

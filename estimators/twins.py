@@ -4,6 +4,8 @@ Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin i
 the noise that the op drew.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 
 from . import noise, reference
@@ -68,14 +70,15 @@ def importance_weights(log_ratio, nll, alpha):
 
 
 def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    twin, *options = {
+    twins: dict[str, Any] = {
         "bernoulli": (bernoulli_nll, False),
         "probabilities": (bernoulli_nll, True),
         "gaussian": (gaussian_nll, logvar, logvar_value, 1),
         "laplace": (laplace_nll, logvar, logvar_value),
         "poisson": (poisson_nll,),
         "categorical": (categorical_nll,),
-    }[likelihood]
+    }
+    twin, *options = twins[likelihood]
     nll = twin(recon, x, *options)
     nll = nll.view(-1, len(x)).mean(0).sum() * scale
     if kl is None:

@@ -40,7 +40,7 @@ def lane_max(values):
     raise NotImplementedError
 
 
-@overload(lane_max, jit_options=INTERNAL)
+@overload(lane_max)
 def _(values):
     if values.dtype == types.float32:
         return lambda values: lane_max_32(values)

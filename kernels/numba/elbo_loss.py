@@ -5,7 +5,9 @@ likelihood kernels write it in the forward pass, while their inputs are in the c
 then only multiplies by that factor, in place, and not even that where it is 1.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ from .memory import load, operand, present, target, tiles_of, workspace
 from .poisson_nll import launch_poisson_nll
 from .sums import lane_sum
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, Callable[..., Any]] = {
     "bernoulli": partial(launch_bernoulli_nll, probabilities=False),
     "probabilities": partial(launch_bernoulli_nll, probabilities=True),
     "gaussian": launch_gaussian_nll,

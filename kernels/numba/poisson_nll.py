@@ -5,6 +5,7 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from .memory import (
 )
 from .sums import row_sums
 
+INLINE: Any = {**INTERNAL, "forceinline": True}
 # log y! = y (y - 1) FEW(y) for 0 <= y <= 3/2, with relative error 6e-8
 FEW = polynomial(
     0.5772156119346619, -0.2452465295791626, 0.1553199589252472, -0.1140766367316246,
@@ -43,7 +45,7 @@ def log_factorial(x):
     raise NotImplementedError
 
 
-@overload(log_factorial, jit_options={**INTERNAL, "forceinline": True})
+@overload(log_factorial, jit_options=INLINE)  # too long for LLVM to do it by itself
 def _(x):
     if x == types.float32:
         return lambda x: log_factorial_32(x)

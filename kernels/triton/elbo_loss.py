@@ -6,6 +6,8 @@ Backward then only multiplies by that factor, in place, and not even that where 
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -20,7 +22,7 @@ from .launch import divide_up, launch, triton_dtype
 from .poisson_nll import launch_poisson_nll
 
 BLOCK = 4096
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, Callable[..., Any]] = {
     "bernoulli": launch_bernoulli_nll,
     "probabilities": functools.partial(launch_bernoulli_nll, probabilities=True),
     "gaussian": launch_gaussian_nll,
