@@ -22,7 +22,11 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Elements of a likelihood below which torch's own loss is faster than a call of a kernel.
-SMALL = {"gaussian": 2**19, "bernoulli": 2**16}
+SMALL = {"gaussian": 2**19, "bernoulli": 2**16, "laplace": 2**16, "categorical": 2**18}
+# The same where the scale is a tensor, for which torch has no loss, but several operations.
+SMALL_LEARNED = {"laplace": 2**15}
+# Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
+FEW_CLASSES = 16
 
 # Latents of pairs of rows and components below which the reference is faster on a CPU: ten
 # components of 16 latents for 128 rows take a kernel 0.24 ms in all, which is the host's time, and
@@ -32,6 +36,9 @@ SMALL_MIXTURE = 2**15
 TWINS: dict[Any, Any] = {
     ops.gaussian_nll.function: twins.gaussian_nll,
     ops.bernoulli_nll.function: twins.bernoulli_nll,
+    ops.laplace_nll.function: twins.laplace_nll,
+    ops.poisson_nll.function: twins.poisson_nll,
+    ops.categorical_nll.function: twins.categorical_nll,
     ops.gaussian_kl.function: reference.gaussian_kl,
     ops.rsample.function: twins.rsample,
     ops.rsample_kl.function: twins.rsample_kl,
@@ -114,12 +121,16 @@ def insist(impl, device):
         )
 
 
-def left_to_torch(impl, tensor, likelihood):
+def left_to_torch(impl, tensor, likelihood, learned=False):
     """Whether torch's own loss is the choice: on CPUs, up to so many elements.
 
     Its squared error and its cross-entropy of logits are one call each, at the speed of memory.
+    ``learned``: the scale is a tensor.
     """
-    return impl == "auto" and tensor.is_cpu and tensor.numel() < SMALL.get(likelihood, 0)
+    if likelihood == "categorical" and tensor.shape[-1] < FEW_CLASSES:
+        return False
+    small = SMALL_LEARNED if learned else SMALL
+    return impl == "auto" and tensor.is_cpu and tensor.numel() < small.get(likelihood, 0)
 
 
 def is_numba(tensor):
@@ -376,22 +387,23 @@ def _kernel_samples(shape, q, num_samples, seed, first_sample, gradient, flat, a
     return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
 
 
-def negative_log_likelihood(shape, recon, x, recon_logvar=0.0, *, likelihood, impl) -> Tensor:
+def negative_log_likelihood(shape, recon, x, width=0.0, *, likelihood, impl) -> Tensor:
     """-log p(x|z) of each example, or of every sample of it.
 
-    ``"probabilities"`` are a Bernoulli's, and have kernels only.
+    ``width`` is a Gaussian's log variance or a Laplace's log scale. ``"probabilities"`` are a
+    Bernoulli's, and have kernels only.
     """
-    x = floating(x, recon)
-    sigma = tensor_or_none(recon_logvar)
-    fits = sigma is not None or not left_to_torch(impl, recon, likelihood)
-    if not use_kernels(impl, recon, x, sigma, fits=fits):
-        if likelihood == "gaussian":
-            return reference.gaussian_nll(recon, x, recon_logvar)
-        return reference.bernoulli_nll(recon, x)
-    if likelihood == "gaussian":
-        nll = ops.gaussian_nll(*likelihood_rows(recon, x, recon_logvar), 1)
-    else:
-        nll = ops.bernoulli_nll(*example_rows(recon, x), likelihood == "probabilities")
+    x = data(x, recon, likelihood)
+    given = tensor_or_none(width)
+    fits = not left_to_torch(impl, recon, likelihood, given is not None)
+    if not use_kernels(impl, recon, x, given, fits=fits):
+        options = (width,) if likelihood in validate.WIDTHS else ()
+        return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
+    recon, x, *rest = likelihood_rows(recon, x, width, likelihood)
+    op, options = ops.likelihood_op(likelihood, *rest)
+    nll = op(recon, x, *options)
+    if nll.numel() != math.prod(shape):  # one number for each event
+        nll = nll.view(math.prod(shape), -1).sum(-1)
     return view(nll, shape)
 
 
@@ -411,20 +423,20 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scal
     return nll if scale is None else nll.sum() * scale
 
 
-def elbo_loss(shape, recon, x, recon_logvar, kl, *, likelihood, beta, reduction, impl):
+def elbo_loss(shape, recon, x, width, kl, *, likelihood, beta, reduction, impl):
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
-    tensors = recon, x, tensor_or_none(recon_logvar), kl, tensor_or_none(beta)
+    tensors = recon, x, tensor_or_none(width), kl, tensor_or_none(beta)
     if reduction != "none" and _gradient_in_forward(impl, *tensors):
         batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-        operands = likelihood_rows(recon, floating(x, recon), recon_logvar)
+        operands = likelihood_rows(recon, data(x, recon, likelihood), width, likelihood)
         options = {"likelihood": likelihood, "scale": scale}
         if not isinstance(beta, Tensor):
             return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
         nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
         kl = getattr(kl.to(nll.dtype), reduction)()
         return weighted_loss(nll, kl, beta), nll, kl
-    nll = negative_log_likelihood(shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl)
+    nll = negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
     if nll.dim() > 1:
         nll = nll.flatten(0, -2).mean(0)
     if kl is not None and kl.dtype != nll.dtype:
@@ -490,6 +502,11 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     return bound, weights, ess, log_weights
 
 
+def data(x, recon, likelihood):
+    """What the likelihood's op takes for x: classes are int64."""
+    return x.long() if likelihood == "categorical" else floating(x, recon)
+
+
 def floating(x, like):
     """Integer data, in the dtype of the sums beside ``like``."""
     if x.is_floating_point():
@@ -513,27 +530,30 @@ def example_rows(recon, x):
     return view(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
 
-def likelihood_rows(recon, x, recon_logvar):
-    """For the Gaussian likelihood those rows, and logvar as tensor or as float.
+def likelihood_rows(recon, x, width, likelihood):
+    """Those rows, and the width as tensor and as float.
 
-    A logvar that is constant over an example's events stays one number a row.
+    A width that is constant over an example's events stays one number a row. Of a categorical
+    likelihood each event is a row.
     """
+    if likelihood == "categorical":
+        return recon.reshape(-1, recon.shape[-1]), x.reshape(-1), None, 0.0
     recon_rows, x_rows = example_rows(recon, x)
-    if tensor_or_none(recon_logvar) is None:
-        if not torch.compiler.is_compiling() or recon_logvar == 0:
-            return recon_rows, x_rows, None, float(recon_logvar)
+    if tensor_or_none(width) is None:
+        if not torch.compiler.is_compiling() or width == 0:
+            return recon_rows, x_rows, None, float(width)
         # An op's argument is a constant to the compiler: for every value it would compile anew.
-        recon_logvar = reference.scalar(recon_logvar, recon)
-    if recon_logvar.dim() == recon.dim() and recon_logvar.shape == recon.shape:
-        return recon_rows, x_rows, view(recon_logvar, recon_rows.shape), 0.0
-    aligned = recon_logvar[(None,) * (recon.dim() - recon_logvar.dim())]
+        width = reference.scalar(width, recon)
+    if width.dim() == recon.dim() and width.shape == recon.shape:
+        return recon_rows, x_rows, view(width, recon_rows.shape), 0.0
+    aligned = width[(None,) * (recon.dim() - width.dim())]
     leading = recon.shape[: recon.dim() - x.dim() + 1]
     if all(size == 1 for size in aligned.shape[len(leading) :]):
-        logvar = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
-        logvar = logvar.reshape(-1, 1)
+        width = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
+        width = width.reshape(-1, 1)
     else:
-        logvar = recon_logvar.expand(recon.shape).reshape(recon_rows.shape)
-    return recon_rows, x_rows, logvar, 0.0
+        width = width.expand(recon.shape).reshape(recon_rows.shape)
+    return recon_rows, x_rows, width, 0.0
 
 
 def rows(shape, *tensors):

@@ -29,6 +29,7 @@ def iwae_loss(
     *,
     likelihood: Likelihood = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
@@ -55,14 +56,13 @@ def iwae_loss(
         (math.log(K) - torch.logsumexp(log_weights, 0)).mean()
 
     Args:
-        recon: the decoder's output ``[K, B, ...]`` for K samples of z: logits for
-            ``"bernoulli"``, means for ``"gaussian"``.
+        recon: the decoder's output for K samples of z, ``[K, B, ...]``, for ``"categorical"``
+            ``[K, B, ..., C]``: what it means is as in :func:`elbo_loss`.
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
             alpha = 0, ``"path"`` for alpha = 1.
-        likelihood: ``"bernoulli"`` or ``"gaussian"``.
-        recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
+        likelihood, recon_logvar, log_scale: as in :func:`elbo_loss`.
         alpha: the order of Renyi's bound.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, log_weights, weights, ess)``, a named tuple, all but the
@@ -87,12 +87,10 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
-    shape = check_samples_of("recon", recon, x, log_ratio, recon_logvar)
+    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    shape = check_samples_of("recon", recon, x, log_ratio, width, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
-    nll = dispatch.negative_log_likelihood(
-        shape, recon, x, recon_logvar, likelihood=likelihood, impl=impl
-    )
+    nll = dispatch.negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
     bound, weights, ess, log_weights = dispatch.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
@@ -115,6 +113,7 @@ def chunked_iwae_loss(
     antithetic: bool = False,
     likelihood: Likelihood = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
@@ -145,7 +144,8 @@ def chunked_iwae_loss(
         prior_mu, prior_logvar, prior, gradient, antithetic, generator: as in
             :func:`rsample_log_ratio`; but the reference too draws the kernels' noise here, at
             2.6 times the cost of ``torch.randn`` on a CPU.
-        likelihood, recon_logvar, alpha, reduction, return_parts, impl: as in :func:`iwae_loss`.
+        likelihood, recon_logvar, log_scale, alpha, reduction, return_parts, impl: as in
+            :func:`iwae_loss`.
 
     Returns:
         As :func:`iwae_loss`. With ``gradient="dreg"`` it is differentiable once, and
@@ -168,7 +168,7 @@ def chunked_iwae_loss(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
         )
-    alpha = check_options(likelihood, recon_logvar, alpha, reduction)
+    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     validate.tensors(mu=mu, logvar=logvar)
     event_dims = max(mu.dim() - 1, logvar.dim() - 1, 1)
@@ -203,11 +203,11 @@ def chunked_iwae_loss(
             flat=prior is not None,
         )
         recon = decoder(events.restore(z, of_latents, order, size))
-        values = check_samples_of("decoder(z)", recon, x, log_ratio, recon_logvar)
+        values = check_samples_of("decoder(z)", recon, x, log_ratio, width, likelihood)
         if prior is not None:
             log_ratio = log_ratio + dispatch.log_prior(z, prior, impl=impl)
         return log_ratio - dispatch.negative_log_likelihood(
-            values, recon, x, recon_logvar, likelihood=likelihood, impl=impl
+            values, recon, x, width, likelihood=likelihood, impl=impl
         )
 
     weights: Any = None
@@ -239,30 +239,34 @@ def chunked_iwae_loss(
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
-def check_options(likelihood, recon_logvar, alpha, reduction):
-    """Returns ``alpha``."""
+def check_options(likelihood, recon_logvar, log_scale, alpha, reduction):
+    """Returns ``alpha``, and what the likelihood has of the two before it."""
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
-    validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
-    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    width = validate.width(likelihood, recon_logvar, log_scale)
+    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), width
 
 
-def check_samples_of(name, recon, x, log_ratio, recon_logvar):
+def check_samples_of(name, recon, x, log_ratio, width, likelihood):
     """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B].
+
+    Of a categorical likelihood recon is [K, B, ..., C].
 
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
     validate.dense("x", x, validate.OF_DATA)
-    fits = recon.dim() > 1 and recon.shape[1:] == x.shape and log_ratio.shape == recon.shape[:2]
+    classes = ", C" if likelihood == "categorical" else ""
+    events = recon.shape[1:-1] if classes else recon.shape[1:]
+    fits = recon.dim() > 1 and events == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:
         shapes = validate.describe({name: recon, "x": x, "log_ratio": log_ratio})
         hint = "; event_dims of rsample_log_ratio is too small" if log_ratio.dim() > 2 else ""
         raise ValueError(
-            f"expected {name} [K, B, ...], x [B, ...] and log_ratio [K, B], K >= 1, "
+            f"expected {name} [K, B, ...{classes}], x [B, ...] and log_ratio [K, B], K >= 1, "
             f"got {shapes}{hint}"
         )
-    return validate.likelihood(recon, x, recon_logvar, name=name)
+    return validate.likelihood(likelihood, recon, x, width, name=name)
 
 
 def reduced(values, reduction):

@@ -8,9 +8,9 @@ from torch import Tensor
 from . import dispatch, validate
 from .dispatch import Implementation
 
-Likelihood: TypeAlias = Literal["bernoulli", "gaussian"]
+Likelihood: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
-LIKELIHOODS = ("bernoulli", "gaussian")
+LIKELIHOODS = ("bernoulli", "gaussian", "laplace", "categorical", "poisson")
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -31,6 +31,7 @@ def elbo_loss(
     kl: Tensor | None = None,
     likelihood: Likelihood = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
@@ -56,14 +57,17 @@ def elbo_loss(
 
     Args:
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
-            ``"gaussian"``; or ``[K, B, ...]``, over whose K samples the likelihood's term is
-            averaged.
+            ``"gaussian"``, medians for ``"laplace"``, log rates for ``"poisson"``, and
+            ``[B, ..., C]`` logits of classes for ``"categorical"``; or ``[K, B, ...]``, over whose
+            K samples the likelihood's term is averaged.
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it: of
             latents ``[B, C, H, W]`` with ``event_dims=3``.
-        likelihood: ``"bernoulli"`` or ``"gaussian"``.
+        likelihood: ``"bernoulli"``, ``"gaussian"``, ``"laplace"``, ``"categorical"`` or
+            ``"poisson"``: the function of that name says more.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
+        log_scale: log scale of a Laplace decoder, as in :func:`laplace_nll`.
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
         beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1. A number, or a scalar
             tensor on the device of ``x``, scheduled or learned.
@@ -91,15 +95,15 @@ def elbo_loss(
     validate.choice("likelihood", likelihood, LIKELIHOODS)
     validate.choice("reduction", reduction, REDUCTIONS)
     beta = validate.weight("beta", beta, x)
-    validate.bernoulli_has_no_logvar(likelihood, recon_logvar)
-    shape = validate.likelihood(recon, x, recon_logvar)
+    width = validate.width(likelihood, recon_logvar, log_scale)
+    shape = validate.likelihood(likelihood, recon, x, width)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
         *dispatch.elbo_loss(
             shape,
             recon,
             x,
-            recon_logvar,
+            width,
             kl,
             likelihood=likelihood,
             beta=beta,
@@ -139,9 +143,9 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
 class ELBOLoss(torch.nn.Module):
     """:func:`elbo_loss` as a module; its keyword arguments are fixed at construction.
 
-    ``recon_logvar`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma: the module
-    then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute that a
-    schedule may assign: a number or, where it began as a tensor, a tensor.
+    ``recon_logvar``, ``log_scale`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma:
+    the module then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute
+    that a schedule may assign: a number or, where it began as a tensor, a tensor.
 
     >>> loss = ELBOLoss(likelihood="gaussian", beta=0.5)
     >>> loss(torch.zeros(4, 3), torch.ones(4, 3), torch.ones(4, 2), torch.zeros(4, 2))
@@ -150,12 +154,14 @@ class ELBOLoss(torch.nn.Module):
 
     beta: Any
     recon_logvar: Any
+    log_scale: Any
 
     def __init__(
         self,
         *,
         likelihood: Likelihood = "bernoulli",
         recon_logvar: float | Tensor = 0.0,
+        log_scale: float | Tensor = 0.0,
         beta: float | Tensor = 1.0,
         reduction: Reduction = "mean",
         return_parts: bool = False,
@@ -170,6 +176,7 @@ class ELBOLoss(torch.nn.Module):
         self.return_parts = return_parts
         self.impl = impl
         self._keep("recon_logvar", recon_logvar)
+        self._keep("log_scale", log_scale)
         self._keep("beta", validate.weight("beta", beta, beta))
 
     def _keep(self, name, value):
@@ -200,6 +207,7 @@ class ELBOLoss(torch.nn.Module):
             prior_logvar=prior_logvar,
             likelihood=self.likelihood,
             recon_logvar=self.recon_logvar,
+            log_scale=self.log_scale,
             beta=self.beta,
             reduction=self.reduction,
             return_parts=self.return_parts,

@@ -216,6 +216,7 @@ def elbo_tc_loss(
     dataset: tuple[Tensor, Tensor] | None = None,
     likelihood: Likelihood = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -233,7 +234,7 @@ def elbo_tc_loss(
         elbo_loss(recon, x, kl=alpha * mi + beta * tc + gamma * dkl)
 
     Args:
-        recon, x, likelihood, recon_logvar, reduction: as in :func:`elbo_loss`.
+        recon, x, likelihood, recon_logvar, log_scale, reduction: as in :func:`elbo_loss`.
         z, mu, logvar, dataset_size, estimator, dataset: as in :func:`kl_decomposition`.
         mutual_information, total_correlation, dimension_wise: the weights of the terms.
         return_parts: return ``(loss, nll, mutual_information, total_correlation,
@@ -271,6 +272,7 @@ def elbo_tc_loss(
         kl=torch.stack(weighted).sum(0),
         likelihood=likelihood,
         recon_logvar=recon_logvar,
+        log_scale=log_scale,
         reduction=reduction,
         return_parts=True,
         impl=impl,

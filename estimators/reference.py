@@ -399,3 +399,41 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     given = *accumulate(params, x), half_bin, right_edge, guard
     log_weights, log_probs = textbook.discretized_mix_logistic_log_probs(*given)
     return -log_sum_exp(log_weights + log_probs, 1)
+
+
+def laplace_nll(recon, x, log_scale=0.0):
+    """Twin of :func:`fused_elbo.laplace_nll`."""
+    event = 1 - x.dim()
+    if isinstance(log_scale, torch.Tensor):
+        recon, x, width = accumulate(recon, x, log_scale)
+        terms = (x - recon).abs() * torch.exp(-width) + (width + math.log(2))
+        return terms.flatten(event).sum(-1)
+    recon, x = accumulate(recon, x)
+    # Of a fixed scale as of a fixed sigma.
+    distance = F.l1_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    precision: Any
+    if torch.compiler.is_compiling():  # as above
+        log_scale = scalar(log_scale, recon)
+        precision = torch.exp(-log_scale)
+    else:
+        precision = math.exp(-log_scale)
+    return precision * distance + math.prod(x.shape[1:]) * (log_scale + math.log(2))
+
+
+def poisson_nll(log_rate, x):
+    """Twin of :func:`fused_elbo.poisson_nll`."""
+    log_rate, x = accumulate(log_rate, x)
+    constant = torch.lgamma(torch.where(x >= 0, x, torch.nan) + 1)
+    return (log_rate.exp() - x * log_rate + constant).flatten(1 - x.dim()).sum(-1)
+
+
+def categorical_nll(logits, target):
+    """Twin of :func:`fused_elbo.categorical_nll`."""
+    (logits,) = accumulate(logits)
+    events = target.dim() - 1
+    target = target.expand(logits.shape[:-1])
+    known = (target >= 0) & (target < logits.shape[-1])
+    classes = torch.where(known, target, -100).flatten()  # which torch's own loss leaves out
+    nll = F.cross_entropy(logits.flatten(0, -2), classes, reduction="none").view(target.shape)
+    nll = torch.where(known, nll, torch.nan)
+    return nll.flatten(-events).sum(-1) if events else nll

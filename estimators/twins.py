@@ -4,6 +4,8 @@ Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin i
 the noise that the op drew.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 
 from . import noise, reference
@@ -26,6 +28,19 @@ def bernoulli_nll(recon, x, probabilities):
     recon, x = reference.accumulate(recon, x)
     nll = F.binary_cross_entropy(recon, x.expand_as(recon), reduction="none")
     return nll.sum(-1).flatten()
+
+
+def laplace_nll(recon, x, log_scale, log_scale_value):
+    log_scale = log_scale_value if log_scale is None else by_samples(log_scale, x)
+    return reference.laplace_nll(by_samples(recon, x), x, log_scale).flatten()
+
+
+def poisson_nll(log_rate, x):
+    return reference.poisson_nll(by_samples(log_rate, x), x).flatten()
+
+
+def categorical_nll(logits, target):
+    return reference.categorical_nll(by_samples(logits, target), target).flatten()
 
 
 def rsample(mu, logvar, seed, samples, keep_noise=False):
@@ -63,10 +78,16 @@ def importance_weights(log_ratio, nll, alpha):
 
 
 def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    if likelihood == "gaussian":
-        nll = gaussian_nll(recon, x, logvar, logvar_value, 1)
-    else:
-        nll = bernoulli_nll(recon, x, likelihood == "probabilities")
+    twins: dict[str, Any] = {
+        "bernoulli": (bernoulli_nll, False),
+        "probabilities": (bernoulli_nll, True),
+        "gaussian": (gaussian_nll, logvar, logvar_value, 1),
+        "laplace": (laplace_nll, logvar, logvar_value),
+        "poisson": (poisson_nll,),
+        "categorical": (categorical_nll,),
+    }
+    twin, *options = twins[likelihood]
+    nll = twin(recon, x, *options)
     nll = nll.view(-1, len(x)).mean(0).sum() * scale
     if kl is None:
         return nll, nll

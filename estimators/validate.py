@@ -9,7 +9,8 @@ import torch
 
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OF_DATA = (*DTYPES, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+OF_DATA = (*DTYPES, *INTEGERS)
 STRIDED = torch.strided
 
 
@@ -171,32 +172,64 @@ def samples_of_examples(**named):
     return first.shape[: samples + 1]
 
 
-def likelihood(recon, x, recon_logvar=0.0, *, name="recon"):
-    """The operands of a likelihood, ``recon`` by the name it goes by; returns [B] or [K, B].
+WIDTHS = {"gaussian": "recon_logvar", "laplace": "log_scale"}
 
-    The data x may be integers.
+
+def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
+    """The operands of a likelihood, by the names that they go by; returns [B] or [K, B].
+
+    The data x may be integers; classes must be.
     """
     dense(name, recon, DTYPES)
-    dense("x", x, OF_DATA)
+    dense(x_name, x, INTEGERS if likelihood == "categorical" else OF_DATA)
     if x.device != recon.device:
-        same_device(**{name: recon, "x": x})
-    if isinstance(recon_logvar, torch.Tensor):
-        tensors(**{name: recon}, recon_logvar=recon_logvar)
-    shape = samples_of_examples(**{name: recon, "x": x})
-    if isinstance(recon_logvar, torch.Tensor):
-        within(recon.shape, recon_logvar=recon_logvar)
-    else:
-        number("recon_logvar", recon_logvar)
+        same_device(**{name: recon, x_name: x})
+    if likelihood == "categorical":
+        return samples_of_classes(**{name: recon, x_name: x})
+    if likelihood == "poisson" and x.requires_grad:
+        raise ValueError(f"{x_name} are counts and have no gradient: pass {x_name}.detach()")
+    shape = samples_of_examples(**{name: recon, x_name: x})
+    if likelihood in WIDTHS:
+        width_name = WIDTHS[likelihood]
+        if isinstance(width, torch.Tensor):
+            tensors(**{name: recon, width_name: width})
+            within(recon.shape, **{width_name: width})
+        else:
+            number(width_name, width)
     return shape
 
 
-def bernoulli_has_no_logvar(likelihood, recon_logvar):
-    """``recon_logvar`` is a float or a tensor of a Gaussian likelihood, and of no other."""
-    learned = isinstance(recon_logvar, torch.Tensor)
-    if likelihood == "bernoulli" and (learned or recon_logvar != 0.0):
-        raise ValueError("recon_logvar is an argument of likelihood='gaussian' only")
-    if not learned:
-        number("recon_logvar", recon_logvar)
+def samples_of_classes(**named):
+    """Like samples_of_examples, of logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
+    (name, logits), (x_name, x) = named.items()
+    samples = logits.dim() - 1 - x.dim()
+    if samples < 0 or x.dim() < 1 or logits.shape[samples:-1] != x.shape:
+        raise ValueError(
+            f"expected {name} [B, ..., C], or [K, B, ..., C], for {x_name} [B, ...], "
+            f"got {describe(named)}"
+        )
+    if 0 in x.shape[1:] or logits.shape[-1] == 0 or 0 in logits.shape[:samples]:
+        raise ValueError(f"expected events, classes and samples, got {describe(named)}")
+    return logits.shape[: samples + 1]
+
+
+def width(likelihood, recon_logvar, log_scale):
+    """A Gaussian's ``recon_logvar`` or a Laplace's ``log_scale``, and 0.0 of other likelihoods.
+
+    What a likelihood does not have must not be given.
+    """
+    found: Any = 0.0
+    given = {"recon_logvar": recon_logvar, "log_scale": log_scale}
+    for owner, name in WIDTHS.items():
+        value = given[name]
+        learned = isinstance(value, torch.Tensor)
+        if likelihood == owner:
+            found = value
+        elif learned or value != 0.0:
+            raise ValueError(f"{name} is an argument of likelihood={owner!r} only")
+        if not learned:
+            number(name, value)
+    return found
 
 
 def within(shape, **named):

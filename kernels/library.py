@@ -102,12 +102,13 @@ batched = torch._C._functorch.is_legacy_batchedtensor
 class Op:
     """A differentiable op: called, it is recorded by autograd; forward and backward are bare.
 
-    Of a list of results the first ``results`` are the caller's; None is for no list.
+    So many first arguments have ``gradients``. Of a list of results the first ``results`` are the
+    caller's; None is for no list.
     """
 
-    def __init__(self, forward, backward, function, results=None):
+    def __init__(self, forward, backward, function, gradients, results=None):
         self.forward, self.backward, self.function = forward, backward, function
-        self.results = results
+        self.gradients, self.results = gradients, results
 
     def __call__(self, *arguments):
         if torch.compiler.is_compiling() or transforming() or differentiated(arguments):
@@ -194,7 +195,9 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
             results=count,
             keeps=kept is not None,
         )
-        return functools.update_wrapper(Op(forward, backward, function, count), fake)
+        return functools.update_wrapper(
+            Op(forward, backward, function, len(gradients), count), fake
+        )
 
     return decorate
 

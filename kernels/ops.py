@@ -43,6 +43,55 @@ def bernoulli_nll(recon, x, probabilities):
 
 
 @declare(
+    "laplace_nll",
+    "laplace_nll(Tensor recon, Tensor x, Tensor? log_scale, float log_scale_value) -> (Tensor nll)",
+    gradients=("recon", "x", "log_scale"),
+)
+def laplace_nll(recon, x, log_scale, log_scale_value):
+    """-log Laplace(x; recon, exp log_scale), of arguments like ``gaussian_nll``'s."""
+    return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, log_scale))
+
+
+@declare(
+    "poisson_nll",
+    "poisson_nll(Tensor log_rate, Tensor x) -> (Tensor nll)",
+    gradients=("log_rate",),
+)
+def poisson_nll(log_rate, x):
+    """-log Poisson(x; exp log_rate); NaN where x is negative. x may have fewer rows, as above."""
+    return log_rate.new_empty(log_rate.shape[0], dtype=accumulator(log_rate, x))
+
+
+@declare(
+    "categorical_nll",
+    "categorical_nll(Tensor logits, Tensor target) -> (Tensor nll)",
+    gradients=("logits",),
+)
+def categorical_nll(logits, target):
+    """-log softmax(logits)[target] of rows [rows, classes], for an int64 target [rows] or fewer.
+
+    NaN where the target is no class.
+    """
+    return logits.new_empty(logits.shape[0], dtype=accumulator(logits))
+
+
+def likelihood_op(likelihood, logvar=None, logvar_value=0.0):
+    """(op, what it takes behind recon and x) of a likelihood by its name.
+
+    "probabilities" are a Bernoulli's instead of logits. ``logvar`` is for a Gaussian its log
+    variance, for a Laplace its log scale.
+    """
+    return {
+        "bernoulli": (bernoulli_nll, (False,)),
+        "probabilities": (bernoulli_nll, (True,)),
+        "gaussian": (gaussian_nll, (logvar, logvar_value, 1)),
+        "laplace": (laplace_nll, (logvar, logvar_value)),
+        "poisson": (poisson_nll, ()),
+        "categorical": (categorical_nll, ()),
+    }[likelihood]
+
+
+@declare(
     "gaussian_kl",
     "gaussian_kl(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar) -> (Tensor kl)",
     gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
@@ -351,12 +400,9 @@ class ELBOLoss(KernelFunction):
             gradients = spread(gradients, needs[:3])
         else:
             grad = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
-            if ctx.likelihood == "gaussian":
-                inputs = grad, recon, x, logvar, ctx.logvar_value, 1, list(needs[:3])
-                gradients = gaussian_nll.backward(*inputs)
-            else:
-                probabilities = ctx.likelihood == "probabilities"
-                gradients = bernoulli_nll.backward(grad, recon, x, probabilities, list(needs[:2]))
+            op, options = likelihood_op(ctx.likelihood, logvar, ctx.logvar_value)
+            wanted = list(needs[: op.gradients])
+            gradients = op.backward(grad, recon, x, *options, wanted)
             gradients = spread(gradients, needs[:3])
         kl_grad = None
         if needs[4]:
@@ -374,8 +420,8 @@ def weighted_sum(*terms):
 def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
-    ``likelihood`` is "gaussian", "bernoulli" (recon are logits) or "probabilities" (a Bernoulli's);
-    operands as in its op, the nll is the mean over samples. ``kl`` [rows] or None.
+    ``likelihood`` as in ``likelihood_op``, operands as in its op; the nll is the mean over samples.
+    ``kl`` has a number an example, or is None.
     """
     operands = (recon, x, logvar)
     track = torch.is_grad_enabled()

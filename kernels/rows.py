@@ -6,6 +6,8 @@ import torch
 
 # That of the package's import, long before a kernel's: another one is a forked child.
 PROCESS = os.getpid()
+# The likelihoods that have a width: of a Gaussian its log variance, of a Laplace its log scale.
+LOCATION_SCALE = ("gaussian", "laplace")
 
 
 def accumulator(*tensors):

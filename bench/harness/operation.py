@@ -27,17 +27,27 @@ def binary(normal):
     return (normal > 0).float()
 
 
+def counts(normal):
+    return (2 * normal.abs()).floor()
+
+
+def classes(normal):
+    """One for each row, of as many as it has columns."""
+    return normal.argmax(-1)
+
+
 class Input(NamedTuple):
     """A random tensor, such as a trained encoder or decoder would have it; no special values."""
 
     dims: tuple  # of "samples", "components", "batch", "latent", and those of ``shape_of``
-    scale: Callable = plain  # what is made of a standard normal
+    scale: Callable = plain  # what is made of a standard normal; integers stay what they are
     data: bool = False  # which get no gradient
 
 
 ROWS, LATENTS, PIXELS = ("batch",), ("batch", "latent"), ("batch", "events")
 LATENT, LOGVAR, DATA = Input(LATENTS), Input(LATENTS, log_variance), Input(LATENTS, data=True)
 PIXEL = Input(PIXELS)
+COUNTS, CLASSES = Input(LATENTS, counts, data=True), Input(LATENTS, classes, data=True)
 BITS, PIXEL_BITS = Input(LATENTS, binary, data=True), Input(PIXELS, binary, data=True)
 ENCODED = {"mu": LATENT, "logvar": LOGVAR}
 # The gradients that outputs get, by kind. Others get none: of a "scalar" it is 1, and a sample
@@ -71,6 +81,7 @@ class Operation:
     takes_samples: bool = False  # whether functions have an argument samples=K
     checked: dict = dataclasses.field(default_factory=dict)  # for the oracle, if not as timed
     tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
+    corners: bool = False  # timed at the smallest and largest shapes of a grid alone
     compiles: bool = True
     fullgraph: bool = True  # in one graph
     needs: str | None = None  # a package without which it is left out
@@ -108,7 +119,9 @@ def make_inputs(operation, case, device, seed):
     tensors = []
     for dims, scale, data in operation.inputs.values():
         normal = torch.randn(shape_of(dims, case), generator=generator, device=device)
-        value = scale(normal).to(getattr(torch, case.dtype))
+        value = scale(normal)
+        if value.is_floating_point():
+            value = value.to(getattr(torch, case.dtype))
         tensors.append(value.requires_grad_(case.backward and not data))
     return tensors
 

@@ -40,6 +40,18 @@ def bernoulli(logits, x):
     return -(x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)).sum(-1)
 
 
+def laplace(recon, x, log_scale):
+    return ((x - recon).abs() * math.exp(-log_scale) + log_scale + math.log(2)).sum(-1)
+
+
+def poisson(log_rate, x):
+    return -torch.distributions.Poisson(log_rate.exp()).log_prob(x).sum(-1)
+
+
+def categorical(logits, target):
+    return -logits.log_softmax(-1).gather(-1, target.long()[..., None]).squeeze(-1)
+
+
 def decode(z, weight1, bias1, weight2, bias2):
     hidden = (z @ weight1.T + bias1).clamp_min(0)
     return hidden @ weight2.T + bias2

@@ -5,6 +5,7 @@ import functools
 import torch
 
 from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bernoulli
+from fused_elbo.kernels.triton.categorical_nll import launch_categorical_nll as categorical
 from fused_elbo.kernels.triton.discretized_mix_logistic_nll import (
     launch_discretized_mix_logistic_nll as mix_logistic,
 )
@@ -14,12 +15,14 @@ from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as nll
 from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample as rsample
 from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample_backward as rsample_backward
 from fused_elbo.kernels.triton.importance_weights import importance_weights
+from fused_elbo.kernels.triton.laplace_nll import launch_laplace_nll as laplace
 from fused_elbo.kernels.triton.launch import recording
 from fused_elbo.kernels.triton.marginals_log_prob import (
     marginals_log_prob,
     marginals_log_prob_backward,
 )
 from fused_elbo.kernels.triton.mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
+from fused_elbo.kernels.triton.poisson_nll import launch_poisson_nll as poisson
 from fused_elbo.kernels.triton.posterior import (
     posterior_kl,
     posterior_kl_backward,
@@ -49,7 +52,7 @@ def cases(dtype, cols):
 
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     a, b, c, d, grad = full(), full(), full(), full(), torch.empty(ROWS, dtype=acc)
-    seed = torch.empty((), dtype=torch.int64)
+    seed, classes = torch.empty((), dtype=torch.int64), torch.empty(ROWS, dtype=torch.int64)
     q, q_and_prior = (a, b, None, None), (a, b, c, d)
     dlog_ratio = torch.empty(SAMPLES, ROWS, dtype=acc)
     recon_samples = full(SAMPLES)
@@ -206,6 +209,29 @@ def cases(dtype, cols):
         "bernoulli_nll probabilities forward + gradient": (
             3,
             lambda: bernoulli(a, b, probabilities=True, needs=two[1:], **fused),
+        ),
+        "laplace_nll forward": (2, lambda: laplace(a, b, None, 0.0, output="rows")),
+        "laplace_nll backward": (3, lambda: laplace(a, b, None, 0.0, grad=grad, needs=recon)),
+        "laplace_nll forward + gradient": (
+            3,
+            lambda: laplace(a, b, None, 0.0, needs=recon, **fused),
+        ),
+        "laplace_nll learned forward + gradient": (
+            5,
+            lambda: laplace(a, b, c, 0.0, needs=(True, False, True), **fused),
+        ),
+        "poisson_nll forward": (2, lambda: poisson(a, b, output="rows")),
+        "poisson_nll backward": (3, lambda: poisson(a, b, grad=grad, needs=two[1:])),
+        "poisson_nll forward + gradient": (3, lambda: poisson(a, b, needs=two[1:], **fused)),
+        # No contract of bytes: two rows' int64 classes are a 128-bit access too.
+        "categorical_nll forward": (None, lambda: categorical(a, classes, output="rows")),
+        "categorical_nll backward": (
+            None,
+            lambda: categorical(a, classes, grad=grad, needs=recon),
+        ),
+        "categorical_nll forward + gradient": (
+            None,
+            lambda: categorical(a, classes, needs=recon, **fused),
         ),
         "mixture_log_prob forward": (None, lambda: mixture_log_prob(*mixture)),
         "mixture_log_prob backward of z": (

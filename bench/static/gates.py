@@ -12,6 +12,9 @@ CEILINGS = {
     "rsample_log_ratio forward": 60,
     "gaussian_kl forward": 30,
     "gaussian_nll forward": 20,
+    "categorical_nll forward": 44,
+    "categorical_nll backward": 38,
+    "categorical_nll forward + gradient": 56,
     # A latent of a pair: a difference, a product and a sum; in backward, which computes the pairs
     # again, four operations more.
     "mixture_log_prob forward": 4,

@@ -24,7 +24,7 @@ def samples_of(recon, x, needs_dx):
     wanted: a sum over all samples, which one thread makes.
     """
     if x.shape[0] == 1 and not needs_dx:
-        return 1, x.expand(recon.shape)
+        return 1, x.expand(recon.shape[: x.dim()])
     return samples_in(recon, x), x
 
 

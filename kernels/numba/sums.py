@@ -43,6 +43,13 @@ def add_rows(values, tile, cols, factor, partial, operand):
             sums[row + line] = values.dtype.type(factor * partial[line])
 
 
+@inline
+def whole_registers(width, buffer):
+    """Whether rows are long enough, and few of their columns left over, to be summed one by one."""
+    long_enough = width >= 512 or (width >= 64 and width % LANES == 0)
+    return buffer.itemsize == 4 and long_enough
+
+
 def row_sums(term):
     """Like ``add_rows``, of ``term(tensors, i)``: a function of a tuple and of where in it.
 
@@ -68,8 +75,7 @@ def row_sums(term):
     @helper
     def add_terms(tensors, tile, cols, factor, partial, operand, buffer):
         row, count, col, width = tile
-        whole_registers = width % LANES == 0 or width >= 512
-        if buffer.itemsize == 8 or width < 64 or not whole_registers:
+        if not whole_registers(width, buffer):
             terms = buffer[: count * width]
             write_terms(tensors, terms)
             add_rows(terms, tile, cols, factor, partial, operand)

@@ -1,37 +1,13 @@
 """Bernoulli negative log-likelihood, row sums: from logits, softplus(logits) - x logits, or from
 probabilities, -x log p - (1 - x) log(1 - p), as ``F.binary_cross_entropy`` has it.
-
-One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
-once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..rows import as_rows, empty_like_rows
-from .device import (
-    divide,
-    exp_scaled,
-    load_rows,
-    load_tile,
-    log1m_half,
-    log1p_unit,
-    store_rows,
-    store_tile,
-    store_tile_sum,
-    tile,
-)
-from .launch import (
-    empty_samples,
-    launch_tiles,
-    partial_sums,
-    samples_of,
-    stride_of,
-    sum_samples,
-    sum_stages,
-    tiling,
-)
+from .device import divide, exp_scaled, log1m_half, log1p_unit
+from .one_parameter import launch_one_parameter
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
 LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12).item())
@@ -77,84 +53,9 @@ def terms_of_probabilities(p, x, PTX: tl.constexpr):
     return nll, divide(p - x, variance, PTX), dx
 
 
-@triton.jit
-def bernoulli_nll_kernel(
-    recon_ptr,
-    x_ptr,
-    grad_ptr,
-    nll_ptr,
-    drecon_ptr,
-    dx_ptr,
-    recon_stride,
-    x_stride,
-    grad_stride,
-    scale: tl.float64,
-    rows,  # of x, and of recon for every sample
-    cols,
-    col_tiles,
-    PROBABILITIES: tl.constexpr,  # recon: probabilities instead of logits
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
-    VEC: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    ACC: tl.constexpr,
-    PTX: tl.constexpr,
-):
-    x_row, row, col, cols, valid, mask = tile(
-        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
-    )
-
-    recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
-    x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
-    if PROBABILITIES:
-        nll, drecon, dx = terms_of_probabilities(recon, x, PTX)
-    else:
-        nll, drecon, dx = terms_of_logits(recon, x, PTX)
-
-    if nll_ptr is not None:
-        nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
-        if SUM_ROWS:
-            store_tile_sum(nll_ptr, nll, valid)
-        else:
-            store_rows(nll_ptr, nll, row, valid, tl.num_programs(1).to(tl.int64) * rows, col_tiles)
-
-    if grad_ptr is not None:
-        grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
-    else:
-        grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
-    if drecon_ptr is not None:
-        store_tile(drecon_ptr, row, col, cols, mask, grad * drecon)
-    if dx_ptr is not None:
-        store_tile(dx_ptr, row, col, cols, mask, grad * dx)
-
-
-def launch_bernoulli_nll(
-    recon, x, *, probabilities=False, grad=None, scale=1.0, output=None, needs=(False,) * 2
-):
-    """Launch on operands as the op has them.
-
-    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program).
-    Returns it with the gradients that ``needs`` asks of (recon, x).
-    """
-    recon, x = as_rows(recon), as_rows(x)
-    samples, x_rows = samples_of(recon, x)
-    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples)
-    nll = partial_sums(recon, tiles, output, samples)
-    drecon = empty_like_rows(recon, needs[0])
-    dx = empty_samples(x, recon, tiles.acc, needs[1])
-    launch_tiles(
-        bernoulli_nll_kernel,
-        tiles,
-        [recon, x_rows, grad, nll, drecon, dx],
-        [recon, x_rows],
-        [stride_of(grad), scale],
-        programs=samples,
-        PROBABILITIES=probabilities,
-        SUM_ROWS=output == "tiles",
-    )
-    if output == "rows":
-        nll = sum_stages(nll, tiles.col_tiles)
-    return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]
+def launch_bernoulli_nll(recon, x, *, probabilities=False, **options):
+    terms = terms_of_probabilities if probabilities else terms_of_logits
+    return launch_one_parameter(terms, recon, x, **options)
 
 
 def bernoulli_nll(recon, x, probabilities):

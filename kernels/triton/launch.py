@@ -107,7 +107,7 @@ def samples_of(recon, x):
     A single row of x is handed back expanded: as long as recon, and one sample.
     """
     if x.shape[0] == 1:
-        return 1, x.expand(recon.shape)
+        return 1, x.expand(recon.shape[: x.dim()])
     samples = samples_in(recon, x)
     if samples > MOST_SAMPLES:
         raise ValueError(

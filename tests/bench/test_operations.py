@@ -11,7 +11,7 @@ pytest.importorskip("rich")
 from bench.harness import measure, oracle, traffic
 from bench.harness.cases import EVENTS, GRIDS, Case
 from bench.harness.operation import TOLERANCE, make_inputs
-from bench.operations.cases import shapes
+from bench.operations.cases import shapes, sweep
 from bench.operations.entries import ENTRIES
 
 
@@ -74,6 +74,9 @@ def test_oracle_accepts_every_uncompiled_provider(op, dtype):
         ("gaussian_nll", 8, 12),
         ("gaussian_nll_learned", 12, 20),
         ("bernoulli_nll", 8, 12),
+        ("laplace_nll", 8, 12),
+        ("poisson_nll", 8, 12),
+        ("categorical_nll", 4, 8),
     ],
 )
 def test_byte_models_are_the_speed_contract(op, forward, backward):
@@ -99,6 +102,14 @@ def test_floor_is_the_size_of_the_tensors():
         tensors = make_inputs(operation, case, "cpu", 0)
         outputs = oracle.as_tuple(operation.providers["eager"](*tensors))
         assert operation.floor(case) == sum(t.nbytes for t in [*tensors, *outputs])
+
+
+def test_some_are_timed_at_corners_alone():
+    grid = GRIDS["cpu", "default"]
+    swept = sweep(ENTRIES, "cpu", shapes(grid), grid.dtypes)
+    cells = {op: {c[2:4] for c in swept if c.op == op} for op in ENTRIES}
+    assert cells["poisson_nll"] == {(b, d) for b in (64, 4096) for d in (16, 256)}
+    assert len(cells["gaussian_nll"]) == 9
 
 
 def test_sweep_spans_its_grid_from_the_start():

@@ -475,9 +475,9 @@ TABLE = {
     ),
     # Options.
     "likelihood": (
-        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="laplace"),
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="cauchy"),
         ValueError,
-        ["likelihood", "'bernoulli'", "'gaussian'", "'laplace'"],
+        ["likelihood", "'bernoulli'", "'gaussian'", "'cauchy'"],
     ),
     "reduction": (
         call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), reduction="batchmean"),
@@ -596,9 +596,9 @@ TABLE = {
         ["recon and log_ratio", "device", "meta"],
     ),
     "iwae likelihood": (
-        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), likelihood="laplace"),
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), likelihood="cauchy"),
         ValueError,
-        ["likelihood", "'bernoulli'", "'gaussian'", "'laplace'"],
+        ["likelihood", "'bernoulli'", "'gaussian'", "'cauchy'"],
     ),
     "iwae reduction": (
         call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), reduction="batchmean"),
@@ -690,6 +690,61 @@ TABLE = {
         ValueError,
         ["recon_logvar", "gaussian"],
     ),
+    "log_scale with gaussian": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="gaussian", log_scale=0.5),
+        ValueError,
+        ["log_scale", "laplace"],
+    ),
+    "recon_logvar with laplace": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), likelihood="laplace", recon_logvar=t()),
+        ValueError,
+        ["recon_logvar", "gaussian"],
+    ),
+    "laplace_nll log_scale shapes": (
+        call("laplace_nll", t(3, 4), t(3, 4), t(3)),
+        ValueError,
+        ["log_scale (3,)", "broadcast", "(3, 4)"],
+    ),
+    "laplace_nll log_scale a string": (
+        call("laplace_nll", t(3, 4), t(3, 4), "1"),
+        TypeError,
+        ["log_scale", "number"],
+    ),
+    "poisson_nll shapes": (
+        call("poisson_nll", t(3, 4), t(3, 1)),
+        ValueError,
+        ["log_rate (3, 4)", "x (3, 1)"],
+    ),
+    "poisson_nll counts that learn": (
+        call("poisson_nll", t(3, 4), t(3, 4).clone().requires_grad_()),
+        ValueError,
+        ["x", "gradient", "x.detach()"],
+    ),
+    "categorical_nll floating classes": (
+        call("categorical_nll", t(3, 4), t(3)),
+        TypeError,
+        ["target", "int64", "torch.float32"],
+    ),
+    "categorical_nll classes second": (
+        call("categorical_nll", t(3, 5, 4), torch.zeros(3, 4, dtype=I64)),
+        ValueError,
+        ["logits (3, 5, 4)", "[B, ..., C]", "target (3, 4)"],
+    ),
+    "categorical_nll without an example": (
+        call("categorical_nll", t(5), torch.zeros((), dtype=I64)),
+        ValueError,
+        ["logits (5,)", "target ()"],
+    ),
+    "categorical_nll without classes": (
+        call("categorical_nll", t(3, 0), torch.zeros(3, dtype=I64)),
+        ValueError,
+        ["classes", "logits (3, 0)"],
+    ),
+    "categorical samples of another shape": (
+        call("iwae_loss", t(5, 3, 4), torch.zeros(2, dtype=I64), t(5, 3), likelihood="categorical"),
+        ValueError,
+        ["recon (5, 3, 4)", "[K, B, ..., C]", "x (2,)"],
+    ),
     "learned recon_logvar with bernoulli": (
         call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), recon_logvar=t()),
         ValueError,
@@ -728,6 +783,9 @@ FUNCTIONS = {
     "rsample_kl": (t(3, 4), t(3, 4)),
     "gaussian_nll": (t(3, 4), t(3, 4)),
     "bernoulli_nll": (t(3, 4), t(3, 4)),
+    "laplace_nll": (t(3, 4), t(3, 4)),
+    "poisson_nll": (t(3, 4), t(3, 4)),
+    "categorical_nll": (t(3, 4), torch.zeros(3, dtype=I64)),
     "elbo_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2)),
     "rsample_log_ratio": (t(3, 4), t(3, 4), 2),
     "importance_weights": (t(3, 4),),
@@ -741,7 +799,8 @@ FUNCTIONS = {
 }
 OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
 OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
-OTHERS = *OTHERS, "discretized_mix_logistic_nll"
+# Whose data have no gradient.
+OTHERS = *OTHERS, "discretized_mix_logistic_nll", "poisson_nll", "categorical_nll"
 # Those whose examples are the first dimension, so that [:0] leaves none.
 OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
@@ -781,7 +840,7 @@ class TestImpl:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"likelihood": "laplace"}, ValueError, ["likelihood", "'bernoulli'", "'gaussian'"]),
+        ({"likelihood": "cauchy"}, ValueError, ["likelihood", "'bernoulli'", "'gaussian'"]),
         ({"reduction": "avg"}, ValueError, ["reduction", "'none'", "'mean'", "'sum'"]),
         ({"impl": "cuda"}, ValueError, ["impl", "'auto'", "'triton'", "'reference'"]),
         ({"beta": None}, TypeError, ["beta", "number"]),

@@ -35,9 +35,18 @@ def loops():
             name = f"{module.removeprefix(FOLDER)}.{own}"
             if function.py_func.__module__ == module and is_loop(function):
                 yield name, function
-            for cell in function.py_func.__closure__ or ():
-                if is_loop(cell.cell_contents):
-                    yield f"{name}.{cell.cell_contents.__name__}", cell.cell_contents
+            yield from inner_loops(name, function)
+
+
+def inner_loops(name, function):
+    """Those of the functions in a function's closure, and in that of a kernel's body."""
+    body = function.py_func.__globals__.get("body")
+    for cell in (body or function).py_func.__closure__ or ():
+        inner = cell.cell_contents
+        if isinstance(inner, Dispatcher):
+            if is_loop(inner):
+                yield f"{name}.{inner.__name__}", inner
+            yield from inner_loops(f"{name}.{inner.__name__}", inner)
 
 
 def is_loop(function):

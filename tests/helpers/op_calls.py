@@ -14,6 +14,7 @@ def op_calls(device, rows=3, cols=5):
     a, b, c, d = (t(rows, cols) for _ in range(4))
     e, several, both = t(rows), t(2 * rows, cols), t(2, rows, cols)
     column = t(rows, 1)
+    counts, classes = b.abs().round(), torch.arange(rows, device=device) % cols
     half = a.to(BF16)
     no = [False, False]
     both_halves = t(rows, 2 * cols)
@@ -53,6 +54,23 @@ def op_calls(device, rows=3, cols=5):
             (e, a, b, False, [False, True]),
             (t(2 * rows), several, b, False, [True, True]),
             (e, a.sigmoid(), b.sigmoid(), True, [True, True]),
+        ],
+        "laplace_nll": [
+            (a, b, None, 0.5),
+            (a, b, column, 0.0),
+            (several, b, t(2 * rows, cols), 0.0),
+        ],
+        "laplace_nll_backward": [
+            (e, a, b, None, 0.5, [True, False, False]),
+            (e, a, b, column, 0.0, [True, True, True]),
+            (e, a, b, c, 0.0, [False, True, True]),
+        ],
+        "poisson_nll": [(a, counts), (half, counts), (several, counts)],
+        "poisson_nll_backward": [(e, a, counts, [True]), (t(2 * rows), several, counts, [True])],
+        "categorical_nll": [(a, classes), (half, classes), (several, classes)],
+        "categorical_nll_backward": [
+            (e, a, classes, [True]),
+            (t(2 * rows), several, classes, [True]),
         ],
         "rsample": [
             (a, b, seed, 3, False),
@@ -159,6 +177,9 @@ def op_calls(device, rows=3, cols=5):
             (a, b, column, 0.0, e, "gaussian", 1.0, 1.0, [True, False, True]),
             (a, b, c, 0.0, e, "gaussian", 1.0, 1.0, [True, True, True]),
             (several, b, None, 0.0, e, "bernoulli", 1.0, 1.0, [True, True, False]),
+            (a, b, c, 0.0, e, "laplace", 1.0, 1.0, [True, True, True]),
+            (a, counts, None, 0.0, e, "poisson", 1.0, 1.0, [True, False, False]),
+            (several, classes, None, 0.0, e, "categorical", 1.0, 1.0, [True, False, False]),
         ],
         "scale_": [(t(rows, cols), torch.tensor(2.0, device=device))],
     }

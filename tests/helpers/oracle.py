@@ -28,6 +28,11 @@ def bernoulli_nll_parts(logits, x):
     return torch.clamp(logits, min=0) - x * logits, torch.log1p(torch.exp(-logits.abs()))
 
 
+def laplace_nll_parts(recon, x, log_scale):
+    scaled = (x - recon).abs() * torch.exp(-log_scale)
+    return scaled, log_scale, torch.full_like(scaled, math.log(2))
+
+
 def kl_parts(mu, logvar, prior_mu=None, prior_logvar=None):
     m = 0.0 if prior_mu is None else prior_mu
     s = torch.zeros_like(logvar) if prior_logvar is None else prior_logvar
@@ -241,6 +246,14 @@ OPS = [
         ("logits_samples", "target"),
         "events",
         3,
+    ),
+    _density(
+        "laplace_nll",
+        lambda a, impl: fused_elbo.laplace_nll(*a, impl=impl),
+        lambda a: laplace_nll_parts(*a),
+        lambda a: sum(laplace_nll_parts(*a)),
+        ("recon", "x", "logvar"),
+        "events",
     ),
     _log_ratio("rsample_log_ratio", LATENT, 3),
     _log_ratio("rsample_log_ratio_prior", LATENT + PRIOR, 9),

@@ -18,6 +18,7 @@ def calls(shape, device, impl):
     impl = {"impl": impl}
     mu, logvar, x, recon = (leaf(*shape, device=device) for _ in range(4))
     x = x.detach()
+    classes = torch.zeros(shape[:-1], dtype=torch.int64, device=device)
     log_weights, samples = leaf(3, shape[0], device=device), leaf(3, *shape, device=device)
     decoder = torch.nn.Identity()
     return {
@@ -30,6 +31,9 @@ def calls(shape, device, impl):
         "gaussian_nll": lambda: (fe.gaussian_nll(recon, x, **impl),),
         "gaussian_nll learned": lambda: (fe.gaussian_nll(recon, x, logvar, **impl),),
         "bernoulli_nll": lambda: (fe.bernoulli_nll(recon, x, **impl),),
+        "laplace_nll": lambda: (fe.laplace_nll(recon, x, logvar, **impl),),
+        "poisson_nll": lambda: (fe.poisson_nll(recon, x, **impl),),
+        "categorical_nll": lambda: (fe.categorical_nll(recon, classes, **impl),),
         "importance_weights": lambda: fe.importance_weights(log_weights, **impl),
         "iwae_loss": lambda: fe.iwae_loss(samples, x, log_weights, return_parts=True, **impl),
         "chunked_iwae_loss": lambda: fe.chunked_iwae_loss(

@@ -1,0 +1,38 @@
+"""Laplace negative log-density: |x - recon| exp(-log_scale) + log_scale + log 2, row sums."""
+
+import math
+from functools import partial
+
+from .compiler import inline
+from .location_scale import launch_location_scale, location_scale_kernel
+
+
+@inline
+def magnitude(residual):
+    return abs(residual)
+
+
+@inline
+def sign_of(residual):
+    """0 of 0 and of NaN, as torch has it."""
+    real = type(residual)
+    negative = real(-1.0) if residual < real(0.0) else real(0.0)
+    return real(1.0) if residual > real(0.0) else negative
+
+
+laplace_nll_kernel = location_scale_kernel(
+    "laplace_nll_kernel", magnitude, sign_of, 1.0, math.log(2)
+)
+launch_laplace_nll = partial(launch_location_scale, laplace_nll_kernel)
+
+
+def laplace_nll(recon, x, log_scale, log_scale_value):
+    """The nll of each row of recon."""
+    return launch_laplace_nll(recon, x, log_scale, log_scale_value, values=True)[0]
+
+
+def laplace_nll_backward(dnll, recon, x, log_scale, log_scale_value, needs):
+    """The wanted gradients, from dnll [rows of recon]."""
+    return launch_laplace_nll(
+        recon, x, log_scale, log_scale_value, dnll=dnll, values=False, needs=needs
+    )[1]

@@ -1,0 +1,202 @@
+"""Negative log-densities of a location and a scale, row sums: rate (distance(t) + width + constant)
+with t = (x - recon) exp(-rate width). Of a Gaussian the width is its log variance and the distance
+a square; of a Laplace the log scale, and |t|.
+
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
+``scale`` for the gradient of every row. ``sign`` = -1 turns it into the log-density.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from ..rows import accumulator, empty_like_rows
+from .compiler import elementwise, helper, kernel
+from .device import exp_normal, exp_scaled, fill
+from .launch import launch, samples_of
+from .memory import (
+    BLOCK,
+    load,
+    operand,
+    present,
+    sample_of,
+    spread,
+    store,
+    target,
+    tiles,
+    workspace,
+)
+from .sums import add_rows, row_sums
+
+
+@elementwise
+def subtract(values, result):
+    for i in range(result.size):
+        result[i] -= values[i]
+
+
+@helper
+def spread_width(width_ptr, tile, rate, width, inverse, scratch):
+    """Of one number a row the exponential is taken once a row, not once an element."""
+    row, count, _, _ = tile
+    one_a_row = load(width_ptr, (row, count, 0, 1), scratch[0])
+    inverse_a_row = scratch[1][:count]
+    exp_scaled(one_a_row, -rate, inverse_a_row)
+    spread(one_a_row, tile, 1, width)
+    spread(inverse_a_row, tile, 1, inverse)
+
+
+def location_scale_kernel(name, distance, slope, rate, constant):
+    """The kernel of a density; ``slope`` is rate times the slope of its ``distance``."""
+
+    @row_sums
+    def nll_of_fixed_width(tensors, i):
+        recon, x, width, inverse = tensors
+        residual = (x[i] - recon[i]) * inverse
+        return distance(residual) + (width + type(residual)(constant))
+
+    @row_sums
+    def nll_of_width_a_row(tensors, i):
+        recon, x, width, inverse = tensors
+        residual = (x[i] - recon[i]) * inverse[i]
+        return distance(residual) + (width[i] + type(residual)(constant))
+
+    @row_sums
+    def nll_of_learned_width(tensors, i):
+        recon, x, width = tensors
+        real = type(width[i])
+        residual = (x[i] - recon[i]) * exp_normal(real(-rate) * width[i])
+        return distance(residual) + (width[i] + real(constant))
+
+    @elementwise
+    def gradients_of_learned_width(grad, sign, recon, x, width, drecon, dwidth):
+        real = drecon.dtype.type
+        for i in range(drecon.size):
+            inverse = exp_normal(real(-rate) * width[i])
+            residual = (recon[i] - x[i]) * inverse
+            drecon[i] = real(sign) * grad[i] * (slope(residual) * inverse)
+            dwidth[i] = real(rate * sign) * grad[i] * (real(1.0) - distance(residual))
+
+    @elementwise
+    def gradient_of_fixed_width(grad, sign, recon, x, inverse, drecon):
+        real = drecon.dtype.type
+        for i in range(drecon.size):
+            residual = (recon[i] - x[i]) * inverse
+            drecon[i] = real(sign) * grad[i] * (slope(residual) * inverse)
+
+    @elementwise
+    def gradients_of_width_a_row(grad, sign, recon, x, inverse, drecon, dwidth):
+        real = drecon.dtype.type
+        for i in range(drecon.size):
+            residual = (recon[i] - x[i]) * inverse[i]
+            drecon[i] = real(sign) * grad[i] * (slope(residual) * inverse[i])
+            dwidth[i] = real(rate * sign) * grad[i] * (real(1.0) - distance(residual))
+
+    def body(
+        queue, step, rows, cols, scratch, samples, gradients, width_value, sign, scale, recon_ptr,
+        x_ptr, width_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dwidth_ptr, row_dwidth_ptr,
+    ):  # fmt: skip
+        scratch = workspace(scratch, queue)
+        nll_partial, dwidth_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
+        learned = present(width_ptr) and width_ptr[2] != 0  # one number an element
+        real = scratch.dtype.type
+        fixed = real(width_value), real(math.exp(-rate * width_value))
+        fill(scratch[0], scale)
+        factor = rate * sign
+        for tile in tiles(queue, step, rows, cols):
+            x = load(x_ptr, tile, scratch[3])
+            grad, width, inverse = scratch[0][: x.size], scratch[1][: x.size], scratch[2][: x.size]
+            dx = target(dx_ptr, tile, scratch[4])
+            if present(dx_ptr):
+                fill(dx, 0.0)
+            for k in range(samples):
+                here = sample_of(tile, k, rows)
+                recon = load(recon_ptr, here, scratch[5])
+                if learned:
+                    width = load(width_ptr, here, scratch[1])
+                elif present(width_ptr):
+                    spread_width(width_ptr, here, rate, scratch[1], scratch[2], scratch[10:])
+                if present(nll_ptr):
+                    partial, terms = nll_partial[k:], scratch[6]
+                    if learned:
+                        given = recon, x, width
+                        nll_of_learned_width(given, here, cols, factor, partial, nll_ptr, terms)
+                    elif present(width_ptr):
+                        a_row = recon, x, width, inverse
+                        nll_of_width_a_row(a_row, here, cols, factor, partial, nll_ptr, terms)
+                    else:
+                        one = recon, x, *fixed
+                        nll_of_fixed_width(one, here, cols, factor, partial, nll_ptr, terms)
+                if present(dnll_ptr):
+                    grad = load(dnll_ptr, here, scratch[7])
+                if not gradients:
+                    continue
+                drecon = target(drecon_ptr, here, scratch[8])
+                dwidth = target(dwidth_ptr, here, scratch[9])
+                if learned:
+                    gradients_of_learned_width(grad, sign, recon, x, width, drecon, dwidth)
+                elif present(width_ptr):
+                    gradients_of_width_a_row(grad, sign, recon, x, inverse, drecon, dwidth)
+                else:
+                    gradient_of_fixed_width(grad, sign, recon, x, fixed[1], drecon)
+                store(drecon_ptr, here, drecon)
+                store(dwidth_ptr, here, dwidth)
+                if present(dx_ptr):
+                    subtract(drecon, dx)
+                if present(row_dwidth_ptr):
+                    add_rows(dwidth, here, cols, 1.0, dwidth_partial[k:], row_dwidth_ptr)
+            store(dx_ptr, tile, dx)
+
+    body.__name__ = body.__qualname__ = name  # by which numba finds its machine code on disk
+    return kernel(body)
+
+
+def launch_location_scale(
+    density,
+    recon,
+    x,
+    width,
+    width_value,
+    *,
+    dnll=None,
+    scale=1.0,
+    sign=1,
+    values,
+    needs=(False,) * 3,
+):
+    """The nll [rows of recon] if ``values`` are wanted, and the gradients that ``needs`` asks of.
+
+    ``density`` is one of the kernels, ``width`` [rows, cols], [rows, 1] or None for the float. x
+    may have fewer rows than recon, which then holds samples one after another.
+    """
+    samples, x = samples_of(recon, x, needs[1])
+    acc = accumulator(recon, x, width)
+    nll = torch.empty(recon.shape[0], dtype=acc) if values else None
+    drecon, dx = empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])
+    dwidth = row_dwidth = None
+    if width is not None and width.shape == recon.shape:
+        dwidth = empty_like_rows(width, needs[2])
+    elif needs[2]:
+        row_dwidth = torch.empty(recon.shape[0], dtype=acc)
+    launch(
+        density,
+        acc,
+        *x.shape,
+        samples,
+        any(needs),
+        width_value,
+        float(sign),
+        scale,
+        operand(recon),
+        operand(x),
+        operand(width if width is None else width.expand(recon.shape)),
+        operand(dnll),
+        operand(nll),
+        *map(operand, (drecon, dx, dwidth)),
+        operand(row_dwidth),
+        cost=0.3 * samples,
+    )
+    if row_dwidth is not None:
+        dwidth = row_dwidth.to(width.dtype)[:, None]
+    return nll, [g for g in (drecon, dx, dwidth) if g is not None]

@@ -1,0 +1,143 @@
+"""Categorical negative log-likelihood of each row of logits: logsumexp(logits) - logits[target].
+
+One kernel serves forward (``nll``), backward (``grad`` in, gradient out) and both at once, with
+``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
+which it reads again for the gradient.
+"""
+
+import triton
+import triton.language as tl
+
+from ..rows import as_rows, empty_like_rows
+from .device import (
+    divide,
+    exp_scaled,
+    load_rows,
+    store_rows,
+    store_tile,
+    store_tile_sum,
+    tile,
+)
+from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling
+
+
+@triton.jit
+def load_piece(ptr, row, col, stride, mask, ACC: tl.constexpr):
+    offset = (row * stride)[:, None] + col[None, :]
+    return tl.load(ptr + offset, mask=mask, other=float("-inf")).to(ACC)
+
+
+@triton.jit
+def add_piece(logits, col, target, greatest, total, chosen, PTX: tl.constexpr):
+    """(greatest, total, chosen) with a piece more: sum exp(logits) = exp(greatest) total."""
+    top = tl.maximum(greatest, tl.max(logits, axis=1))
+    # Where nothing is possible yet, not -inf - -inf.
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = total * exp_scaled(greatest - top, 1.0, PTX)
+    total += tl.sum(exp_scaled(logits - top[:, None], 1.0, PTX), axis=1)
+    at_target = col[None, :] == target[:, None]
+    return top, total, chosen + tl.sum(tl.where(at_target, logits, 0.0), axis=1)
+
+
+@triton.jit
+def gradient_of_piece(logits, col, target, greatest, total, PTX: tl.constexpr):
+    probability = exp_scaled(logits - greatest[:, None], 1.0, PTX)
+    probability *= divide(1.0, total, PTX)[:, None]
+    return probability - tl.where(col[None, :] == target[:, None], 1.0, 0.0)
+
+
+@triton.jit
+def categorical_nll_kernel(
+    logits_ptr,
+    target_ptr,
+    grad_ptr,
+    nll_ptr,
+    dlogits_ptr,
+    logits_stride,
+    grad_stride,
+    scale: tl.float64,
+    rows,  # of target, and of logits for every sample
+    cols,
+    pieces,
+    WHOLE: tl.constexpr,  # a row is one piece
+    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    target_row, row, col, cols, valid, mask = tile(rows, cols, 1, True, VEC, BLOCK_ROWS, BLOCK_COLS)
+    target = tl.load(target_ptr + target_row, mask=valid, other=0)
+    known = (target >= 0) & (target < cols)
+    greatest = tl.full((BLOCK_ROWS,), float("-inf"), ACC)
+    total = tl.zeros((BLOCK_ROWS,), ACC)
+    chosen = tl.zeros((BLOCK_ROWS,), ACC)
+    stride = logits_stride * VEC
+    if WHOLE:
+        logits = load_piece(logits_ptr, row, col, stride, mask, ACC)
+        greatest, total, chosen = add_piece(logits, col, target, greatest, total, chosen, PTX)
+    else:
+        for piece in range(pieces):
+            here = col + piece * BLOCK_COLS
+            inside = valid[:, None] & (here < cols)[None, :]
+            logits = load_piece(logits_ptr, row, here, stride, inside, ACC)
+            greatest, total, chosen = add_piece(logits, here, target, greatest, total, chosen, PTX)
+
+    if nll_ptr is not None:
+        nll = tl.where(known, (greatest - chosen) + tl.log(total), float("nan"))
+        if SUM_ROWS:
+            store_tile_sum(nll_ptr, nll, valid)
+        else:
+            store_rows(nll_ptr, nll, row, valid, tl.num_programs(1).to(tl.int64) * rows, 1)
+
+    if dlogits_ptr is not None:
+        if grad_ptr is not None:
+            grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
+        else:
+            grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
+        grad = tl.where(known[:, None], grad, float("nan"))
+        if WHOLE:
+            gradient = gradient_of_piece(logits, col, target, greatest, total, PTX)
+            store_tile(dlogits_ptr, row, col, cols, mask, grad * gradient)
+        else:
+            for piece in range(pieces):
+                here = col + piece * BLOCK_COLS
+                inside = valid[:, None] & (here < cols)[None, :]
+                logits = load_piece(logits_ptr, row, here, stride, inside, ACC)
+                gradient = gradient_of_piece(logits, here, target, greatest, total, PTX)
+                store_tile(dlogits_ptr, row, here, cols, inside, grad * gradient)
+
+
+def launch_categorical_nll(logits, target, *, grad=None, scale=1.0, output=None, needs=(False,)):
+    """Launch on logits [samples * rows, classes] and target [rows].
+
+    ``output`` is None, "rows" (the nll [rows of logits]) or "tiles" (partial sums, one a program).
+    Returns it with the gradient of logits if ``needs`` asks for it, in a list.
+    """
+    logits = as_rows(logits)
+    samples, target = samples_of(logits, target)
+    tiles = tiling(len(target), logits.shape[1], logits, samples=samples)
+    pieces = tiles.col_tiles
+    tiles = tiles._replace(programs=divide_up(len(target), tiles.block_rows))
+    nll = partial_sums(logits, tiles._replace(col_tiles=1), output, samples)
+    dlogits = empty_like_rows(logits, needs[0])
+    launch_tiles(
+        categorical_nll_kernel,
+        tiles,
+        [logits, target.contiguous(), grad, nll, dlogits],
+        [logits],
+        [stride_of(grad), scale],
+        programs=samples,
+        WHOLE=pieces == 1,
+        SUM_ROWS=output == "tiles",
+    )
+    return nll, [] if dlogits is None else [dlogits]
+
+
+def categorical_nll(logits, target):
+    return launch_categorical_nll(logits, target, output="rows")[0]
+
+
+def categorical_nll_backward(dnll, logits, target, needs):
+    return launch_categorical_nll(logits, target, grad=dnll, needs=needs)[1]

@@ -1,0 +1,28 @@
+"""Laplace negative log-density: |x - recon| exp(-log_scale) + log_scale + log 2, row sums."""
+
+import math
+
+import triton
+import triton.language as tl
+
+from .location_scale import launch_location_scale
+
+
+@triton.jit
+def magnitude(residual):
+    """And its sign: 0 of 0 and of NaN, as torch has it."""
+    sign = tl.where(residual > 0.0, 1.0, tl.where(residual < 0.0, -1.0, 0.0))
+    return tl.abs(residual), sign
+
+
+def launch_laplace_nll(recon, x, log_scale, log_scale_value, **options):
+    options |= {"DISTANCE": magnitude, "RATE": 1.0, "CONSTANT": math.log(2)}
+    return launch_location_scale(recon, x, log_scale, log_scale_value, **options)
+
+
+def laplace_nll(recon, x, log_scale, log_scale_value):
+    return launch_laplace_nll(recon, x, log_scale, log_scale_value, output="rows")[0]
+
+
+def laplace_nll_backward(dnll, recon, x, log_scale, log_scale_value, needs):
+    return launch_laplace_nll(recon, x, log_scale, log_scale_value, grad=dnll, needs=needs)[1]

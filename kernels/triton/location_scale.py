@@ -1,0 +1,163 @@
+"""Negative log-densities of a location and a scale, row sums: RATE (distance(t) + width + CONSTANT)
+with t = (x - recon) exp(-RATE width). Of a Gaussian the width is its log variance and the distance
+a square; of a Laplace the log scale, and |t|.
+
+One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
+once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
+``SIGN`` = -1 turns it into the log-density.
+"""
+
+import triton
+import triton.language as tl
+
+from ..rows import as_rows, empty_like_rows
+from .device import (
+    exp_scaled,
+    load_rows,
+    load_tile,
+    store_rows,
+    store_tile,
+    store_tile_sum,
+    tile,
+)
+from .launch import (
+    empty_samples,
+    launch_tiles,
+    partial_sums,
+    samples_of,
+    stride_of,
+    sum_samples,
+    sum_stages,
+    tiling,
+)
+
+
+@triton.jit
+def location_scale_kernel(
+    recon_ptr,
+    x_ptr,
+    width_ptr,
+    grad_ptr,
+    nll_ptr,
+    drecon_ptr,
+    dx_ptr,
+    dwidth_ptr,
+    recon_stride,
+    x_stride,
+    width_stride,
+    grad_stride,
+    width_value: tl.float64,
+    scale: tl.float64,
+    rows,  # of x, and of recon for every sample
+    cols,
+    col_tiles,
+    DISTANCE: tl.constexpr,  # of t: the distance, and RATE times its slope
+    RATE: tl.constexpr,
+    CONSTANT: tl.constexpr,
+    WIDTH: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
+    SIGN: tl.constexpr,
+    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
+    all_rows = tl.num_programs(1).to(tl.int64) * rows
+    # The columns of this tile: what is constant along a row is added once, times this.
+    count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
+
+    recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
+    x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
+    if WIDTH == "element":
+        width = load_tile(width_ptr, row, col, width_stride * VEC, mask, ACC)
+    elif WIDTH == "row":
+        width = load_rows(width_ptr, row, valid, width_stride, ACC)
+    else:
+        width = tl.full((BLOCK_ROWS, 1), width_value, ACC)
+    inverse = exp_scaled(width, -RATE, PTX)
+    distance, slope = DISTANCE((x - recon) * inverse)
+    if WIDTH != "element":
+        # Lanes past the end hold 0 * inverse, and that may be 0 * inf.
+        distance = tl.where(mask, distance, 0.0)
+
+    if nll_ptr is not None:
+        if WIDTH == "element":
+            nll = tl.sum(distance + width, axis=1) + count * CONSTANT
+        else:
+            nll = tl.sum(distance, axis=1) + count * tl.sum(width + CONSTANT, axis=1)
+        nll *= RATE * SIGN
+        if SUM_ROWS:
+            store_tile_sum(nll_ptr, nll, valid)
+        else:
+            store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
+
+    if grad_ptr is not None:
+        grad = SIGN * load_rows(grad_ptr, row, valid, grad_stride, ACC)
+    else:
+        grad = tl.full((BLOCK_ROWS, 1), scale, ACC) * SIGN
+    dx = grad * (slope * inverse)
+    if dx_ptr is not None:
+        store_tile(dx_ptr, row, col, cols, mask, dx)
+    if drecon_ptr is not None:
+        store_tile(drecon_ptr, row, col, cols, mask, -dx)
+    if dwidth_ptr is not None:
+        if WIDTH == "element":
+            store_tile(dwidth_ptr, row, col, cols, mask, RATE * grad * (1.0 - distance))
+        else:
+            dwidth = RATE * tl.sum(grad, axis=1) * (count - tl.sum(distance, axis=1))
+            store_rows(dwidth_ptr, dwidth, row, valid, all_rows, col_tiles)
+
+
+def launch_location_scale(
+    recon,
+    x,
+    width,
+    width_value,
+    *,
+    grad=None,
+    scale=1.0,
+    sign=1,
+    output=None,
+    needs=(False,) * 3,
+    **density,
+):
+    """Launch on operands as the op has them; ``density`` has DISTANCE, RATE and CONSTANT.
+
+    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
+    program). Returns it with the gradients that ``needs`` asks of (recon, x, width).
+    """
+    recon, x, width = as_rows(recon), as_rows(x), as_rows(width)
+    samples, x_rows = samples_of(recon, x)
+    per_element = width is not None and width.shape[1] == x.shape[1]
+    full, narrow = [recon, x_rows], [width, grad]
+    if per_element:
+        full, narrow = [recon, x_rows, width], [grad]
+    tiles = tiling(*x_rows.shape, *full, samples=samples)
+    nll = partial_sums(recon, tiles, output, samples)
+    drecon = empty_like_rows(recon, needs[0])
+    dx = empty_samples(x, recon, tiles.acc, needs[1])
+    if per_element:
+        dwidth = empty_like_rows(width, needs[2])
+    else:
+        dwidth = partial_sums(recon, tiles, "rows" if needs[2] else None)
+    launch_tiles(
+        location_scale_kernel,
+        tiles,
+        [recon, x_rows, width, grad, nll, drecon, dx, dwidth],
+        full,
+        [*(stride_of(t) for t in narrow), width_value, scale],
+        programs=samples,
+        **density,
+        WIDTH="value" if width is None else "element" if per_element else "row",
+        SIGN=sign,
+        SUM_ROWS=output == "tiles",
+    )
+    if needs[2] and not per_element:
+        dwidth = sum_stages(dwidth, tiles.col_tiles).to(width.dtype)[:, None]
+    if output == "rows":
+        nll = sum_stages(nll, tiles.col_tiles)
+    return nll, [g for g in (drecon, sum_samples(dx, x), dwidth) if g is not None]
