@@ -80,6 +80,7 @@ def discretized_mix_logistic_nll(
     Salimans, Karpathy, Chen & Kingma, "PixelCNN++", ICLR 2017, eq. 2 and 3; Child, "Very deep
     VAEs", ICLR 2021; Vahdat & Kautz, "NVAE", NeurIPS 2020.
 
+    >>> import torch
     >>> params, x = torch.zeros(1, 20, 2, 2), torch.zeros(1, 3, 2, 2)
     >>> discretized_mix_logistic_nll(params, x, num_mixtures=2)
     tensor([74.8129])

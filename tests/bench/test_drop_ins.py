@@ -1,5 +1,6 @@
 """The benchmarks of the drop-ins: their oracle's veto, sweep, floors, table and chart."""
 
+import re
 import sys
 
 import pytest
@@ -303,8 +304,10 @@ def test_table_and_chart(tmp_path, monkeypatch, capsys):
     assert "## Drop-ins" in text
     assert "| `pythae_vae_loss` | bfloat16 | 64 | 512 µs | 128 µs | 256 µs | 2.00x | 0.50x" in text
     if ENTRIES["pyro_step"].provider_names("cpu"):
-        assert "| `pyro_step` | float32 | 64 | 2.56 ms | - | 1.28 ms | 2.00x | - |" in text
-        assert "faster than its original in 40 and slower in 0" in text
+        assert re.search(
+            r"\| `pyro_step` \| float32 \| 64 \| \S+ ms \| - \| \S+ ms \| 2.00x \| - \|", text
+        )
+        assert f"faster than its original in {4 * len(ENTRIES)} and slower in 0" in text
     short = plain(page)
     assert "| forward + backward | [Made Up](../results/made-up/README.md), float32 |" in short
     assert "| `scvi_kl_local` | 2.00x / 0.50x | 2.00x / 0.50x |" in short

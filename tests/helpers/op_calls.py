@@ -95,17 +95,17 @@ def op_calls(device, rows=3, cols=5):
         ],
         "mixture_log_prob": [
             (a, several, several, t(2 * rows), None),
-            (half, half, half, None, 9),
+            (half, half, half, None, 2 * rows),
         ],
         "mixture_log_prob_backward": [
             (e, a, several, several, t(2 * rows), None, e, [True] * 4),
-            (e, a, b, c, None, 9, e, [True, *[False] * 3]),
+            (e, a, b, c, None, 2 * rows, e, [True, *[False] * 3]),
             (e, a, b, c, None, None, e, [False, True, True, False]),
         ],
-        "marginals_log_prob": [(a, several, several, None), (half, half, half, 9)],
+        "marginals_log_prob": [(a, several, several, None), (half, half, half, 2 * rows)],
         "marginals_log_prob_backward": [
             (e, a, several, several, None, t(cols, rows), [True] * 3),
-            (e, a, b, c, 9, t(cols, rows), [True, False, False]),
+            (e, a, b, c, 2 * rows, t(cols, rows), [True, False, False]),
             (e, a, b, c, None, t(cols, rows), [False, True, True]),
         ],
         "discretized_mix_logistic_nll": [
