@@ -6,7 +6,7 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and bo
 
 import numpy as np
 import torch
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import overload
 
 from ..rows import accumulator, empty_like_rows
@@ -18,6 +18,7 @@ from .compiler import (
     float_of_bits,
     helper,
     inline,
+    jit,
     kernel,
     pointer,
 )
@@ -47,7 +48,7 @@ def _(values):
     return lambda values: values.max()
 
 
-@njit(**INTERNAL)
+@jit(**INTERNAL)
 def lane_max_32(values):
     """The greatest number, or NaN: of integers, for LLVM packs no maximum of floats."""
     greatest = np.int32(-(2**31))
@@ -74,7 +75,7 @@ def exps(values):
         values[i] = exp(values[i])
 
 
-@njit(pipeline_class=Restrict, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def sum_exps(values, shift):
     total = values.dtype.type(0.0)
     for i in range(values.size):

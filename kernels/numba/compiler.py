@@ -21,12 +21,41 @@ INTERNAL: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}
 
 # numba's annotations would have callers pass the typing context
 intrinsic: Any = extending.intrinsic
+
+
+def jit(**options):
+    """numba's njit, for functions that have the name of what they close over in their own.
+
+    Numba calls machine code by the name of a function and a count of the process that compiled it.
+    Two functions that differ in their closure alone would get one name from two processes, and who
+    loads both from disk would run the one for the other: a Laplace's terms for a Gaussian's.
+    """
+
+    def decorate(function):
+        if function.__closure__:
+            contents = ",".join(described(cell.cell_contents) for cell in function.__closure__)
+            function.__qualname__ += "_" + hashlib.sha256(contents.encode()).hexdigest()[:16]
+        return njit(**options)(function)
+
+    return decorate
+
+
+def described(value):
+    """By what another process would know it."""
+    function = getattr(value, "py_func", value)
+    if isinstance(function, FunctionType):
+        return f"{function.__module__}.{function.__qualname__}"
+    if isinstance(function, (int, float, str)):
+        return repr(function)
+    raise TypeError(f"no name for {value!r}, which a kernel's function closes over")
+
+
 LANES = 16  # float32 numbers in the widest register; buffers have as many to spare
 
 # What a kernel calls for a tile.
-helper = njit(**INTERNAL)
+helper = jit(**INTERNAL)
 # What it calls for an element: LLVM does not vectorise a loop around a call.
-inline = njit(forceinline=True, **INTERNAL)
+inline = jit(forceinline=True, **INTERNAL)
 
 # Numba itself asks only whether the file of the kernel has changed, not those it imports.
 SOURCES = hashlib.sha256(
@@ -50,7 +79,19 @@ def kernel(function):
     except RuntimeError:  # there is none: numba#4908
         return njit(nogil=True, **OPTIONS)(entry)
     dispatcher._cache._cache_file._source_stamp = SOURCES
+    dispatcher._cache.load_overload = only_as_asked(dispatcher._cache.load_overload)
     return dispatcher
+
+
+def only_as_asked(load):
+    """Two processes that compile at once may write float32's code where float64's is sought."""
+
+    def load_overload(types_of_arguments, target):
+        found = load(types_of_arguments, target)
+        fits = found is not None and found.signature.args == tuple(types_of_arguments)
+        return found if fits else None
+
+    return load_overload
 
 
 body: Any = None  # of each kernel its own
@@ -105,7 +146,7 @@ def elementwise(function):
     a tile is small take a scalar one instead. rsample_log_ratio's backward of 256 samples at
     4 x 16 takes 39 us, and 66 so.
     """
-    return njit(pipeline_class=Restrict, **INTERNAL)(function)
+    return jit(pipeline_class=Restrict, **INTERNAL)(function)
 
 
 def polynomial(*coefficients):

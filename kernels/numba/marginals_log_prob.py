@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 import torch
-from numba import carray, njit
+from numba import carray
 
 from ..rows import accumulator
-from .compiler import LANES, Restrict, elementwise, helper, inline, kernel, pointer
+from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel, pointer
 from .device import exp, exp2, fill, log
 from .launch import launch
 from .memory import load, operand, tiles, workspace
@@ -83,7 +83,7 @@ def share_and_pull(z, mu, inverse, log_ratio, upstream):
     return share, (share * inverse) * distance, distance
 
 
-@njit(pipeline_class=Restrict, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def add_pulls(z, logsumexp, upstream, weights, at, mu, inverse, constant, dz):
     """The gradient of the rows from a component; and moments of it from the rows."""
     zeroth = first = second = z.dtype.type(0.0)

@@ -10,16 +10,14 @@ Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numba import carray
 
 from ..rows import accumulator
 from . import memory
-from .compiler import elementwise, helper, inline, kernel, pointer
+from .compiler import LANES, elementwise, helper, inline, kernel, pointer
 from .device import exp, exp_scaled, fill, log
 from .launch import launch
 from .memory import load, operand, target, tiles, workspace
@@ -177,17 +175,57 @@ def put_aside(partial, result):
         partial[i] = real(0.0)
 
 
-@inline
-def rows_at(address, first, count, cols, like):
-    """Rows [first, first + count) of what lies at an address, as one flat array."""
-    return carray(pointer(address + like.itemsize * first * cols), count * cols, like.dtype)
-
-
 @helper
 def zeros(size, like):
     values = np.empty(size, like.dtype)
     fill(values, 0.0)
     return values
+
+
+@helper
+def buffer_of(size, like):
+    """For what ``load`` may write beyond its end too."""
+    return np.empty(size + LANES, like.dtype)
+
+
+@helper
+def lines_of(operand, start, stop, cols, size, buffer, value):
+    """Rows [start, stop) as [size, cols], with ``value`` for the missing ones."""
+    filled, whole = (stop - start) * cols, size * cols
+    found = load(operand, (start, stop - start, 0, cols), buffer)
+    if filled == whole:
+        return found
+    for i in range(filled):
+        buffer[i] = found[i]
+    for i in range(filled, whole):
+        buffer[i] = value
+    return buffer[:whole]
+
+
+@helper
+def block_of(operand, start, stop, cols, buffer, value, block):
+    """The same as [cols, BLOCK]."""
+    lines = lines_of(operand, start, stop, cols, BLOCK, buffer, value)
+    for d in range(cols):
+        for i in range(BLOCK):
+            block[d * BLOCK + i] = lines[i * cols + d]
+
+
+@inline
+def numbers(address, start, size, like):
+    """[size] numbers of an output, from one on."""
+    return carray(pointer(address + like.itemsize * start), size, like.dtype)
+
+
+@helper
+def known(operand, start, stop, size, buffer):
+    """logsumexp of rows; infinite for those that are impossible of all components, or missing."""
+    found = load(operand, (start, stop - start, 0, 1), buffer)
+    for i in range(stop - start):
+        buffer[i] = np.inf if found[i] == -np.inf else found[i]
+    for i in range(stop - start, size):
+        buffer[i] = np.inf
+    return buffer[:size]
 
 
 @kernel
@@ -203,115 +241,127 @@ def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, 
 
 @kernel
 def mixture_log_prob_kernel(
-    queue, step, blocks, _, scratch, components, cols, batch, own, following, z_ptr, mu_ptr,
-    inverse_ptr, constant_ptr, logsumexp_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, own, following, normalizer, z_ptr,
+    mu_ptr, inverse_ptr, constant_ptr, log_prob_ptr, logsumexp_ptr,
 ):  # fmt: skip
-    logs = zeros(FEW * BLOCK, scratch)
-    greatest, total, shift = zeros(BLOCK, scratch), zeros(BLOCK, scratch), zeros(BLOCK, scratch)
-    constant = rows_at(constant_ptr, 0, components, 1, scratch)
+    scratch = workspace(scratch, queue)
+    logs, constants = scratch[0][: FEW * BLOCK], scratch[1]
+    greatest, total, shift = scratch[2][:BLOCK], scratch[3][:BLOCK], scratch[4][:BLOCK]
+    lines, z = buffer_of(BLOCK * cols, logs), buffer_of(BLOCK * cols, logs)
+    mus, inverses = buffer_of(FEW * cols, logs), buffer_of(FEW * cols, logs)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        z = rows_at(z_ptr, block * BLOCK, BLOCK, cols, scratch)
+        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
+        block_of(z_ptr, row, end, cols, lines, 0.0, z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
+            stop = min(k + FEW, components)
+            mu = lines_of(mu_ptr, k, stop, cols, FEW, mus, 0.0)
+            # 1 / std is 1: of an infinite z with 0 the squares would be NaN.
+            inverse = lines_of(inverse_ptr, k, stop, cols, FEW, inverses, 1.0)
+            constant = lines_of(constant_ptr, k, stop, 1, FEW, constants, -np.inf)
             for j in range(FEW):
-                mu = rows_at(mu_ptr, k + j, 1, cols, scratch)
-                inverse = rows_at(inverse_ptr, k + j, 1, cols, scratch)
-                here = logs[j * BLOCK : (j + 1) * BLOCK]
-                squares_of_rows(z, mu, inverse, here)
-                raise_one(here, k + j - block * BLOCK, own)
-                raise_one(here, (k + j - 1) % batch - block * BLOCK, following)
-                to_logs(constant[k + j], here)
+                here, latents = logs[j * BLOCK : (j + 1) * BLOCK], slice(j * cols, (j + 1) * cols)
+                squares_of_rows(z, mu[latents], inverse[latents], here)
+                raise_one(here, k + j - row, own)
+                raise_one(here, (k + j - 1) % rows - row, following)
+                to_logs(constant[j], here)
             rise(logs, greatest, total, shift)
             for j in range(FEW):
                 add_exps(logs[j * BLOCK : (j + 1) * BLOCK], shift, total)
-        conclude(greatest, total, rows_at(logsumexp_ptr, block * BLOCK, BLOCK, 1, scratch))
+        conclude(greatest, total, shift)
+        log_prob = numbers(log_prob_ptr, row, end - row, logs)
+        logsumexp = numbers(logsumexp_ptr, row, end - row, logs)
+        for i in range(end - row):
+            logsumexp[i] = shift[i]
+            log_prob[i] = shift[i] - normalizer
 
 
 @kernel
 def mixture_log_prob_rows_kernel(
-    queue, step, blocks, _, scratch, components, cols, batch, own, following, z_ptr, mu_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, own, following, z_ptr, mu_ptr,
     inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_ptr,
 ):  # fmt: skip
-    """dz [blocks, cols, BLOCK], of zeros."""
-    weights, partial = zeros(FEW * BLOCK, scratch), zeros(cols * BLOCK, scratch)
-    constant = rows_at(constant_ptr, 0, components, 1, scratch)
+    scratch = workspace(scratch, queue)
+    weights, constants = scratch[0][: FEW * BLOCK], scratch[1]
+    lines, z = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
+    mus, inverses = buffer_of(FEW * cols, weights), buffer_of(FEW * cols, weights)
+    partial, dz = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        z = rows_at(z_ptr, block * BLOCK, BLOCK, cols, scratch)
-        dz = rows_at(dz_ptr, block * BLOCK, BLOCK, cols, scratch)
-        logsumexp = rows_at(logsumexp_ptr, block * BLOCK, BLOCK, 1, scratch)
-        upstream = rows_at(upstream_ptr, block * BLOCK, BLOCK, 1, scratch)
+        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
+        block_of(z_ptr, row, end, cols, lines, 0.0, z)
+        logsumexp = known(logsumexp_ptr, row, end, BLOCK, scratch[2])
+        upstream = lines_of(upstream_ptr, row, end, 1, BLOCK, scratch[3], 0.0)
+        fill(dz, 0.0)
         for k in range(0, components, FEW):
+            stop = min(k + FEW, components)
+            mu = lines_of(mu_ptr, k, stop, cols, FEW, mus, 0.0)
+            inverse = lines_of(inverse_ptr, k, stop, cols, FEW, inverses, 1.0)
+            constant = lines_of(constant_ptr, k, stop, 1, FEW, constants, -np.inf)
             for j in range(FEW):
-                mu = rows_at(mu_ptr, k + j, 1, cols, scratch)
-                inverse = rows_at(inverse_ptr, k + j, 1, cols, scratch)
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
-                squares_of_rows(z, mu, inverse, here)
-                raise_one(here, k + j - block * BLOCK, own)
-                raise_one(here, (k + j - 1) % batch - block * BLOCK, following)
-                weigh_rows(constant[k + j], logsumexp, upstream, here)
-            mu = rows_at(mu_ptr, k, FEW, cols, scratch)
-            inverse = rows_at(inverse_ptr, k, FEW, cols, scratch)
+                latents = slice(j * cols, (j + 1) * cols)
+                squares_of_rows(z, mu[latents], inverse[latents], here)
+                raise_one(here, k + j - row, own)
+                raise_one(here, (k + j - 1) % rows - row, following)
+                weigh_rows(constant[j], logsumexp, upstream, here)
             add_pulls(z, mu, inverse, weights, partial)
-            if (k + FEW) % STRETCH == 0 or k + FEW == components:
+            if (k + FEW) % STRETCH == 0 or k + FEW >= components:
                 put_aside(partial, dz)
+        found = numbers(dz_ptr, row * cols, (end - row) * cols, weights)
+        for i in range(end - row):
+            for d in range(cols):
+                found[i * cols + d] = dz[d * BLOCK + i]
 
 
 @kernel
 def mixture_log_prob_components_kernel(
-    queue, step, blocks, _, scratch, rows, cols, batch, own, following, z_ptr, mu_ptr, inverse_ptr,
-    constant_ptr, logsumexp_ptr, upstream_ptr, zeroth_ptr, first_ptr, second_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, own, following, z_ptr, mu_ptr,
+    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
 ):  # fmt: skip
-    """The moments of z - mu, weighted, of each component; of zeros."""
-    weights, none = zeros(FEW * BLOCK, scratch), zeros(BLOCK, scratch)
-    one, two = zeros(cols * BLOCK, scratch), zeros(cols * BLOCK, scratch)
-    logsumexp = rows_at(logsumexp_ptr, 0, rows, 1, scratch)
-    upstream = rows_at(upstream_ptr, 0, rows, 1, scratch)
+    """From the weighted moments of z - mu."""
+    scratch = workspace(scratch, queue)
+    weights, none, zeroth = scratch[0][: FEW * BLOCK], scratch[1][:BLOCK], scratch[2][:BLOCK]
+    lines, zs = buffer_of(BLOCK * cols, weights), buffer_of(FEW * cols, weights)
+    mu, inverse = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
+    one, two = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
+    first, second = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
+    fill(none, 0.0)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        mu = rows_at(mu_ptr, block * BLOCK, BLOCK, cols, scratch)
-        inverse = rows_at(inverse_ptr, block * BLOCK, BLOCK, cols, scratch)
-        constant = rows_at(constant_ptr, block * BLOCK, BLOCK, 1, scratch)
+        start, end = block * BLOCK, min((block + 1) * BLOCK, components)
+        block_of(mu_ptr, start, end, cols, lines, 0.0, mu)
+        block_of(inverse_ptr, start, end, cols, lines, 1.0, inverse)
+        constant = lines_of(constant_ptr, start, end, 1, BLOCK, scratch[3], -np.inf)
+        fill(zeroth, 0.0)
+        fill(first, 0.0)
+        fill(second, 0.0)
         for row in range(0, rows, FEW):
+            stop = min(row + FEW, rows)
+            z = lines_of(z_ptr, row, stop, cols, FEW, zs, 0.0)
+            logsumexp = known(logsumexp_ptr, row, stop, FEW, scratch[4])
+            upstream = lines_of(upstream_ptr, row, stop, 1, FEW, scratch[5], 0.0)
             for j in range(FEW):
-                z = rows_at(z_ptr, row + j, 1, cols, scratch)
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
-                squares_of_components(z, mu, inverse, here)
-                raise_one(here, row + j - block * BLOCK, own)
-                raise_one(here, (row + j + 1) % batch - block * BLOCK, following)
-                weigh_components(constant, logsumexp[row + j], upstream[row + j], here)
-            add_moments(rows_at(z_ptr, row, FEW, cols, scratch), mu, weights, one, two)
+                squares_of_components(z[j * cols : (j + 1) * cols], mu, inverse, here)
+                raise_one(here, row + j - start, own)
+                raise_one(here, (row + j + 1) % rows - start, following)
+                weigh_components(constant, logsumexp[j], upstream[j], here)
+            add_moments(z, mu, weights, one, two)
             add_weights(weights, none)
-            if (row + FEW) % STRETCH == 0 or row + FEW == rows:
-                put_aside(one, rows_at(first_ptr, block * BLOCK, BLOCK, cols, scratch))
-                put_aside(two, rows_at(second_ptr, block * BLOCK, BLOCK, cols, scratch))
-                put_aside(none, rows_at(zeroth_ptr, block * BLOCK, BLOCK, 1, scratch))
-
-
-def multiple(size, of):
-    return -(-size // of) * of
-
-
-def padded(tensor, rows, value=0.0):
-    """As many rows, the last ones of this value."""
-    missing = rows - tensor.shape[0]
-    padding = (0, missing) if tensor.dim() == 1 else (0, 0, 0, missing)
-    return F.pad(tensor, padding, value=value) if missing else tensor.contiguous()
-
-
-def in_blocks(tensor, value=0.0):
-    """[rows, cols] as [blocks, cols, BLOCK], with ``value`` for what is missing."""
-    rows, cols = tensor.shape
-    full = padded(tensor, multiple(rows, BLOCK), value)
-    return full.view(-1, BLOCK, cols).transpose(1, 2).contiguous()
-
-
-def from_blocks(tensor, rows):
-    cols = tensor.shape[1]
-    return tensor.transpose(1, 2).reshape(-1, cols)[:rows]
-
-
-def in_one_dtype(acc, *tensors):
-    return [None if t is None else t.detach().to(acc) for t in tensors]
+            if (row + FEW) % STRETCH == 0 or row + FEW >= rows:
+                put_aside(one, first)
+                put_aside(two, second)
+                put_aside(none, zeroth)
+        dmu = numbers(dmu_ptr, start * cols, (end - start) * cols, weights)
+        dlogvar = numbers(dlogvar_ptr, start * cols, (end - start) * cols, weights)
+        dlog_weights = numbers(dlog_weights_ptr, start, end - start, weights)
+        real = weights.dtype.type
+        for i in range(end - start):
+            dlog_weights[i] = zeroth[i]
+            for d in range(cols):
+                root, at = inverse[d * BLOCK + i], d * BLOCK + i
+                dmu[i * cols + d] = first[at] * root * root
+                dlogvar[i * cols + d] = real(0.5) * (second[at] * root * root - zeroth[i])
 
 
 def weights_of(components, dataset_size):
@@ -322,51 +372,46 @@ def weights_of(components, dataset_size):
     return 1 / dataset_size, (dataset_size - others) / (dataset_size * others), 1 / others
 
 
-def pairs_of(z, mu, dataset_size):
-    """What all kernels take of the weights: the batch, and by how much two logarithms exceed."""
+def problem_of(z, mu, dataset_size):
+    """What all kernels take: sizes, and by how much the logarithms of two weights exceed others."""
     own, following, others = weights_of(len(mu), dataset_size)
-    return len(z), math.log(own / others), math.log(following / others)
+    return *z.shape[:1], *mu.shape, math.log(own / others), math.log(following / others)
 
 
-def components_of(mu, logvar, log_weights, dataset_size):
+def components_of(acc, mu, logvar, log_weights, dataset_size):
     """(mu, 1 / std, what the log densities have beside squares)."""
-    inverse, constant = mu.new_empty(mu.shape), mu.new_empty(len(mu))
+    inverse, constant = mu.new_empty(mu.shape, dtype=acc), mu.new_empty(len(mu), dtype=acc)
     tensors = logvar, inverse, constant
     # Not by torch, which gives an exp of 2048 elements to OpenMP: that hangs in a forked child.
-    launch(precision_kernel, mu.dtype, *mu.shape, *map(operand, tensors), cost=0.2)
+    launch(precision_kernel, acc, *mu.shape, *map(operand, tensors), cost=0.2)
     uniform = math.log(weights_of(len(mu), dataset_size)[-1])
-    constant = constant + (uniform if log_weights is None else log_weights)
-    return mu, inverse, constant
+    return mu, inverse, constant + (uniform if log_weights is None else log_weights.detach())
 
 
-def by_few(mu, inverse, constant):
-    """Components in FEWs, the last ones impossible."""
-    count = multiple(len(mu), FEW)
-    # 1 / std is 1: of an infinite z with 0 the squares would be NaN.
-    return padded(mu, count), padded(inverse, count, 1.0), padded(constant, count, -math.inf)
+def run(kernel, acc, blocked, others, *arguments, cost):
+    """A kernel that takes blocks of one side, rows or components, through all of the other."""
+    blocks, pairs = -(-len(blocked) // BLOCK), BLOCK * others.numel()
+    launch(kernel, acc, blocks, pairs, *arguments, cost=cost)
 
 
 def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     rows, cols = z.shape
-    z, *mixture = in_one_dtype(acc, z, mu, logvar, log_weights)
-    mu, inverse, constant = by_few(*components_of(*mixture, dataset_size))
-    blocks = in_blocks(z)
-    logsumexp = torch.empty(len(blocks) * BLOCK, dtype=acc)
-    tensors = blocks, mu, inverse, constant, logsumexp
-    launch(
+    components = components_of(acc, mu, logvar, log_weights, dataset_size)
+    results = [torch.empty(rows, dtype=acc) for _ in range(2)]
+    run(
         mixture_log_prob_kernel,
         acc,
-        len(blocks),
-        BLOCK * mu.numel(),
-        *mu.shape,
-        *pairs_of(z, mixture[0], dataset_size),
-        *(t.data_ptr() for t in tensors),
+        z,
+        mu,
+        *problem_of(z, mu, dataset_size),
+        0.5 * cols * math.log(2 * math.pi),
+        *map(operand, (z, *components)),
+        *(t.data_ptr() for t in results),
         cost=COST,
     )
-    logsumexp = logsumexp[:rows].contiguous()
-    return [logsumexp - 0.5 * cols * math.log(2 * math.pi), logsumexp]
+    return results
 
 
 def mixture_log_prob_backward(
@@ -374,64 +419,17 @@ def mixture_log_prob_backward(
 ):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs = z, mu, logvar, log_weights
-    acc = accumulator(*inputs)
-    z, *mixture = in_one_dtype(acc, *inputs)
-    components = components_of(*mixture, dataset_size)
-    pairs = pairs_of(z, mu, dataset_size)
-    upstream = dlog_prob.to(acc)
-    # A row that is impossible of all components pulls at none.
-    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    found: list[Any] = [None] * 4
+    acc = logsumexp.dtype
+    components = components_of(acc, mu, logvar, log_weights, dataset_size)
+    problem = problem_of(z, mu, dataset_size)
+    operands = [operand(t) for t in (z, *components, logsumexp, dlog_prob)]
+    shapes = z.shape, mu.shape, mu.shape, mu.shape[:1]
+    found = [torch.empty(shape, dtype=acc) for shape in shapes]
+    dz, *of_components = (t.data_ptr() for t in found)
     if needs[0]:
-        found[0] = gradient_of_rows(z, components, pairs, logsumexp, upstream)
+        run(mixture_log_prob_rows_kernel, acc, z, mu, *problem, *operands, dz, cost=2 * COST)
     if any(needs[1:]):
-        found[1:] = gradients_of_components(z, components, pairs, logsumexp, upstream)
+        arguments = *problem, *operands, *of_components
+        run(mixture_log_prob_components_kernel, acc, mu, z, *arguments, cost=2 * COST)
     gradients = zip(found, inputs, needs, strict=True)
-    return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]
-
-
-def gradient_of_rows(z, components, pairs, logsumexp, upstream):
-    rows = len(z)
-    z, (mu, inverse, constant) = in_blocks(z), by_few(*components)
-    logsumexp = padded(logsumexp, len(z) * BLOCK, math.inf)
-    upstream = padded(upstream, len(z) * BLOCK)
-    dz = torch.zeros_like(z)
-    tensors = z, mu, inverse, constant, logsumexp, upstream, dz
-    launch(
-        mixture_log_prob_rows_kernel,
-        z.dtype,
-        len(z),
-        BLOCK * mu.numel(),
-        *mu.shape,
-        *pairs,
-        *(t.data_ptr() for t in tensors),
-        cost=2 * COST,
-    )
-    return from_blocks(dz, rows)
-
-
-def gradients_of_components(z, components, pairs, logsumexp, upstream):
-    mu, inverse, constant = components
-    count, cols = mu.shape
-    rows = multiple(len(z), FEW)
-    z, logsumexp = padded(z, rows), padded(logsumexp, rows, math.inf)
-    upstream = padded(upstream, rows)
-    blocks = [in_blocks(mu), in_blocks(inverse, 1.0)]
-    constant = padded(constant, len(blocks[0]) * BLOCK, -math.inf)
-    moments = [torch.zeros_like(t) for t in (constant, *blocks)]
-    tensors = z, *blocks, constant, logsumexp, upstream, *moments
-    launch(
-        mixture_log_prob_components_kernel,
-        z.dtype,
-        len(blocks[0]),
-        BLOCK * z.numel(),
-        rows,
-        cols,
-        *pairs,
-        *(t.data_ptr() for t in tensors),
-        cost=2 * COST,
-    )
-    zeroth = moments[0][:count]
-    first, second = (from_blocks(t, count) for t in moments[1:])
-    dlogvar = 0.5 * (second * inverse * inverse - zeroth[:, None])
-    return first * inverse * inverse, dlogvar, zeroth
+    return [g.to(t.dtype) for g, t, needed in gradients if needed]

@@ -5,14 +5,14 @@ as accurate as torch's. A row is summed by one thread, in one order.
 """
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 
-from .compiler import INTERNAL, LANES, Restrict, elementwise, helper, inline, pointer
+from .compiler import INTERNAL, LANES, Restrict, elementwise, helper, inline, jit, pointer
 
 REASSOCIATED = INTERNAL | {"fastmath": {"contract", "reassoc"}}
 
 
-@njit(**REASSOCIATED)
+@jit(**REASSOCIATED)
 def lane_sum(values):
     """The sum of a tile or less."""
     total = values.dtype.type(0.0)
@@ -65,7 +65,7 @@ def row_sums(term):
         for i in range(result.size):
             result[i] = term(tensors, i)
 
-    @njit(pipeline_class=Restrict, **REASSOCIATED)
+    @jit(pipeline_class=Restrict, **REASSOCIATED)
     def sum_terms(tensors, first, count):
         total = tensors[0].dtype.type(0.0)
         for i in range(count):  # unsigned: of an index that may be negative no loop is packed

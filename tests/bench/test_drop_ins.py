@@ -16,7 +16,9 @@ from bench import plot, table
 from bench.drop_ins import tables
 from bench.drop_ins.cases import case_of as drop_in_case
 from bench.drop_ins.cases import sweep
-from bench.drop_ins.entries import BETA, BOLTS_WEIGHT, ENTRIES, EXAMPLES, M_N, SCVI_WEIGHT
+from bench.drop_ins.entries import ENTRIES
+from bench.drop_ins.tcvae import BETA, EXAMPLES
+from bench.drop_ins.vae import BOLTS_WEIGHT, M_N, SCVI_WEIGHT
 from bench.harness import measure, oracle
 from bench.harness.cases import BOTH, GRIDS, HIDDEN, case_id
 from bench.harness.operation import TOLERANCE, make_inputs

@@ -2,11 +2,7 @@
 
 import multiprocessing
 import os
-import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -157,51 +153,3 @@ def test_a_single_huge_row():
         (gaussian_kl(mu, logvar, impl=impl) - exact).abs().item() for impl in ("numba", "reference")
     )
     assert error <= 2 * usual + 1e-7 * exact.item()
-
-
-def run(program, **environment):
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-def test_no_writable_folder():
-    """As in a container whose packages and whose home are read-only: compiled in every process."""
-    run("""
-import numba.core.caching as caching
-for locator in caching.CacheImpl._locator_classes:
-    locator.from_function = classmethod(lambda cls, function, file: None)
-import torch, fused_elbo
-kl = fused_elbo.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3), impl="numba")
-assert kl.tolist() == [1.5, 1.5]
-""")
-
-
-CACHED = """
-import torch
-from copied.numba.gaussian_kl import gaussian_kl, gaussian_kl_kernel
-kl = gaussian_kl(torch.ones(1, 2), torch.zeros(1, 2), None, None).item()
-print(kl, gaussian_kl_kernel.stats.cache_hits.total())
-"""
-
-
-def test_machine_code_on_disk_follows_all_sources(tmp_path):
-    """It is read again, but not after a change of any file, of which numba sees the kernel's."""
-    kernels = Path(launch.__file__).parents[1]
-    ignored = shutil.ignore_patterns("__pycache__", "triton")
-    shutil.copytree(kernels, tmp_path / "copied", ignore=ignored)
-    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-
-    def kl_and_hits():
-        return [float(number) for number in run(CACHED, **folders).split()]
-
-    assert kl_and_hits() == [1.0, 0]
-    assert kl_and_hits() == [1.0, 1]
-    sums = tmp_path / "copied" / "numba" / "sums.py"
-    sums.write_text(sums.read_text().replace("total += values[i]", "total += 3.0 * values[i]"))
-    assert kl_and_hits() == [3.0, 0]
