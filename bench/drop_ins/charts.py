@@ -31,7 +31,7 @@ def bars(table, dtype, clock, subject):
     height = max(0.2 * len(batches), 0.45) * len(ops) + 1.75
     title = f"Speed-up of the drop-ins: {DIRECTIONS[0]}, {dtype}, {canvas.CLOCK_TEXT[clock]}"
     figure, axes = canvas.canvas(1, 2, height, title, subject, 0.92, sharey=True)
-    figure.subplots_adjust(left=0.255, wspace=0.06)
+    figure.subplots_adjust(left=max(0.255, 0.0095 * max(map(len, ops))), wspace=0.06)
     for axis, (column, label) in zip(axes[0], AGAINST.items(), strict=True):
         known = table[table[column].notna()]
         for cell in known.itertuples():
