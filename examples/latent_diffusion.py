@@ -13,8 +13,8 @@ It needs diffusers, which no extra of fused_elbo installs:
     python examples/latent_diffusion.py
     python examples/latent_diffusion.py --steps 20 --rounds 10      # a first look
 
-It shows how far apart the curves of loss and KL are, and how far one unit in the last place takes
-the original, for Adam magnifies rounding; then time and peak memory of a step, and of the
+It shows how far apart the curves of loss and KL are, and how far a relative error of eps takes the
+original, for Adam magnifies rounding; then time and peak memory of a step, and of the
 posterior alone, forward and backward, for parameters of the network's size and of a usual one.
 """
 
@@ -93,7 +93,7 @@ def train(module, posterior, images, args, dtype):
 
 
 def nudged(original):
-    """The original with its parameters one unit in the last place off: what rounding alone does."""
+    """The original with its parameters off by eps, relative: what rounding alone does."""
     return lambda h: original(h + torch.finfo(h.dtype).eps * h)
 
 
