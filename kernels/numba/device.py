@@ -246,6 +246,15 @@ def _(x):
     return lambda x: math.log1p(-x)
 
 
+@inline
+def tanh(x):
+    """By expm1, which is accurate near zero, of what is not positive, so that it stays finite."""
+    real = type(x)
+    lost = expm1(real(-2.0) * abs(x))
+    value = -lost / (real(2.0) + lost)
+    return value if x >= real(0.0) else -value
+
+
 @elementwise
 def fill(values, value):
     for i in range(values.size):

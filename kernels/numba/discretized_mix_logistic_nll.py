@@ -19,7 +19,7 @@ from numba import carray
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, inline, kernel, pointer
-from .device import exp, exp_normal, expm1, fill, log
+from .device import exp, exp_normal, expm1, fill, log, tanh
 from .launch import launch
 from .memory import CODES, FLOAT32, FLOAT64, load, operand, present, store, target, tiles, workspace
 
@@ -27,14 +27,6 @@ BLOCK = 128  # pixels; with 10 mixtures the gradients of twice as many leave hal
 COST = 7.0  # ns for a mixture of a pixel, with gradients
 LEAST_LOG_SCALE = -7.0
 LEFT_EDGE = -0.999
-
-
-@inline
-def tanh_at(x):
-    real = type(x)
-    lost = expm1(real(-2.0) * abs(x))
-    value = -lost / (real(2.0) + lost)
-    return value if x >= real(0.0) else -value
 
 
 @inline
@@ -100,7 +92,7 @@ def log_densities(pixels, given, bins, results, logs):
     for i in range(logs.size):
         one = type(logs[i])(1.0)
         r, g, b = red[i], green[i], blue[i]
-        a0, a1, a2 = tanh_at(raw0[i]), tanh_at(raw1[i]), tanh_at(raw2[i])
+        a0, a1, a2 = tanh(raw0[i]), tanh(raw1[i]), tanh(raw2[i])
         center1, center2 = mean1[i] + a0 * r, mean2[i] + a1 * r + a2 * g
         linear0, ratio0, dmean0[i], dscale0[i] = channel_at(r, mean0[i], scale0[i], bins)
         linear1, ratio1, d1, dscale1[i] = channel_at(g, center1, scale1[i], bins)

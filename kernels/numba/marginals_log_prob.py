@@ -11,13 +11,12 @@ import math
 
 import numpy as np
 import torch
-from numba import carray
 
 from ..rows import accumulator
-from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel, pointer
+from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel
 from .device import exp, exp2, fill, log
 from .launch import launch
-from .memory import load, operand, tiles, workspace
+from .memory import in_place, load, operand, tiles, workspace
 from .mixture_log_prob import put_aside, weights_of
 from .sums import REASSOCIATED
 
@@ -115,12 +114,6 @@ def whole_blocks(size, of):
     return (size + of - 1) // of * of
 
 
-@inline
-def numbers(address, start, size, like):
-    """[size] numbers of an array at an address."""
-    return carray(pointer(address + like.itemsize * start), size, like.dtype)
-
-
 @kernel
 def marginals_log_prob_kernel(
     queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
@@ -128,7 +121,7 @@ def marginals_log_prob_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     like = scratch[0]
-    weights = numbers(weights_ptr, 0, rows + BLOCK + FEW, like)
+    weights = in_place(weights_ptr, 0, rows + BLOCK + FEW, like)
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
         for row in range(0, rows, BLOCK):
             end = min(row + BLOCK, rows)
@@ -152,7 +145,7 @@ def marginals_log_prob_kernel(
                         z, mu[few], inverse[few], constant[few], weights, at, greatest, total
                     )
             conclude(greatest, total)
-            found = numbers(logsumexp_ptr, latent * rows + row, end - row, like)
+            found = in_place(logsumexp_ptr, latent * rows + row, end - row, like)
             for i in range(found.size):
                 found[i] = total[i]
 
@@ -166,10 +159,10 @@ def marginals_log_prob_backward_kernel(
     scratch = workspace(scratch, queue)
     like = scratch[0]
     real = like.dtype.type
-    weights = numbers(weights_ptr, 0, rows + BLOCK + FEW, like)
+    weights = in_place(weights_ptr, 0, rows + BLOCK + FEW, like)
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
-        dmu = numbers(dmu_ptr, latent * components, components, like)
-        dlogvar = numbers(dlogvar_ptr, latent * components, components, like)
+        dmu = in_place(dmu_ptr, latent * components, components, like)
+        dlogvar = in_place(dlogvar_ptr, latent * components, components, like)
         for row in range(0, rows, BLOCK):
             end = min(row + BLOCK, rows)
             size = whole_blocks(end - row, LANES)
@@ -196,7 +189,7 @@ def marginals_log_prob_backward_kernel(
                     dlogvar[start + k] += real(0.5) * (second * scale - zeroth)
                     if (k + 1) % STRETCH == 0 or k + 1 == count:
                         put_aside(partial, dz)
-            found = numbers(dz_ptr, latent * rows + row, end - row, like)
+            found = in_place(dz_ptr, latent * rows + row, end - row, like)
             for i in range(found.size):
                 found[i] = dz[i] * real(1 / SCALE**2)
 

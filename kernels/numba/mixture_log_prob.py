@@ -13,14 +13,13 @@ import math
 
 import numpy as np
 import torch
-from numba import carray
 
 from ..rows import accumulator
 from . import memory
-from .compiler import LANES, elementwise, helper, inline, kernel, pointer
+from .compiler import LANES, elementwise, helper, inline, kernel
 from .device import exp, exp_scaled, fill, log
 from .launch import launch
-from .memory import load, operand, target, tiles, workspace
+from .memory import in_place, load, operand, target, tiles, workspace
 from .sums import add_rows
 
 BLOCK = 64  # rows, or components, that a loop takes at once: four registers
@@ -211,12 +210,6 @@ def block_of(operand, start, stop, cols, buffer, value, block):
             block[d * BLOCK + i] = lines[i * cols + d]
 
 
-@inline
-def numbers(address, start, size, like):
-    """[size] numbers of an output, from one on."""
-    return carray(pointer(address + like.itemsize * start), size, like.dtype)
-
-
 @helper
 def known(operand, start, stop, size, buffer):
     """logsumexp of rows; infinite for those that are impossible of all components, or missing."""
@@ -270,8 +263,8 @@ def mixture_log_prob_kernel(
             for j in range(FEW):
                 add_exps(logs[j * BLOCK : (j + 1) * BLOCK], shift, total)
         conclude(greatest, total, shift)
-        log_prob = numbers(log_prob_ptr, row, end - row, logs)
-        logsumexp = numbers(logsumexp_ptr, row, end - row, logs)
+        log_prob = in_place(log_prob_ptr, row, end - row, logs)
+        logsumexp = in_place(logsumexp_ptr, row, end - row, logs)
         for i in range(end - row):
             logsumexp[i] = shift[i]
             log_prob[i] = shift[i] - normalizer
@@ -308,7 +301,7 @@ def mixture_log_prob_rows_kernel(
             add_pulls(z, mu, inverse, weights, partial)
             if (k + FEW) % STRETCH == 0 or k + FEW >= components:
                 put_aside(partial, dz)
-        found = numbers(dz_ptr, row * cols, (end - row) * cols, weights)
+        found = in_place(dz_ptr, row * cols, (end - row) * cols, weights)
         for i in range(end - row):
             for d in range(cols):
                 found[i * cols + d] = dz[d * BLOCK + i]
@@ -352,9 +345,9 @@ def mixture_log_prob_components_kernel(
                 put_aside(one, first)
                 put_aside(two, second)
                 put_aside(none, zeroth)
-        dmu = numbers(dmu_ptr, start * cols, (end - start) * cols, weights)
-        dlogvar = numbers(dlogvar_ptr, start * cols, (end - start) * cols, weights)
-        dlog_weights = numbers(dlog_weights_ptr, start, end - start, weights)
+        dmu = in_place(dmu_ptr, start * cols, (end - start) * cols, weights)
+        dlogvar = in_place(dlogvar_ptr, start * cols, (end - start) * cols, weights)
+        dlog_weights = in_place(dlog_weights_ptr, start, end - start, weights)
         real = weights.dtype.type
         for i in range(end - start):
             dlog_weights[i] = zeroth[i]

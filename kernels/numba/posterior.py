@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows, halves
-from .compiler import elementwise, helper, inline, kernel
-from .device import exp, exp_scaled, expm1, expm1_minus_x_given, fill, log
+from .compiler import elementwise, helper, kernel
+from .device import exp, exp_scaled, expm1_minus_x_given, fill, log, tanh
 from .gaussian_kl import (
     in_units_of_prior,
     kl_gradients,
@@ -28,16 +28,6 @@ from .rsample_kl import add_sample_gradients, scaled
 
 CLAMPED_LOGVAR, LOG_STD = range(2)
 FORMS = {"clamped_logvar": CLAMPED_LOGVAR, "log_std": LOG_STD}
-
-
-@inline
-def tanh(x):
-    """By expm1, which is accurate near zero; beyond 20 it is 1, and the exponential infinite."""
-    real = type(x)
-    x = real(20.0) if x > real(20.0) else x
-    x = real(-20.0) if x < real(-20.0) else x
-    e = expm1(x + x)
-    return e / (e + real(2.0))
 
 
 @elementwise
