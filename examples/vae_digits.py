@@ -363,6 +363,32 @@ def start_ranks(args):
     dist.init_process_group("nccl" if torch.device(args.device).type == "cuda" else "gloo")
 
 
+def stop_ranks():
+    """Leave the other processes, once all are here.
+
+    A rank that evaluates nothing must not end at once: where gloo's thread lets go of the last
+    tensor while Python shuts down, the process is aborted. Waiting gives it time to.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def evaluate(args, model, test, elbos, baseline, progress):
+    """Bounds on log p(x), pictures and a summary."""
+    bounds = {}
+    for samples in sorted(args.bounds):
+        track = partial(progress.track, description=f"bound, K = {samples:,}")
+        result = test_log_likelihood(model, test, samples, args.impl, track)
+        bounds[samples] = result.bound.mean().item()
+    progress.stop()  # what follows is printed below the bars
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "vae_digits.png"
+    draw(model, test, elbos, bounds, baseline, path)
+    progress.console.print(summary(elbos[-1], bounds, baseline))
+    progress.console.print(str(result), highlight=False)  # of the most samples
+    progress.console.print(f"pictures in {path}", soft_wrap=True)
+
+
 def main(argv=None):
     args = parse(argv)
     torch.set_num_threads(1)  # matrices this small take longer when threads share them
@@ -389,22 +415,10 @@ def main(argv=None):
                 save(args, model, optimizer, elbos)
             progress.console.print(f"epoch {len(elbos):3d}   test ELBO {elbo:7.2f} nats per image")
             progress.advance(task)
-        if args.ddp:
-            dist.destroy_process_group()
-        if rank > 0:  # one evaluates
-            return
-        bounds = {}
-        for samples in sorted(args.bounds):
-            track = partial(progress.track, description=f"bound, K = {samples:,}")
-            result = test_log_likelihood(model, test, samples, args.impl, track)
-            bounds[samples] = result.bound.mean().item()
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "vae_digits.png"
-    draw(model, test, elbos, bounds, baseline, path)
-    progress.console.print(summary(elbos[-1], bounds, baseline))
-    progress.console.print(str(result), highlight=False)  # of the most samples
-    progress.console.print(f"pictures in {path}", soft_wrap=True)
+        if rank == 0:
+            evaluate(args, model, test, elbos, baseline, progress)
+    if args.ddp:
+        stop_ranks()
 
 
 if __name__ == "__main__":

@@ -58,10 +58,12 @@ def main(folder):
         torch.save(step, folder / f"{impl}-{rank}.pt")
     torch.save(shares_of_an_epoch(rank), folder / f"shares-{rank}.pt")
     # One process group serves both parts: joining the ranks again takes another free port.
+    stop_ranks = vae_digits.stop_ranks
     vae_digits.start_ranks = lambda args: None
-    torch.distributed.destroy_process_group = lambda: None
+    vae_digits.stop_ranks = lambda: None
     for epochs in (1, 2):
         vae_digits.main(options(folder, epochs, "resumed.pt"))
+    stop_ranks()
 
 
 if __name__ == "__main__":
