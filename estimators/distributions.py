@@ -52,7 +52,7 @@ class DiagonalNormal(Distribution):
             waits for the device.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
             (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``. On CPUs ``"auto"`` draws
-            samples as torch.distributions does, by ``torch.randn``.
+            samples as torch.distributions does, those of ``torch.randn``.
 
     ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
     ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;

@@ -35,9 +35,9 @@ class DiagonalGaussianDistribution:
     diffusers, ``autoencoder_kl.DiagonalGaussianDistribution = DiagonalGaussianDistribution`` in its
     module ``diffusers.models.autoencoders.autoencoder_kl``.
 
-    Samples are the original's for the same seed on CPUs, and wherever a ``generator`` is given. On
-    CUDA without one the kernel draws its own noise: as random, and not stored. (On CPUs that
-    is ``impl="numba"``.)
+    Samples are the original's for the same seed, to rounding, on CPUs and wherever a ``generator``
+    is given. On CUDA without one the kernel draws its own noise: as random, and not stored. (On
+    CPUs that is ``impl="numba"``.)
 
     Its oddities are the original's: of 5-D parameters the KL is summed over dimensions 1 to 3 and
     has shape ``[B, W]``, and takes a pass of its own (of 3-D ones it is an error); a deterministic
@@ -148,15 +148,13 @@ class DiagonalGaussianDistribution:
         In the dtype of the parameters, for in another one the same seed draws other numbers.
         """
         shape = dispatch.latent_shape(self.parameters, None)
-        device = self.parameters.device
         several = generator if isinstance(generator, list) else [generator]
-        on = several[0].device if several[0] is not None else device
         shape = (1, *shape[1:]) if len(several) > 1 else shape
-        dtype = self.parameters.dtype
-        # Symbolic shapes, of torch.compile, go with no generator, not even None.
-        options = [{} if g is None else {"generator": g} for g in several]
-        drawn = [torch.randn(shape, device=on, dtype=dtype, **o) for o in options]
-        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(device)
+        like = self.parameters
+        if several[0] is not None and several[0].device != like.device:
+            like = like.new_empty(0, device=several[0].device)
+        drawn = [dispatch.torch_normals(shape, like, g, impl=self.impl) for g in several]
+        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(self.parameters.device)
 
     def _alike(self, other):
         """Whether a kernel can take the other's parameters beside these."""

@@ -101,7 +101,11 @@ def draw_gaussian_diag_samples(
         raise ValueError(f"expected mu and logsigma of one shape, got {given}")
     eps = None
     if impl in ("auto", "reference") and not mu.is_cuda:
-        eps = in_batches(torch.empty_like(mu).normal_(0.0, 1.0), shape)
+        if mu.is_contiguous():
+            eps = dispatch.torch_normals(mu.shape, mu, impl=impl)
+        else:  # what torch draws into other layouts are other numbers
+            eps = torch.empty_like(mu).normal_(0.0, 1.0)
+        eps = in_batches(eps, shape)
     q = in_batches(mu, shape), in_batches(logsigma, shape)
     z, _ = dispatch.posterior_sample_kl(*q, None, None, FORM, eps=eps, impl=impl)
     return dispatch.view(z, shape)

@@ -63,7 +63,7 @@ SOURCES = hashlib.sha256(
 ).hexdigest()
 
 
-def kernel(function):
+def kernel(function, nogil=True):
     """Compile at the first call; keep the machine code on disk where a folder is writable.
 
     What Python calls is ``share_out``, under the name and place of the function: by those numba
@@ -75,9 +75,9 @@ def kernel(function):
     entry = FunctionType(code, names, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
     try:
-        dispatcher = njit(cache=True, nogil=True, **OPTIONS)(entry)
+        dispatcher = njit(cache=True, nogil=nogil, **OPTIONS)(entry)
     except RuntimeError:  # there is none: numba#4908
-        return njit(nogil=True, **OPTIONS)(entry)
+        return njit(nogil=nogil, **OPTIONS)(entry)
     dispatcher._cache._cache_file._source_stamp = SOURCES
     dispatcher._cache.load_overload = only_as_asked(dispatcher._cache.load_overload)
     return dispatcher
@@ -226,6 +226,28 @@ def store_lanes(typing_context, array, start, value):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def move_eight(typing_context, source, start, target, place):
+    """target[place : place + 8] = source[start : start + 8], by two instructions."""
+
+    def generate(context, builder, signature, arguments):
+        source, start, target, place = arguments
+        arrays = [
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in zip(signature.args[::2], (source, target), strict=True)
+        ]
+        eight = ir.VectorType(arrays[0].type.pointee, 8).as_pointer()
+        here, there = (
+            builder.bitcast(builder.gep(data, [first]), eight)
+            for data, first in zip(arrays, (start, place), strict=True)
+        )
+        align = context.get_abi_sizeof(arrays[0].type.pointee)
+        builder.store(builder.load(here, align=align), there, align=align)
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, target, types.intp), generate
 
 
 @intrinsic

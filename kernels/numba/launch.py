@@ -1,7 +1,6 @@
 """The host side that every launcher shares: compiling, and threads."""
 
 import ctypes
-import functools
 import os
 import sys
 import threading
@@ -87,6 +86,13 @@ def compile_first(kernel, *arguments):
     compiled.add(kernel)
 
 
+def call(kernel, *arguments):
+    if kernel in compiled:
+        kernel(*arguments)
+    else:
+        compile_first(kernel, *arguments)
+
+
 def rows_at_a_time(rows, cols, work, threads):
     """As many as take RANGE; but whole tiles, for short ones cost more, if all threads get some."""
     tile = min(rows_of_tile.py_func(cols), -(-rows // threads))
@@ -104,7 +110,6 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     queue, work = np.zeros(3, np.int64), rows * cols * cost
     threads = threads_for(work)
     step = rows if threads == 1 else rows_at_a_time(rows, cols, work, threads)
-    run = kernel if kernel in compiled else functools.partial(compile_first, kernel)
-    run(OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
+    call(kernel, OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
     if threads > 1 and queue[1] < rows:
         raise MemoryError("no memory for the buffers of a kernel")

@@ -51,6 +51,16 @@ def operand(tensor):
     return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
 
 
+def operands(first, second):
+    """Those of two tensors; or of the halves of the first one's columns, if there is no second."""
+    if first is None or second is not None:
+        return operand(first), operand(second)
+    # Slices of a tensor take 2.7 us, and this 0.6.
+    address, row_stride, col_stride, code = operand(first)
+    there = address + first.shape[1] // 2 * col_stride * first.element_size()
+    return (address, row_stride, col_stride, code), (there, row_stride, col_stride, code)
+
+
 @inline
 def workspace(scratch, queue):
     """This thread's buffers, without their owner, whose references are counted at every slice: of a

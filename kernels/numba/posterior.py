@@ -10,7 +10,7 @@ between is rsample_kl's.
 import numpy as np
 import torch
 
-from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows, halves
+from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel
 from .device import exp, exp_scaled, expm1_minus_x_given, fill, log, tanh
 from .gaussian_kl import (
@@ -22,7 +22,7 @@ from .gaussian_kl import (
 )
 from .gaussian_rsample import sample
 from .launch import launch
-from .memory import load, operand, present, store, target, tiles, workspace
+from .memory import load, operand, operands, present, store, target, tiles, workspace
 from .noise import NOISE_BLOCK, draw, noise_buffers
 from .rsample_kl import add_sample_gradients, scaled
 
@@ -225,9 +225,10 @@ def posterior_backward_kernel(
         )
 
 
-def operands_of(q, q_spread, prior, prior_spread):
-    """Mean and spread of either: two tensors, or the halves of one."""
-    return *halves(q, q_spread), *halves(prior, prior_spread)
+def latents(mean, spread):
+    """[rows, cols] of the means, which may be the first half of the columns."""
+    rows, cols = mean.shape
+    return (rows, cols) if spread is not None else (rows, cols // 2)
 
 
 def run(
@@ -235,17 +236,18 @@ def run(
     noise=None, seed=None,
 ):  # fmt: skip
     """Launch with outputs (z, the KL, the noise to be kept), of which some may be None."""
-    mean, *rest = operands_of(q, q_spread, prior, prior_spread)
     launch(
         posterior_kernel,
         accumulator(q, q_spread, prior, prior_spread),
-        *mean.shape,
+        *latents(q, q_spread),
         0 if seed is None else seed.item(),
         FORMS[form],
         soft_clamp,
         std_offset,
         elementwise,
-        *map(operand, (mean, *rest, noise, *outputs)),
+        *operands(q, q_spread),
+        *operands(prior, prior_spread),
+        *map(operand, (noise, *outputs)),
         cost=0.4 if outputs[0] is None or noise is not None else 1.0,
     )
 
@@ -255,32 +257,35 @@ def run_backward(dz, dkl, inputs, noise, seed, kept, form, soft_clamp, std_offse
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
         gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
-    mean, *rest = operands_of(*inputs)
-    both_in_one = inputs[1] is None, inputs[3] is None
-    dq, dprior = (
-        halves(*pair) if one else pair
-        for one, pair in zip(both_in_one, (gradients[:2], gradients[2:]), strict=True)
-    )
+    q, q_spread, prior, prior_spread = inputs
     launch(
         posterior_backward_kernel,
         accumulator(*inputs),
-        *mean.shape,
+        *latents(q, q_spread),
         0 if seed is None else seed.item(),
         FORMS[form],
         soft_clamp,
         std_offset,
-        *map(operand, (mean, *rest, noise, kept, dz, dkl, *dq, *dprior)),
+        *operands(q, q_spread),
+        *operands(prior, prior_spread),
+        *map(operand, (noise, kept, dz, dkl)),
+        *gradient_operands(gradients[:2], q_spread),
+        *gradient_operands(gradients[2:], prior_spread),
         cost=0.6 if seed is None or kept is not None else 1.3,
     )
     return [g for g in gradients if g is not None]
 
 
+def gradient_operands(gradients, spread):
+    """Of mean and spread two, of which either may be None, or the halves of one."""
+    return operands(*gradients) if spread is None else map(operand, gradients)
+
+
 def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
     """The KL of each row, or of each element."""
     inputs = q, q_spread, prior, prior_spread
-    mean, _ = halves(q, q_spread)
-    shape = mean.shape if elementwise else mean.shape[:1]
-    kl = torch.empty(shape, dtype=accumulator(*inputs))
+    rows, cols = latents(q, q_spread)
+    kl = torch.empty((rows, cols) if elementwise else rows, dtype=accumulator(*inputs))
     run(*inputs, form, soft_clamp, std_offset, elementwise=elementwise, outputs=(None, kl, None))
     return kl
 
@@ -298,11 +303,10 @@ def posterior_sample_kl(
 ):
     """[z [rows, cols], the KL [rows], and the noise if it is to be kept]."""
     inputs = q, q_spread, prior, prior_spread
-    acc = accumulator(*inputs)
-    mean, _ = halves(q, q_spread)
-    results = [empty_like_rows(mean), torch.empty(mean.shape[0], dtype=acc)]
+    acc, shape = accumulator(*inputs), latents(q, q_spread)
+    results = [torch.empty(shape, dtype=q.dtype), torch.empty(shape[0], dtype=acc)]
     if keep_noise:
-        results.append(torch.empty(mean.shape, dtype=acc))
+        results.append(torch.empty(shape, dtype=acc))
     outputs = results if keep_noise else (*results, None)
     run(*inputs, form, soft_clamp, std_offset, noise=noise, seed=seed, outputs=outputs)
     return results
