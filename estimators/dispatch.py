@@ -221,6 +221,14 @@ def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
     return view(dyn, shape[:-1]), view(rep, shape[:-1])
 
 
+def normal_kl(shape, q, p, form, *, impl):
+    """The KL [...] of latents [..., D]; either a mean and a spread, ``p`` two None for N(0, I)."""
+    if not use_kernels(impl, *q, *p):
+        pairs = [reference.gaussian_of(mean, spread, form) for mean, spread in (q, p)]
+        return reference.gaussian_kl(*pairs[0], *pairs[1])
+    return view(ops.posterior_kl(*rows(shape, *q, *p), form, 0.0, 0.0, False), shape[:-1])
+
+
 def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, impl):
     """The KL [B] of latents [B, C, ...], or of each of them; operands as the op has them."""
     operands = q, q_spread, prior, prior_spread

@@ -85,6 +85,8 @@ def gaussian_of(mean, spread, form, soft_clamp=0.0, std_offset=0.0):
         mean, spread = mean.chunk(2, 1)
     if form == "clamped_logvar":
         return mean, spread.clamp(-30.0, 20.0)
+    if form in ("std", "variance"):
+        return mean, (2.0 if form == "std" else 1.0) * torch.log(spread)
     if soft_clamp:
         mean, spread = (soft_clamp * torch.tanh(t / soft_clamp) for t in (mean, spread))
     if std_offset:

@@ -213,7 +213,8 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset,
     """The KL of Gaussians as networks put them out, of each row or of each element.
 
     ``q`` are means, beside ``q_spread``; without it q [rows, 2 cols] has both, one half after the
-    other. So has the prior. The spread is, by ``form``, a "clamped_logvar" or a "log_std".
+    other. So has the prior. The spread is, by ``form``, a "clamped_logvar",
+    "log_std", "std" or "variance".
     """
     mean, _ = halves(q, q_spread)
     shape = mean.shape if elementwise else mean.shape[:1]

@@ -66,6 +66,8 @@ def cases(dtype, cols):
         "soft clamp": (5, 9, q_and_prior, "log_std", 5.0, 0.01),
     }
 
+    variances = "variance", 0.0, 0.0
+
     if dtype == torch.float64:  # 96 bytes of stack a thread in backward, where nobody trains
         del forms["soft clamp"]
 
@@ -169,6 +171,11 @@ def cases(dtype, cols):
             lambda: posterior_kl_backward(
                 full(), *q_and_prior, "log_std", 0.0, 0.0, True, all_four
             ),
+        ),
+        "posterior_kl of variances forward": (2, lambda: posterior_kl(*q, *variances, False)),
+        "posterior_kl of variances backward": (
+            4,
+            lambda: posterior_kl_backward(grad, *q, *variances, False, both),
         ),
         "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
         "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),

@@ -19,6 +19,7 @@ from torch.distributions import Normal
 from .. import dispatch, validate
 from ..dispatch import Implementation
 from ..functional import gaussian_kl, gaussian_log_prob, gaussian_nll, importance_weights
+from ..reference import accumulate
 from .nn_functional import (
     UNIT_NORMALISER,
     binary_cross_entropy,
@@ -434,13 +435,11 @@ def bolts_vae_loss(
     >>> bolts_vae_loss(torch.zeros(4, 6), torch.ones(4, 6), None, q)[0]
     tensor(1.0500)
     """
-    mu, logvar = _mean_and_logvar("q", q)
-    prior_mu, prior_logvar = (None, None) if p is None else _mean_and_logvar("p", p)
-    validate.tensors(q=mu, p=prior_mu)
-    kl = gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
-    shape = mu.shape if prior_mu is None else torch.broadcast_shapes(mu.shape, prior_mu.shape)
+    posterior = _mean_and_std("q", q)
+    prior = (None, None) if p is None else _mean_and_std("p", p)
+    kl, shape = _kl_of_normals(posterior, prior, "std", impl)
     recon_loss = mean_squared_error(impl, x_hat=x_hat, x=x)
-    kl = in_torch_dtype(kl.sum() / math.prod(shape), mu) * kl_coeff
+    kl = in_torch_dtype(kl.sum() / math.prod(shape), q.loc) * kl_coeff
     loss = kl + recon_loss
     return loss, {"recon_loss": recon_loss, "kl": kl, "loss": loss}
 
@@ -488,26 +487,33 @@ def scvi_kl_local(
     >>> scvi_kl_local(torch.ones(3, 2), torch.ones(3, 2), kl_weight=0.5)
     tensor([0.5000, 0.5000, 0.5000])
     """
-    mu, logvar = _mean_and_log_of_variance(qz_m=qz_m, qz_v=qz_v)
-    if logvar is None:
+    form = "std" if isinstance(qz_m, Normal) and pz_v is None else "variance"
+    q = _mean_and_spread(form, qz_m=qz_m, qz_v=qz_v)
+    if q[1] is None:
         raise TypeError("qz_v, the variance, is needed beside a tensor of means")
-    prior = _mean_and_log_of_variance(pz_m=pz_m, pz_v=pz_v)
-    kl = gaussian_kl(mu, logvar, *prior, impl=impl)
-    return kl_weight * in_torch_dtype(kl, mu)
+    kl, _ = _kl_of_normals(q, _mean_and_spread(form, pz_m=pz_m, pz_v=pz_v), form, impl)
+    return kl_weight * in_torch_dtype(kl, q[0])
 
 
-def _mean_and_log_of_variance(**named):
+def _mean_and_spread(form, **named):
     """Of a mean and a variance, either of which may be None, or of a Normal in the mean's place."""
     (name, mean), (variance_name, variance) = named.items()
     if isinstance(mean, Normal):
         if variance is not None:
             raise ValueError(f"{variance_name} goes with a tensor, but {name} is a Normal")
-        return _mean_and_logvar(name, mean)
-    if variance is None:
-        return mean, None
+        return mean.loc, mean.scale if form == "std" else accumulate(mean.scale)[0].square()
+    if variance is not None:
+        validate.tensors(**named)
+        _positive(**{variance_name: variance})
+    return mean, variance
+
+
+def _kl_of_normals(q, p, form, impl):
+    """(KL, the shape of its latents); ``q`` and ``p`` are means and spreads."""
+    named = {"q": q[0], "q's spread": q[1], "p": p[0], "p's spread": p[1]}
     validate.tensors(**named)
-    _positive(**{variance_name: variance})
-    return mean, variance.log()
+    shape = validate.broadcast(**named)
+    return dispatch.normal_kl(shape, q, p, form, impl=impl), shape
 
 
 def pythae_reconstruction(recon_x, x, reconstruction_loss, impl):
@@ -570,10 +576,10 @@ def _cross_entropies(recon, x, impl):
     return F.binary_cross_entropy(recon, x.expand_as(recon), reduction="none").sum(-1)
 
 
-def _mean_and_logvar(name, normal):
+def _mean_and_std(name, normal):
     if not isinstance(normal, Normal):
         raise TypeError(f"{name} must be a torch.distributions.Normal, got {type(normal).__name__}")
-    return normal.loc, 2 * normal.scale.log()
+    return normal.loc, normal.scale
 
 
 def _positive(**variances):

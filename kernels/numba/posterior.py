@@ -1,10 +1,10 @@
 """A sample and the KL of Gaussians as networks put them out: means, and something for the spread.
 
 ``form`` says what the second is: in "clamped_logvar" the log variance, clamped to [-30, 20]; in
-"log_std" the log standard deviation s, with sigma = exp(s) + ``std_offset``. A ``soft_clamp`` c > 0
-makes c tanh(x / c) of every mean and of every s first. All becomes mean and log variance where it
-is loaded, and the gradients of those become gradients of it where they are stored: what lies
-between is rsample_kl's.
+"log_std" the log standard deviation s, with sigma = exp(s) + ``std_offset``; in "std" and in
+"variance" just that. A ``soft_clamp`` c > 0 makes c tanh(x / c) of every mean and of every s
+first. All becomes mean and log variance where it is loaded, and the gradients of those become
+gradients of it where they are stored: what lies between is rsample_kl's.
 """
 
 import numpy as np
@@ -26,8 +26,8 @@ from .memory import load, operand, operands, present, store, target, tiles, work
 from .noise import NOISE_BLOCK, draw, noise_buffers
 from .rsample_kl import add_sample_gradients, scaled
 
-CLAMPED_LOGVAR, LOG_STD = range(2)
-FORMS = {"clamped_logvar": CLAMPED_LOGVAR, "log_std": LOG_STD}
+CLAMPED_LOGVAR, LOG_STD, STD, VARIANCE = range(4)
+FORMS = {"clamped_logvar": CLAMPED_LOGVAR, "log_std": LOG_STD, "std": STD, "variance": VARIANCE}
 
 
 @elementwise
@@ -85,6 +85,20 @@ def log_std_gradients(log_std, offset, dlogvar, dlog_std):
         dlog_std[i] = real(2.0) * dlogvar[i] * (std / (std + real(offset)))
 
 
+@elementwise
+def log_times(x, factor, result):
+    real = result.dtype.type
+    for i in range(result.size):
+        result[i] = real(factor) * log(x[i])
+
+
+@elementwise
+def log_gradients(x, factor, dlog, dx):
+    real = dx.dtype.type
+    for i in range(dx.size):
+        dx[i] = real(factor) * dlog[i] / x[i]
+
+
 @helper
 def gaussian(mean_ptr, spread_ptr, form, soft_clamp, std_offset, tile, scratch):
     """(mu, logvar) of a tile."""
@@ -92,6 +106,9 @@ def gaussian(mean_ptr, spread_ptr, form, soft_clamp, std_offset, tile, scratch):
     logvar = scratch[2][: mu.size]
     if form == CLAMPED_LOGVAR:
         clamped(spread, logvar)
+        return mu, logvar
+    if form != LOG_STD:
+        log_times(spread, 2.0 if form == STD else 1.0, logvar)
         return mu, logvar
     if soft_clamp > 0.0:
         soft_mu, soft_spread = scratch[3][: mu.size], scratch[4][: mu.size]
@@ -114,6 +131,8 @@ def write_gradients(
     spread, dspread = load(spread_ptr, tile, scratch[0]), target(dspread_ptr, tile, scratch[1])
     if form == CLAMPED_LOGVAR:
         clamped_gradients(spread, dlogvar, dspread)
+    elif form != LOG_STD:
+        log_gradients(spread, 2.0 if form == STD else 1.0, dlogvar, dspread)
     elif soft_clamp > 0.0:
         soft, dsoft = scratch[2][: dmu.size], scratch[3][: dmu.size]
         soft_clamped(spread, soft_clamp, soft)

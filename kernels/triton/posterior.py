@@ -1,10 +1,10 @@
 """A sample and the KL of Gaussians as networks put them out: means, and something for the spread.
 
 ``FORM`` says what the second is: in "clamped_logvar" the log variance, clamped to [-30, 20]; in
-"log_std" the log standard deviation s, with sigma = exp(s) + ``STD_OFFSET``. A ``SOFT_CLAMP`` c > 0
-makes c tanh(x / c) of every mean and of every s first. All becomes mean and log variance where it
-is loaded, and the gradients of those become gradients of it where they are stored: what lies
-between is rsample_kl's.
+"log_std" the log standard deviation s, with sigma = exp(s) + ``STD_OFFSET``; in "std" and in
+"variance" just that. A ``SOFT_CLAMP`` c > 0 makes c tanh(x / c) of every mean and of every s
+first. All becomes mean and log variance where it is loaded, and the gradients of those become
+gradients of it where they are stored: what lies between is rsample_kl's.
 """
 
 import triton
@@ -58,6 +58,10 @@ def gaussian(
         logvar = tl.where(spread < LEAST, LEAST, tl.where(spread > GREATEST, GREATEST, spread))
         inside = (spread >= LEAST) & (spread <= GREATEST)
         return mean, logvar.to(ACC), 1.0, tl.where(inside, 1.0, 0.0).to(ACC)
+    elif FORM == "std":
+        return mean, 2.0 * tl.log(spread), 1.0, divide(2.0, spread, PTX)
+    elif FORM == "variance":
+        return mean, tl.log(spread), 1.0, divide(1.0, spread, PTX)
     else:
         mu, dmu = soft_clamped(mean, SOFT_CLAMP, PTX)
         log_std, slope = soft_clamped(spread, SOFT_CLAMP, PTX)

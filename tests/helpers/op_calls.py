@@ -124,11 +124,13 @@ def op_calls(device, rows=3, cols=5):
             (a, b, c, d, *soft, True),
             (half, half, c, d, *plain, False),
             (a, b, None, None, *plain, True),
+            (a, b.abs() + 0.5, c, d.abs() + 0.5, "std", 0.0, 0.0, False),
         ],
         "posterior_kl_backward": [
             (e, both_halves, None, both_halves, None, *clamped, False, [True, False] * 2),
             (a, a, b, c, d, *soft, True, [True] * 4),
             (e, a, b, c, d, "log_std", 0.0, 0.01, False, [False, True, True, False]),
+            (e, a, b.abs() + 0.5, None, None, "variance", 0.0, 0.0, False, [True, True, *no]),
         ],
         "posterior_sample_kl": [
             (both_halves, None, None, None, c, None, *clamped, False),
