@@ -6,7 +6,7 @@ from types import FunctionType
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, njit, types
+from numba import carray, extending, njit, types
 from numba.core import cgutils
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
@@ -69,7 +69,7 @@ def kernel(function, nogil=True):
     What Python calls is ``share_out``, under the name and place of the function: by those numba
     finds the machine code again, and not by a closure, which is another one in each process.
     """
-    names = {"body": helper(function), "run_in_threads": run_in_threads}
+    names = {"body": helper(function), "run_in_threads": run_in_threads, "unowned": unowned}
     place = {"co_name": function.__name__, "co_filename": function.__code__.co_filename}
     code = share_out.__code__.replace(co_firstlineno=function.__code__.co_firstlineno, **place)
     entry = FunctionType(code, names, function.__name__)
@@ -97,7 +97,10 @@ def only_as_asked(load):
 body: Any = None  # of each kernel its own
 
 
-def share_out(openmp, threads, *arguments):
+def share_out(openmp, threads, queue, *arguments):
+    # A generator of numba's never lets go of an array that it was given: 200 bytes a call, and more
+    # where they keep freed blocks apart.
+    arguments = (unowned(queue), *arguments)
     if threads > 1:
         run_in_threads(openmp, threads, body, arguments)
     else:
@@ -208,6 +211,12 @@ def pointer(typing_context, address):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.int64), generate
+
+
+@inline
+def unowned(array):
+    """The same array without its owner, whose references nobody counts."""
+    return carray(pointer(array.ctypes.data), array.shape, array.dtype)
 
 
 @intrinsic

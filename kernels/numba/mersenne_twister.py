@@ -106,7 +106,7 @@ def draw(state, place, buffers, normals):
 
 # With the lock of Python: who else draws from this generator waits, as for torch's own lock.
 @partial(kernel, nogil=False)
-def randn_kernel(generator, address, size):
+def randn_kernel(queue, generator, address, size):
     """``size`` normals, at least a group; of a size that is not of whole groups the last anew."""
     kept = carray(pointer(generator + STATE), WORDS, np.uint64)
     left = carray(pointer(generator + LEFT), 1, np.int32)
@@ -129,6 +129,6 @@ def randn(shape, generator):
     state = generator.get_state()
     if len(state) != STATE_BYTES:
         return normals.normal_(generator=generator)
-    call(randn_kernel, 0, 1, state.data_ptr(), normals.data_ptr(), normals.numel())
+    call(randn_kernel, 0, 1, np.zeros(1), state.data_ptr(), normals.data_ptr(), normals.numel())
     generator.set_state(state)
     return normals

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import weakref
 
 import numba
 import numpy as np
@@ -90,6 +91,22 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, threads):
         threads(number)
         assert_equal(results_of(calls), expected)
         assert torch.get_num_threads() == number
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_call_keeps_nothing(number, threads, monkeypatch):
+    """Of numba's own references to what a kernel was given, none is left."""
+    queues, call = [], launch.call
+
+    def watch(kernel, *arguments):
+        queues.append((kernel, weakref.ref(arguments[2])))
+        call(kernel, *arguments)
+
+    threads(number)
+    monkeypatch.setattr(launch, "call", watch)
+    list(results_of(op_calls("cpu", *SHAPES[0])))
+    assert len(queues) > 20
+    assert [kernel for kernel, queue in queues if queue() is not None] == []
 
 
 def test_eight_threads_at_once(threads):
