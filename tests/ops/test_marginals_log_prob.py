@@ -210,8 +210,8 @@ class TestWeights:
 
     @pytest.mark.numba
     def test_several_blocks(self, device):
-        """Of components, each of which reads its weights."""
-        check("marginals", weighted_problem(20, 2100, 1, device), None, device=device)
+        """Of components, each of which has weights, and of rows, which add to their gradients."""
+        check("marginals", weighted_problem(1100, 1100, 1, device), None, device=device)
 
     def test_layouts(self, device):
         leaves = weighted_problem(6, 6, 7, device)
