@@ -344,8 +344,8 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
             usual = mu.new_full((count,), -math.log(count))
         else:
             usual = textbook.stratified_log_weights(rows, count, stratified_of, mu.dtype)
-        log_weights = (usual if given is None else given for given in log_weights)
-        return textbook.aggregate_log_probs(z, mu, logvar, *log_weights)
+        both = (usual if given is None else given for given in log_weights)
+        return textbook.aggregate_log_probs(z, mu, logvar, *both)
 
     rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
     if len(z) <= chunk or torch._C._are_functorch_transforms_active():

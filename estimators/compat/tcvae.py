@@ -573,20 +573,19 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
     second. (W is meant to have 1 / N on its diagonal.)
     """
     others, size = len(z) - 1, dataset_size
-    wide_z, *components = accumulate(z, mu, logvar)
-    log_weights = wide_z.new_full((len(z),), -math.log(others))
+    z, mu, logvar = accumulate(z, mu, logvar)
+    log_weights = z.new_full((len(z),), -math.log(others))
     log_weights[0] = -math.log(size)
     log_weights[1] = math.log((size - others) / (size * others))
     if impl == "auto" and z.numel() * len(z) < SMALL:
         matrix = log_weights.repeat(len(z), 1)
         matrix[-2, 0] = matrix[-2, 1]
-        each = power * matrix, matrix
-        joint, marginals = textbook.aggregate_log_probs(wide_z, *components, *each)
+        joint, marginals = textbook.aggregate_log_probs(z, mu, logvar, power * matrix, matrix)
     else:
         each = power * log_weights, log_weights
         most = dispatch.aggregate_log_probs(z, mu, logvar, log_weights=each, impl=impl)
         odd = torch.cat([log_weights[1:2], log_weights[1:]])
-        row = textbook.aggregate_log_probs(wide_z[-2:-1], *components, power * odd, odd)
+        row = textbook.aggregate_log_probs(z[-2:-1], mu, logvar, power * odd, odd)
         joint, marginals = (m.slice_scatter(r, 0, -2, -1) for m, r in zip(most, row, strict=True))
     own = gaussian_log_prob(z, mu, logvar, impl=impl)
     zero = z.new_zeros(())

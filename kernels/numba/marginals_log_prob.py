@@ -232,6 +232,7 @@ def by_latents(tensor):
 
 
 def of_components(log_weights):
+    """Those of every latent."""
     return operand(None if log_weights is None else log_weights[None])
 
 
@@ -283,6 +284,7 @@ def marginals_log_prob_backward(
         *(t.data_ptr() for t in found),
         cost=COST[1],
     )
-    found[3] = found[3].sum(0) if needs[3] else None
+    if needs[3]:
+        found[3] = found[3].sum(0)
     gradients = zip(found, inputs, needs, strict=True)
     return [g.t().to(t.dtype).contiguous() for g, t, needed in gradients if needed]
