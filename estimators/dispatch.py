@@ -188,14 +188,15 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     return view(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
 
 
-def aggregate_log_probs(z, mu, logvar, stratified_of=None, *, impl):
+def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, None), *, impl):
     """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them."""
     pairs = z.numel() * len(mu)
     small = impl == "auto" and z.is_cpu and pairs < SMALL_AGGREGATE
-    if not use_kernels(impl, z, mu, logvar, fits=not small):
-        return reference.aggregate_log_probs(z, mu, logvar, stratified_of)
-    joint = ops.mixture_log_prob(z, mu, logvar, None, stratified_of)
-    return joint, ops.marginals_log_prob(z, mu, logvar, stratified_of)
+    if not use_kernels(impl, z, mu, logvar, *log_weights, fits=not small):
+        return reference.aggregate_log_probs(z, mu, logvar, stratified_of, log_weights)
+    of_joint, of_marginals = log_weights
+    joint = ops.mixture_log_prob(z, mu, logvar, of_joint, stratified_of)
+    return joint, ops.marginals_log_prob(z, mu, logvar, of_marginals, stratified_of)
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:

@@ -326,32 +326,35 @@ def log_density_of_part(z, mu, logvar, log_weights):
     return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
 
 
-def marginals_log_prob(z, mu, logvar, dataset_size=None):
-    return aggregate_log_probs(z, mu, logvar, dataset_size)[1]
+def marginals_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
+    return aggregate_log_probs(z, mu, logvar, dataset_size, (log_weights, log_weights))[1]
 
 
-def aggregate_log_probs(z, mu, logvar, stratified_of=None):
+def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, None)):
     """(log q(z), sum_d log q(z_d)) of the components' mean, in float32, or float64 for float64.
 
     ``stratified_of`` is the size of a data set, of which the components are a batch, in the order
-    of z: then they count as in ``textbook.stratified_log_weights``. From COMPARED elements on some
-    rows at a time, and again in backward.
+    of z: then they count as in ``textbook.stratified_log_weights``. ``log_weights`` are those of
+    the components [K], in the first result and in the second. From COMPARED elements on some rows
+    at a time, and again in backward.
     """
-    z, mu, logvar = accumulate(z, mu, logvar)
+    z, mu, logvar, *log_weights = accumulate(z, mu, logvar, *log_weights)
     count = len(mu)
 
-    def of_rows(z, rows, mu, logvar):
+    def of_rows(z, rows, mu, logvar, *log_weights):
         if stratified_of is None:
-            log_weights = mu.new_full((count,), -math.log(count))
+            usual = mu.new_full((count,), -math.log(count))
         else:
-            log_weights = textbook.stratified_log_weights(rows, count, stratified_of, mu.dtype)
-        return textbook.aggregate_log_probs(z, mu, logvar, log_weights)
+            usual = textbook.stratified_log_weights(rows, count, stratified_of, mu.dtype)
+        both = (usual if given is None else given for given in log_weights)
+        return textbook.aggregate_log_probs(z, mu, logvar, *both)
 
     rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
     if len(z) <= chunk or torch._C._are_functorch_transforms_active():
-        return of_rows(z, rows, mu, logvar)
+        return of_rows(z, rows, mu, logvar, *log_weights)
+    components = mu, logvar, *log_weights
     parts = zip(z.split(chunk), rows.split(chunk), strict=True)
-    found = [checkpoint(of_rows, *part, mu, logvar, use_reentrant=False) for part in parts]
+    found = [checkpoint(of_rows, *part, *components, use_reentrant=False) for part in parts]
     joint, marginals = zip(*found, strict=True)
     return torch.cat(joint), torch.cat(marginals)
 

@@ -49,15 +49,16 @@ def stratified_log_weights(rows, batch, dataset_size, dtype=None):
     return log_weights.scatter_(1, rows[:, None], -math.log(size))
 
 
-def aggregate_log_probs(z, mu, logvar, log_weights):
+def aggregate_log_probs(z, mu, logvar, log_weights, log_weights_of_marginals):
     """(log q(z), sum_d log q(z_d)) of q(z) = sum_k w_k N(z; mu_k, diag exp logvar_k).
 
-    z [B, D], components [K, D], ``log_weights`` [K], or [B, K] (Chen et al. 2018, eq. 2).
+    z [B, D], components [K, D], log weights [K], or [B, K] (Chen et al. 2018, eq. 2): those of the
+    marginals are the same ones, but in published code.
     """
     residual = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)
     pairs = -0.5 * (residual.square() + logvar + LOG_2PI)
     joint = torch.logsumexp(pairs.sum(-1) + log_weights, 1)
-    return joint, torch.logsumexp(pairs + log_weights.unsqueeze(-1), 1).sum(-1)
+    return joint, torch.logsumexp(pairs + log_weights_of_marginals.unsqueeze(-1), 1).sum(-1)
 
 
 def bernoulli_log_prob(x, logits):

@@ -260,17 +260,18 @@ def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
 
 @declare(
     "marginals_log_prob",
-    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, SymInt? dataset_size) -> Tensor[]",
-    gradients=("z", "mu", "logvar"),
+    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
+    "SymInt? dataset_size) -> Tensor[]",
+    gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def marginals_log_prob(z, mu, logvar, dataset_size):
-    """sum_d log sum_k w_k N(z_d; mu_kd, exp logvar_kd): the product of a mixture's marginals.
+def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
+    """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): of a mixture's marginals.
 
-    Weights are all alike, or stratified as above. ``logsumexp`` is of each latent, to base 2.
+    Arguments are as above. ``logsumexp`` is of each latent, to base 2.
     """
-    log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar))
+    log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, log_prob.new_empty(z.shape[1], z.shape[0])]
 
 

@@ -86,7 +86,7 @@ def cases(dtype, cols):
             )
 
     mixture = a[:COMPONENTS], b[:COMPONENTS], c[:COMPONENTS], None, None
-    marginals, of_latents = (*mixture[:3], None), torch.empty(cols, COMPONENTS, dtype=acc)
+    of_latents = torch.empty(cols, COMPONENTS, dtype=acc)
     grad_mixture, of_components = grad[:COMPONENTS], [False, True, True, False]
 
     # An RGB image of ``cols`` pixels, with ten mixtures.
@@ -251,22 +251,20 @@ def cases(dtype, cols):
             None,
             lambda: mixture_log_prob_backward(grad_mixture, *mixture, grad_mixture, of_components),
         ),
-        "marginals_log_prob forward": (None, lambda: marginals_log_prob(*marginals)),
+        "marginals_log_prob forward": (None, lambda: marginals_log_prob(*mixture)),
         "marginals_log_prob stratified forward": (
             None,
-            lambda: marginals_log_prob(*mixture[:3], 2 * COMPONENTS),
+            lambda: marginals_log_prob(*mixture[:4], 2 * COMPONENTS),
         ),
         "marginals_log_prob backward of z": (
             None,
             lambda: marginals_log_prob_backward(
-                grad_mixture, *marginals, of_latents, [True, False, False]
+                grad_mixture, *mixture, of_latents, [True, False, False, False]
             ),
         ),
         "marginals_log_prob backward of components": (
             None,
-            lambda: marginals_log_prob_backward(
-                grad_mixture, *marginals, of_latents, of_components[:3]
-            ),
+            lambda: marginals_log_prob_backward(grad_mixture, *mixture, of_latents, of_components),
         ),
         "discretized_mix_logistic_nll forward": (None, lambda: mix_logistic(*image, values=True)),
         "discretized_mix_logistic_nll backward": (

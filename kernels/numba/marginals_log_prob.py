@@ -16,7 +16,7 @@ from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel
 from .device import exp, exp2, fill, log
 from .launch import launch
-from .memory import in_place, load, operand, tiles, workspace
+from .memory import in_place, load, operand, present, tiles, workspace
 from .mixture_log_prob import put_aside, weights_of
 from .sums import REASSOCIATED
 
@@ -42,6 +42,13 @@ def to_base_two(logvar, inverse, constant):
     for i in range(logvar.size):
         inverse[i] = exp(real(-0.5) * logvar[i]) * real(SCALE)
         constant[i] = real(-0.5 * LOG2_E) * logvar[i]
+
+
+@elementwise
+def add_log_weights(log_weights, constant):
+    real = constant.dtype.type
+    for i in range(constant.size):
+        constant[i] += real(LOG2_E) * log_weights[i]
 
 
 @elementwise
@@ -109,6 +116,19 @@ def part_of(operand, latent, start, stop, buffer, value):
     return buffer
 
 
+@helper
+def components_of(mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, size, scratch):
+    """(mu, 1 / std, what a log density has beside squares) of components [start, stop)."""
+    mu = part_of(mu_ptr, latent, start, stop, scratch[3][:size], 0.0)
+    logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:size], 0.0)
+    inverse, constant = scratch[5][:size], scratch[6][:size]
+    to_base_two(logvar, inverse, constant)
+    if present(log_weights_ptr):
+        log_weights = part_of(log_weights_ptr, 0, start, stop, scratch[9][:size], 0.0)
+        add_log_weights(log_weights, constant)
+    return mu, inverse, constant
+
+
 @inline
 def whole_blocks(size, of):
     return (size + of - 1) // of * of
@@ -117,7 +137,7 @@ def whole_blocks(size, of):
 @kernel
 def marginals_log_prob_kernel(
     queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
-    logsumexp_ptr,
+    log_weights_ptr, logsumexp_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     like = scratch[0]
@@ -133,10 +153,9 @@ def marginals_log_prob_kernel(
             for start in range(0, components, BLOCK):
                 stop = min(start + BLOCK, components)
                 count = whole_blocks(stop - start, FEW)
-                mu = part_of(mu_ptr, latent, start, stop, scratch[3][:count], 0.0)
-                logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:count], 0.0)
-                inverse, constant = scratch[5][:count], scratch[6][:count]
-                to_base_two(logvar, inverse, constant)
+                mu, inverse, constant = components_of(
+                    mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
+                )
                 fill(constant[stop - start :], -np.inf)
                 for k in range(0, count, FEW):
                     few = slice(k, k + FEW)
@@ -153,9 +172,9 @@ def marginals_log_prob_kernel(
 @kernel
 def marginals_log_prob_backward_kernel(
     queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
-    logsumexp_ptr, upstream_ptr, dz_ptr, dmu_ptr, dlogvar_ptr,
+    log_weights_ptr, logsumexp_ptr, upstream_ptr, dz_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
 ):  # fmt: skip
-    """dz [latents, rows]; dmu, dlogvar [latents, components], of zeros."""
+    """dz [latents, rows]; dmu, dlogvar, dlog_weights [latents, components], of zeros."""
     scratch = workspace(scratch, queue)
     like = scratch[0]
     real = like.dtype.type
@@ -163,6 +182,7 @@ def marginals_log_prob_backward_kernel(
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
         dmu = in_place(dmu_ptr, latent * components, components, like)
         dlogvar = in_place(dlogvar_ptr, latent * components, components, like)
+        dlog_weights = in_place(dlog_weights_ptr, latent * components, components, like)
         for row in range(0, rows, BLOCK):
             end = min(row + BLOCK, rows)
             size = whole_blocks(end - row, LANES)
@@ -175,10 +195,9 @@ def marginals_log_prob_backward_kernel(
             for start in range(0, components, BLOCK):
                 stop = min(start + BLOCK, components)
                 count = stop - start
-                mu = part_of(mu_ptr, latent, start, stop, scratch[3][:count], 0.0)
-                logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:count], 0.0)
-                inverse, constant = scratch[5][:count], scratch[6][:count]
-                to_base_two(logvar, inverse, constant)
+                mu, inverse, constant = components_of(
+                    mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
+                )
                 for k in range(count):
                     at = (row - start - k) % rows
                     zeroth, first, second = add_pulls(
@@ -187,6 +206,7 @@ def marginals_log_prob_backward_kernel(
                     scale = inverse[k] * real(1 / SCALE**2)
                     dmu[start + k] += first * scale
                     dlogvar[start + k] += real(0.5) * (second * scale - zeroth)
+                    dlog_weights[start + k] += zeroth
                     if (k + 1) % STRETCH == 0 or k + 1 == count:
                         put_aside(partial, dz)
             found = in_place(dz_ptr, latent * rows + row, end - row, like)
@@ -194,9 +214,13 @@ def marginals_log_prob_backward_kernel(
                 found[i] = dz[i] * real(1 / SCALE**2)
 
 
-def circle_of_weights(rows, components, dataset_size, acc):
-    """By (row - component) % rows, and on for a block and FEW more: no loop has to go round."""
+def circle_of_weights(rows, components, log_weights, dataset_size, acc):
+    """By (row - component) % rows, and on for a block and FEW more: no loop has to go round.
+
+    Those of the components alone are a part of their log densities.
+    """
     own, following, others = weights_of(components, dataset_size)
+    others = others if log_weights is None else 1.0
     weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc)
     if dataset_size is not None:
         weights[::rows], weights[rows - 1 :: rows] = own, following
@@ -207,12 +231,17 @@ def by_latents(tensor):
     return operand(tensor.t())
 
 
-def marginals_log_prob(z, mu, logvar, dataset_size):
+def of_components(log_weights):
+    """Those of every latent."""
+    return operand(None if log_weights is None else log_weights[None])
+
+
+def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [cols, rows]]."""
-    acc = accumulator(z, mu, logvar)
+    acc = accumulator(z, mu, logvar, log_weights)
     (rows, cols), components = z.shape, len(mu)
     logsumexp = torch.empty((cols, rows), dtype=acc)
-    weights = circle_of_weights(rows, components, dataset_size, acc)
+    weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     launch(
         marginals_log_prob_kernel,
         acc,
@@ -222,21 +251,24 @@ def marginals_log_prob(z, mu, logvar, dataset_size):
         components,
         weights.data_ptr(),
         *map(by_latents, (z, mu, logvar)),
+        of_components(log_weights),
         logsumexp.data_ptr(),
         cost=COST[0],
     )
     return [math.log(2) * logsumexp.sum(0) - 0.5 * cols * math.log(2 * math.pi), logsumexp]
 
 
-def marginals_log_prob_backward(dlog_prob, z, mu, logvar, dataset_size, logsumexp, needs):
+def marginals_log_prob_backward(
+    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
+):
     """The wanted gradients, from dlog_prob [rows]."""
-    inputs = z, mu, logvar
+    inputs = z, mu, logvar, log_weights
     acc = logsumexp.dtype
     (rows, cols), components = z.shape, len(mu)
-    weights = circle_of_weights(rows, components, dataset_size, acc)
+    weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    found = [torch.zeros((cols, len(t)), dtype=acc) for t in inputs]
+    found = [torch.zeros((cols, len(t)), dtype=acc) for t in (z, mu, mu, mu)]
     launch(
         marginals_log_prob_backward_kernel,
         acc,
@@ -245,11 +277,14 @@ def marginals_log_prob_backward(dlog_prob, z, mu, logvar, dataset_size, logsumex
         rows,
         components,
         weights.data_ptr(),
-        *map(by_latents, inputs),
+        *map(by_latents, inputs[:3]),
+        of_components(log_weights),
         operand(logsumexp),
         by_latents(dlog_prob[:, None]),
         *(t.data_ptr() for t in found),
         cost=COST[1],
     )
+    if needs[3]:
+        found[3] = found[3].sum(0)
     gradients = zip(found, inputs, needs, strict=True)
     return [g.t().to(t.dtype).contiguous() for g, t, needed in gradients if needed]

@@ -15,13 +15,13 @@ import triton.language as tl
 
 from ..rows import accumulator
 from .device import exp2
-from .launch import sum_stages
 from .mixture_log_prob import (
     batch_of,
     excess_log_weight,
     in_tiles,
+    launch_backward,
     launch_pairs,
-    log_weight_of_most,
+    log_weights_of,
     own_and_others,
 )
 
@@ -172,11 +172,12 @@ def marginals_log_prob_components_kernel(
     tl.store(second_ptr + where, two)
 
 
-def operands(z, mu, logvar, dataset_size):
+def operands(z, mu, logvar, log_weights, dataset_size):
     """(z, mu, 1 / std, what log densities have beside squares), [cols, rows or components]."""
-    acc, rows, components = accumulator(z, mu, logvar), len(z), len(mu)
+    acc, rows, components = accumulator(z, mu, logvar, log_weights), len(z), len(mu)
     logvar = logvar.t().to(acc)
-    constant = LOG2_E * (log_weight_of_most(components, dataset_size) - 0.5 * logvar)
+    log_weights = log_weights_of(components, log_weights, dataset_size, acc)
+    constant = LOG2_E * (log_weights - 0.5 * logvar)
     return [
         in_tiles(z.t(), rows, acc),
         in_tiles(mu.t(), components, acc),
@@ -186,13 +187,19 @@ def operands(z, mu, logvar, dataset_size):
     ]
 
 
-def marginals_log_prob(z, mu, logvar, dataset_size):
+def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [cols, rows]]."""
     rows, cols = z.shape
-    tensors, scalars = operands(z, mu, logvar, dataset_size), batch_of(z, dataset_size)
+    tensors = operands(z, mu, logvar, log_weights, dataset_size)
     wide, components = tensors[0].shape[1], tensors[1].shape[1]
     (logsumexp,), stages = launch_pairs(
-        marginals_log_prob_kernel, wide, components, tensors, [(cols, wide)], scalars, cols
+        marginals_log_prob_kernel,
+        wide,
+        components,
+        tensors,
+        [(cols, wide)],
+        batch_of(z, dataset_size),
+        cols,
     )
     if stages > 1:
         logsumexp = LOG2_E * torch.logsumexp(logsumexp / LOG2_E, 0)
@@ -201,27 +208,23 @@ def marginals_log_prob(z, mu, logvar, dataset_size):
     return [log_prob, logsumexp]
 
 
-def marginals_log_prob_backward(dlog_prob, z, mu, logvar, dataset_size, logsumexp, needs):
+def marginals_log_prob_backward(
+    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
+):
     """The wanted gradients, from dlog_prob [rows]."""
-    inputs, (rows, cols), components = (z, mu, logvar), z.shape, len(mu)
+    inputs, (rows, cols), components = (z, mu, logvar, log_weights), z.shape, len(mu)
     tensors, scalars = operands(*inputs, dataset_size), batch_of(z, dataset_size)
-    wide_z, wide_mu, inverse, _ = tensors
-    acc = wide_z.dtype
-    # A row that is impossible of all components pulls at none.
-    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    logsumexp = in_tiles(logsumexp, rows, acc, math.inf)
-    given = [*tensors, logsumexp, in_tiles(dlog_prob, rows, acc)]
-    sizes = wide_z.shape[1], wide_mu.shape[1]
-    found: list[Any] = [None] * 3
-    if needs[0]:
-        kernel, shapes = marginals_log_prob_rows_kernel, [wide_z.shape]
-        partial, stages = launch_pairs(kernel, *sizes, given, shapes, scalars, cols)
-        found[0] = (sum_stages(partial[0], stages)[:, :rows] / SCALE**2).t()
-    if any(needs[1:]):
-        kernel, shapes = marginals_log_prob_components_kernel, [wide_mu.shape] * 3
-        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes, scalars, cols)
-        zeroth, first, second = (sum_stages(t, stages) for t in partial)
+    kernels = marginals_log_prob_rows_kernel, marginals_log_prob_components_kernel
+    given = tensors, logsumexp, dlog_prob, scalars, needs
+    pulls, moments = launch_backward(*kernels, *given, cols)
+    found: list[Any] = [None] * 4
+    if pulls is not None:
+        found[0] = (pulls[:, :rows] / SCALE**2).t()
+    if moments is not None:
+        inverse = tensors[2][:, :components]
+        zeroth, first, second = (t[:, :components] for t in moments)
         first, second = (t * inverse * inverse / SCALE**2 for t in (first, second))
-        found[1:] = (t[:, :components].t() for t in (first, 0.5 * (second - zeroth)))
+        found[1:3] = first.t(), 0.5 * (second - zeroth).t()
+        found[3] = zeroth.sum(0) if needs[3] else None
     gradients = zip(found, inputs, needs, strict=True)
     return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]

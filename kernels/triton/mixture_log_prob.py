@@ -217,8 +217,10 @@ def in_tiles(tensor, count, acc, value=0.0):
     return F.pad(tensor.to(acc), (0, missing), value=value).contiguous()
 
 
-def log_weight_of_most(components, dataset_size):
-    """Of components that are all alike, or of stratified ones most."""
+def log_weights_of(components, log_weights, dataset_size, acc):
+    """As given; else that of components that are all alike, or of most that are stratified."""
+    if log_weights is not None:
+        return log_weights.to(acc)
     return -math.log(components if dataset_size is None else components - 1)
 
 
@@ -226,11 +228,8 @@ def operands(z, mu, logvar, log_weights, dataset_size):
     """(z, mu, 1 / std [cols, rows or components]; what log densities have beside squares)."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, _), (components, _) = z.shape, mu.shape
-    constant = -0.5 * logvar.to(acc).sum(1)
-    if log_weights is None:
-        constant = constant + log_weight_of_most(components, dataset_size)
-    else:
-        constant = constant + log_weights.to(acc)
+    log_weights = log_weights_of(components, log_weights, dataset_size, acc)
+    constant = log_weights - 0.5 * logvar.to(acc).sum(1)
     inverse = torch.exp(-0.5 * logvar.to(acc))
     return [
         in_tiles(z.t(), rows, acc),
@@ -270,6 +269,32 @@ def launch_pairs(kernel, own, others, pointers, results, scalars, latents=1):
     return partial, grid[1]
 
 
+def launch_backward(
+    rows_kernel, components_kernel, tensors, logsumexp, dlog_prob, scalars, needs, latents=1
+):
+    """(what pulls at z [cols, rows], moments of z - mu of each component), both in whole tiles.
+
+    The moments are of order 0, 1 and 2, not over the variance. None for what is not needed.
+    """
+    z, mu, _, constant = tensors
+    acc, rows = z.dtype, len(dlog_prob)
+    # A row that is impossible of all components pulls at none.
+    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
+    given = [*tensors, in_tiles(logsumexp, rows, acc, math.inf), in_tiles(dlog_prob, rows, acc)]
+    sizes = z.shape[1], mu.shape[1]
+    pulls = moments = None
+    if needs[0]:
+        partial, stages = launch_pairs(rows_kernel, *sizes, given, [z.shape], scalars, latents)
+        pulls = sum_stages(partial[0], stages)
+    if any(needs[1:]):
+        shapes = [constant.shape, mu.shape, mu.shape]
+        partial, stages = launch_pairs(
+            components_kernel, *sizes[::-1], given, shapes, scalars, latents
+        )
+        moments = [sum_stages(t, stages) for t in partial]
+    return pulls, moments
+
+
 def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [rows]]."""
     rows, cols = z.shape
@@ -298,26 +323,15 @@ def mixture_log_prob_backward(
     if not rows:
         return [torch.zeros_like(t) for t, n in zip(inputs, needs, strict=True) if n]
     tensors, scalars = operands(*inputs, dataset_size), batch_of(z, dataset_size)
-    wide_z, wide_mu, inverse, constant = tensors
-    acc = wide_z.dtype
-    # A row that is impossible of all components pulls at none.
-    logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    logsumexp = in_tiles(logsumexp, rows, acc, math.inf)
-    given = [*tensors, logsumexp, in_tiles(dlog_prob, rows, acc)]
-    sizes = wide_z.shape[1], wide_mu.shape[1]
+    kernels = mixture_log_prob_rows_kernel, mixture_log_prob_components_kernel
+    pulls, moments = launch_backward(*kernels, tensors, logsumexp, dlog_prob, scalars, needs)
     found: list[Any] = [None] * 4
-    if needs[0]:
-        shapes = [wide_z.shape]
-        kernel = mixture_log_prob_rows_kernel
-        partial, stages = launch_pairs(kernel, *sizes, given, shapes, scalars)
-        found[0] = sum_stages(partial[0], stages)[:, :rows].t()
-    if any(needs[1:]):
-        shapes = [constant.shape, wide_mu.shape, wide_mu.shape]
-        kernel = mixture_log_prob_components_kernel
-        partial, stages = launch_pairs(kernel, *sizes[::-1], given, shapes, scalars)
-        zeroth, first, second = (sum_stages(t, stages) for t in partial)
-        dlogvar = 0.5 * (second * inverse * inverse - zeroth)
-        moments = first * inverse * inverse, dlogvar, zeroth
-        found[1:] = (t[..., :components].t() for t in moments)
+    if pulls is not None:
+        found[0] = pulls[:, :rows].t()
+    if moments is not None:
+        zeroth, first, second = moments
+        inverse = tensors[2]
+        each = first * inverse * inverse, 0.5 * (second * inverse * inverse - zeroth), zeroth
+        found[1:] = (t[..., :components].t() for t in each)
     gradients = zip(found, inputs, needs, strict=True)
     return [g.to(t.dtype).contiguous() for g, t, needed in gradients if needed]

@@ -7,8 +7,15 @@ import pytest
 
 pytest.importorskip("triton")
 
+import torch
+
 from bench.static import gates
 from bench.static.machine_code import innermost, instructions
+from fused_elbo.kernels.triton.launch import recording
+from fused_elbo.kernels.triton.marginals_log_prob import (
+    marginals_log_prob,
+    marginals_log_prob_backward,
+)
 
 COMMITTED = Path(__file__).parents[2] / "results" / "static" / "sm_90.json"
 ROW = {
@@ -64,6 +71,22 @@ def test_a_second_exponential_is_named():
     assert gates.check([row], {}) == []
     (problem,) = gates.check([row | {"exponentials_per_element": 2.0}], {})
     assert "2.0 exponentials an element" in problem
+
+
+def test_weights_are_no_code_of_their_own():
+    """They are in an operand that is there without: so no row of the report is theirs."""
+    z, weights, needs = torch.zeros(4, 3), torch.zeros(4), [True] * 3
+    grad, kept = torch.zeros(4), torch.zeros(3, 4)
+
+    def launches(given):
+        with recording() as found:
+            marginals_log_prob(z, z, z, given, None)
+            marginals_log_prob_backward(grad, z, z, z, given, None, kept, [*needs, False])
+        for kernel, arguments, constexprs in found:
+            seen = [getattr(argument, "dtype", argument) for argument in arguments]
+            yield kernel, seen, constexprs
+
+    assert list(launches(weights)) == list(launches(None))
 
 
 def test_committed_report_is_within_the_committed_gates():

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fused_elbo import compat
+from helpers.launches import watch
 from helpers.machine import KERNELS
 from helpers.originals import F64, column_weights, tcvae_terms
 from helpers.samples import IMPLS
@@ -196,7 +197,7 @@ def test_pythae_vamp(mode, impl, device):
     close([vamp(30, linear_scheduling_steps=10)[0].item()], [whole])
 
 
-@IMPLS
+@pytest.mark.parametrize("impl", ["auto", KERNELS, "reference"])
 @pytest.mark.parametrize("batch", [2, 3, 6])
 def test_columns_of_small_batches(batch, impl, device):
     """In which the odd row is the first, or the weights but those of two columns are few."""
@@ -208,6 +209,19 @@ def test_columns_of_small_batches(batch, impl, device):
     for i, term in enumerate(expected):
         weights = {name: float(i == j) for j, name in enumerate(("alpha", "beta", "gamma"))}
         torch.testing.assert_close(kld(**weights)[2].cpu(), term, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.numba
+def test_one_call_of_each_kernel_for_all_latents(device, monkeypatch):
+    """From 2**16 latents of pairs on; below is one tensor of them."""
+    ran = watch(monkeypatch)
+    for latents, calls in ((15, 0), (16, 1)):
+        x, (mu, log_var, z) = torch.zeros(64, 6), torch.randn(3, 64, latents)
+        loss = compat.pythae_beta_tcvae_loss(x, x, mu, log_var, z, 1000)[0]
+        assert ran.count("mixture_log_prob") == ran.count("marginals_log_prob") == calls
+        same = compat.pythae_beta_tcvae_loss(x, x, mu, log_var, z, 1000, impl="reference")[0]
+        torch.testing.assert_close(loss, same)
+        ran.clear()
 
 
 def test_no_tensor_of_all_pairs_and_latents(device):

@@ -102,11 +102,14 @@ def op_calls(device, rows=3, cols=5):
             (e, a, b, c, None, 2 * rows, e, [True, *[False] * 3]),
             (e, a, b, c, None, None, e, [False, True, True, False]),
         ],
-        "marginals_log_prob": [(a, several, several, None), (half, half, half, 2 * rows)],
+        "marginals_log_prob": [
+            (a, several, several, t(2 * rows), None),
+            (half, half, half, None, 2 * rows),
+        ],
         "marginals_log_prob_backward": [
-            (e, a, several, several, None, t(cols, rows), [True] * 3),
-            (e, a, b, c, 2 * rows, t(cols, rows), [True, False, False]),
-            (e, a, b, c, None, t(cols, rows), [False, True, True]),
+            (e, a, several, several, t(2 * rows), None, t(cols, rows), [True] * 4),
+            (e, a, b, c, None, 2 * rows, t(cols, rows), [True, *[False] * 3]),
+            (e, a, b, c, None, None, t(cols, rows), [False, True, True, False]),
         ],
         "discretized_mix_logistic_nll": [
             (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0),

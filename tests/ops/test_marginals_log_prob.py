@@ -1,4 +1,4 @@
-"""The product of a mixture's marginals, and stratified weights in it and in the joint density."""
+"""The product of a mixture's marginals: weights in it, and stratified ones in the joint too."""
 
 import math
 
@@ -15,14 +15,19 @@ from helpers.oracle import upstream
 from helpers.samples import normal
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
-NAMES = "value", "z", "mu", "logvar"
+NAMES = "value", "z", "mu", "logvar", "log_weights"
 
 
 def joint(z, mu, logvar, size):
     return ops.mixture_log_prob(z, mu, logvar, None, size)
 
 
-FUNCTIONS = {"joint": joint, "marginals": ops.marginals_log_prob}
+def marginals(z, mu, logvar, *rest):
+    """``rest`` is (size,) or (log_weights, size)."""
+    return ops.marginals_log_prob(z, mu, logvar, *(None,) * (2 - len(rest)), *rest)
+
+
+FUNCTIONS = {"joint": joint, "marginals": marginals}
 BOTH = pytest.mark.parametrize("name", FUNCTIONS)
 # (rows, components, cols, dataset_size): numba's blocks are of 1024 and its groups of 8, Triton's
 # tiles of 128 and 64; of a data set the weights are stratified.
@@ -47,8 +52,16 @@ def problem(rows, components, cols, device, *, std=1.0, offset=0.0, dtype=F32):
     return [t.to(device, dtype) for t in (z, mu, logvar)]
 
 
-def log_weights(rows, components, size):
-    """Written out from the paper."""
+def weighted_problem(*arguments, **options):
+    """And log weights that do not add up to 1."""
+    leaves = problem(*arguments, **options)
+    return [*leaves, (1 + normal(len(leaves[1]), seed=4)).to(leaves[0])]
+
+
+def log_weights(rows, components, given, size):
+    """As they are given, or written out from the paper."""
+    if given:
+        return given[0].double().expand(rows, -1)
     if size is None:
         return torch.full((rows, components), -math.log(components), dtype=F64)
     others = rows - 1
@@ -69,10 +82,11 @@ def torchs(z, mu, logvar):
     return Normal(mu, (0.5 * logvar).exp(), validate_args=False).log_prob(z)
 
 
-def in_pairs(log_prob, name, z, mu, logvar, size):
+def in_pairs(log_prob, name, z, mu, logvar, *rest):
     """The definition, of a Gaussian's ``log_prob``, in the dtype of the arguments."""
+    *given, size = rest
     pairs = log_prob(z.unsqueeze(1), mu, logvar)
-    weights = log_weights(len(z), len(mu), size).to(pairs)
+    weights = log_weights(len(z), len(mu), given, size).to(pairs)
     if name == "joint":
         return torch.logsumexp(pairs.sum(-1) + weights, 1)
     return torch.logsumexp(pairs + weights[..., None], 1).sum(-1)
@@ -85,10 +99,10 @@ def with_gradients(function, leaves, weight, views=None):
     return [value.detach(), *torch.autograd.grad(value, leaves, weight.to(value.dtype))]
 
 
-def magnitudes(name, z, mu, logvar, size, weight):
+def magnitudes(name, z, mu, logvar, *given, size, weight):
     """Of the value and of each gradient: what float arithmetic's error is relative to."""
     z, mu, logvar = (t.double() for t in (z, mu, logvar))
-    weights = log_weights(len(z), len(mu), size).to(z.device)[..., None]
+    weights = log_weights(len(z), len(mu), given, size).to(z.device)[..., None]
     root = torch.exp(-0.5 * logvar)
     residual = (z.unsqueeze(1) - mu) * root
     parts = 0.5 * (residual**2 + logvar.abs() + math.log(2 * math.pi))
@@ -99,14 +113,15 @@ def magnitudes(name, z, mu, logvar, size, weight):
     pairs = share * weight.double().abs()[:, None, None] * (1 + parts)
     pull = pairs * residual.abs() * root
     value = (share * (parts + weights.abs())).sum((1, 2))
-    each = value, pull.sum(1), pull.sum(0), (pairs * (1 + residual**2)).sum(0)
+    squares = (pairs * (1 + residual**2)).sum(0)
+    each = value, pull.sum(1), pull.sum(0), squares, *(pairs.sum((0, 2)) for _ in given)
     return [float(t.max()) for t in each]
 
 
 def check(name, leaves, size, views=None, device="cpu"):
     """Within twice eager's error and a few roundings of what was added up."""
     dtype = leaves[0].dtype
-    views = views or [lambda t: t] * 3
+    views = views or [lambda t: t] * len(leaves)
     arguments = [v(t) for v, t in zip(views, leaves, strict=True)]
     weight = upstream((len(arguments[0]),)).to(device)
     single = [t.float() for t in leaves] if dtype in LOW else leaves
@@ -117,8 +132,9 @@ def check(name, leaves, size, views=None, device="cpu"):
     found = with_gradients(lambda *a: FUNCTIONS[name](*a, size), leaves, weight, views)
     exact = with_gradients(of(torchs), [t.double() for t in leaves], weight, views)
     usual = with_gradients(of(eager), single, weight, views)
-    sizes = magnitudes(name, *arguments, size, weight)
-    for what, f, e, u, most in zip(NAMES, found, exact, usual, sizes, strict=True):
+    sizes = magnitudes(name, *arguments, size=size, weight=weight)
+    names = NAMES[: len(found)]
+    for what, f, e, u, most in zip(names, found, exact, usual, sizes, strict=True):
         assert f.dtype == (accumulation(dtype) if what == "value" else dtype)
         error = (f.double() - e).abs()
         allowed = 2 * (u.double() - e).abs().max() + ATOL * rounding(accumulation(dtype)) * most
@@ -184,10 +200,105 @@ def test_a_weight_in_the_sum_and_not_beside_it(name, device):
         assert found[i].item() == pytest.approx(float(exact), rel=2e-6)
 
 
+class TestWeights:
+    """Of the components, in the marginals; test_mixture_log_prob.py has those of the joint."""
+
+    @pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+    @pytest.mark.parametrize("size", [(1, 1, 1), (5, 3, 2), (7, 129, 3), (70, 20, 2)], ids=str)
+    def test_within_twice_eagers_error(self, size, dtype, device):
+        check("marginals", weighted_problem(*size, device, dtype=dtype), None, device=device)
+
+    @pytest.mark.numba
+    def test_several_blocks(self, device):
+        """Of components, each of which has weights, and of rows, which add to their gradients."""
+        check("marginals", weighted_problem(1100, 1100, 1, device), None, device=device)
+
+    def test_layouts(self, device):
+        leaves = weighted_problem(6, 6, 7, device)
+        layouts = "transposed", "sliced", "expanded_rows", "strided_columns"
+        pairs = [lay(t, layout) for t, layout in zip(leaves, layouts, strict=True)]
+        leaves, views = zip(*pairs, strict=True)
+        check("marginals", list(leaves), None, list(views), device)
+
+    @pytest.mark.parametrize("cols", [1, 3])
+    def test_of_a_factor_each_latent_has_one(self, cols, device):
+        *tensors, weights = weighted_problem(9, 5, cols, device, dtype=F64)
+        found = marginals(*tensors, weights + 2.5, None)
+        torch.testing.assert_close(found, marginals(*tensors, weights, None) + 2.5 * cols)
+
+    def test_equal_ones_are_none(self, device):
+        tensors = problem(9, 5, 3, device, dtype=F64)
+        alike = torch.full((5,), -math.log(5), dtype=F64, device=device)
+        found = marginals(*tensors, alike, None)
+        torch.testing.assert_close(found, marginals(*tensors, None))
+
+    def test_of_one_latent_joint_and_marginal_are_one(self, device):
+        tensors, weight = weighted_problem(9, 20, 1, device, dtype=F64), upstream((9,)).to(device)
+        values = (
+            with_gradients(lambda *a, op=op: op(*a, None), tensors, weight)
+            for op in (ops.mixture_log_prob, ops.marginals_log_prob)
+        )
+        for a, b in zip(*values, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+    def test_a_weight_in_the_sum_and_not_beside_it(self, device):
+        """In fifty digits: of a component that is all there is, though it weighs 1e-30."""
+        z, mu, logvar = problem(1, 3, 2, device, std=0.02)
+        mu = mu + 100 * torch.arange(3, device=device)[:, None]
+        z = mu[1:2] + 0.01
+        weights = torch.tensor([0.0, -69.0, 3.0], device=device)
+        with mpmath.workdps(50):
+            latents = [
+                mpmath.log(mpmath.npdf(x, m, mpmath.exp(mpmath.mpf(v) / 2)))
+                for x, m, v in zip(z[0].tolist(), mu[1].tolist(), logvar[1].tolist(), strict=True)
+            ]
+            exact = mpmath.fsum(latents) - 2 * 69
+        found = marginals(z, mu, logvar, weights, None).item()
+        assert found == pytest.approx(float(exact), rel=2e-6)
+
+    def test_weight_zero_is_no_component(self, device):
+        """In value and in gradients, of which its own are 0; wherever it may be."""
+        leaves = weighted_problem(9, 5, 3, device, dtype=F64)
+        left, weight = torch.tensor([0, 1, 3, 4], device=device), upstream((9,)).to(device)
+        leaves[3][2] = -math.inf
+        rest = [leaves[0], *(t[left] for t in leaves[1:])]
+        found, expected = (
+            with_gradients(lambda *a: marginals(*a, None), tensors, weight)
+            for tensors in (leaves, rest)
+        )
+        for i, (f, e) in enumerate(zip(found, expected, strict=True)):
+            assert i < 2 or (f[2] == 0).all()
+            torch.testing.assert_close(f[left] if i > 1 else f, e)
+
+    def test_all_of_them_zero(self, device):
+        """Nothing is possible: -inf, and gradients of 0, not NaN."""
+        leaves = [*problem(3, 2, 2, device), torch.full((2,), -math.inf, device=device)]
+        found = with_gradients(lambda *a: marginals(*a, None), leaves, torch.ones(3, device=device))
+        assert found[0].isneginf().all()
+        assert all((t == 0).all() for t in found[1:])
+
+    def test_every_subset(self, device):
+        tensors = weighted_problem(9, 20, 3, device)
+        weight = upstream((9,)).to(device, F32)
+        whole = with_gradients(lambda *a: marginals(*a, None), tensors, weight)
+        for wanted in range(1, 16):
+            needs = [bool(wanted >> i & 1) for i in range(4)]
+            leaves = [t.clone().requires_grad_(n) for t, n in zip(tensors, needs, strict=True)]
+            marginals(*leaves, None).backward(weight)
+            for leaf, expected in zip(leaves, whole[1:], strict=True):
+                assert leaf.grad is None or torch.equal(leaf.grad, expected)
+                assert (leaf.grad is not None) == leaf.requires_grad
+
+    @pytest.mark.numba
+    def test_second_derivatives_on_cpus(self, device):
+        leaves = [t.requires_grad_() for t in weighted_problem(2, 3, 2, device, dtype=F64)]
+        assert torch.autograd.gradgradcheck(lambda *a: marginals(*a, None), leaves)
+
+
 class TestAgainstOthers:
     def test_one_component_is_the_gaussian(self, device):
         z, mu, logvar = problem(40, 1, 6, device, dtype=F64)
-        found = ops.marginals_log_prob(z, mu, logvar, None)
+        found = marginals(z, mu, logvar, None)
         torch.testing.assert_close(found, gaussian_log_prob(z, mu, logvar))
 
     @pytest.mark.parametrize("dataset_size", [None, 100], ids=str)
@@ -290,6 +401,7 @@ def test_stretches(programs, device, monkeypatch):
         monkeypatch.setattr(family, constant, value)
     for name in FUNCTIONS:
         check(name, problem(9, 9, 2, device), 30, device=device)
+    check("marginals", weighted_problem(3, 17, 2, device), None, device=device)
 
 
 @pytest.mark.numba
@@ -298,7 +410,7 @@ def test_nothing_of_the_size_of_all_pairs(device):
     rows = components = 1024
     leaves = [t.requires_grad_() for t in problem(rows, components, 2, device)]
     with torch.profiler.profile(profile_memory=True) as profile:
-        ops.marginals_log_prob(*leaves, None).sum().backward()
+        marginals(*leaves, None).sum().backward()
     most = max((abs(e.self_cpu_memory_usage) for e in profile.events()), default=0)
     assert 0 < most < rows * components * 4 / 16
 
