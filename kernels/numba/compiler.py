@@ -229,6 +229,26 @@ def store_lanes(typing_context, array, start, value):
 
 
 @intrinsic
+def copy_four(typing_context, source, start, array, place):
+    """array[place : place + 4] = source[start : start + 4], in one instruction."""
+
+    def generate(context, builder, signature, arguments):
+        source, start, array, place = arguments
+        four = ir.VectorType(context.get_value_type(signature.args[0].dtype), 4)
+        align = context.get_abi_sizeof(four.element)
+
+        def address(values, kind, index):
+            data = context.make_array(kind)(context, builder, values).data
+            return builder.bitcast(builder.gep(data, [index]), four.as_pointer())
+
+        values = builder.load(address(source, signature.args[0], start), align=align)
+        builder.store(values, address(array, signature.args[2], place), align=align)
+        return context.get_dummy_value()
+
+    return types.none(source, types.intp, array, types.intp), generate
+
+
+@intrinsic
 def fetch_add(typing_context, array, index, value):
     """What array[index] was before ``value`` is added, as one step for all threads."""
 
