@@ -12,8 +12,14 @@ def flatten(shape, event_dims, *tensors):
 
     The last ``event_dims`` dimensions become one: views, and copies where strides allow none. With
     0 each latent is a row of its own, [N, 1]. That is no detour: of the KL of 65,536 latents, with
-    gradients, one CPU thread makes 217 us so, and 347 in the reference, element by element. On an
-    H100 the 41 instructions an element fit into the 79 for which it waits for 8 bytes.
+    gradients, one CPU thread makes 200 us so, and 470 in the reference, element by element; of four
+    samples and their log ratios 1.4 ms, though of each four normals drawn one is used, and 3.6. On
+    an H100 the 41 instructions an element fit into the 79 for which it waits for 8 bytes.
+
+    Halves of a channels_last tensor have gaps, and are copied. To read them as they lie, the
+    channels of a place as a row, and to add up the sums of places takes one CPU thread as long or
+    longer, with gradients: 0.93 of rsample_kl's time and 1.06 of gaussian_kl's for halves
+    [8, 4, 64, 64], 1.20 and 1.30 for [4, 16, 32, 32].
     """
     first = len(shape) - (event_dims or len(shape))
     event, size = shape[first:], math.prod(shape[first:])

@@ -238,25 +238,23 @@ def store_lanes(typing_context, array, start, value):
 
 
 @intrinsic
-def move_eight(typing_context, source, start, target, place):
-    """target[place : place + 8] = source[start : start + 8], by two instructions."""
+def copy_four(typing_context, source, start, array, place):
+    """array[place : place + 4] = source[start : start + 4], in one instruction."""
 
     def generate(context, builder, signature, arguments):
-        source, start, target, place = arguments
-        arrays = [
-            context.make_array(kind)(context, builder, array).data
-            for kind, array in zip(signature.args[::2], (source, target), strict=True)
-        ]
-        eight = ir.VectorType(arrays[0].type.pointee, 8).as_pointer()
-        here, there = (
-            builder.bitcast(builder.gep(data, [first]), eight)
-            for data, first in zip(arrays, (start, place), strict=True)
-        )
-        align = context.get_abi_sizeof(arrays[0].type.pointee)
-        builder.store(builder.load(here, align=align), there, align=align)
+        source, start, array, place = arguments
+        four = ir.VectorType(context.get_value_type(signature.args[0].dtype), 4)
+        align = context.get_abi_sizeof(four.element)
+
+        def address(values, kind, index):
+            data = context.make_array(kind)(context, builder, values).data
+            return builder.bitcast(builder.gep(data, [index]), four.as_pointer())
+
+        values = builder.load(address(source, signature.args[0], start), align=align)
+        builder.store(values, address(array, signature.args[2], place), align=align)
         return context.get_dummy_value()
 
-    return types.none(source, types.intp, target, types.intp), generate
+    return types.none(source, types.intp, array, types.intp), generate
 
 
 @intrinsic

@@ -14,6 +14,7 @@ from numba.extending import overload
 from .compiler import (
     LANES,
     bits_of_float,
+    copy_four,
     fetch_add,
     float_of_bits,
     helper,
@@ -24,6 +25,7 @@ from .compiler import (
 )
 
 BLOCK = 2048  # elements of a tile; half as many take a tenth longer, for each costs some 60 ns
+SHORT = 64  # columns of a row from which LLVM's own loop over them is as fast as four at once
 BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
@@ -84,8 +86,8 @@ def present(operand):
 
 @inline
 def rows_of_tile(cols, size=BLOCK):
-    """The most rows of a tile, with their columns padded to the four of a draw of noise."""
-    return max(1, size // ((cols + 3) // 4 * 4))
+    """The most rows of a tile."""
+    return max(1, size // cols)
 
 
 @helper
@@ -206,6 +208,23 @@ def gather(source, tile, row_stride, col_stride, buffer):
 
 
 @helper
+def copy_short_rows(source, source_stride, result, result_stride, count, width):
+    """Four columns at once and over the end of the row: of 4 columns one takes 0.3 ns, not 1.8."""
+    for line in range(count):
+        for col in range(0, width, 4):
+            copy_four(source, line * source_stride + col, result, line * result_stride + col)
+
+
+@helper
+def gather_short_rows(source, tile, row_stride, buffer):
+    """Of the buffer's dtype. Behind the last row there may be nothing to be read."""
+    _, count, _, width = tile
+    copy_short_rows(source, row_stride, buffer, width, count - 1, width)
+    for i in range(width):
+        buffer[(count - 1) * width + i] = source[(count - 1) * row_stride + i]
+
+
+@helper
 def copy(source, tile, row_stride, col_stride, buffer):
     if col_stride == 0:
         spread(source, tile, row_stride, buffer)
@@ -236,7 +255,10 @@ def load(operand, tile, buffer):
     if in_line(operand, tile) and is_own(code, buffer):
         return in_place(address, start, count * width, buffer)
     extent = (count - 1) * row_stride + (width - 1) * col_stride + 1
-    if code == FLOAT32:
+    short = width < SHORT and (width + 3) // 4 * 4 <= row_stride
+    if short and col_stride == 1 and is_own(code, buffer):
+        gather_short_rows(in_place(address, start, extent, buffer), tile, row_stride, buffer)
+    elif code == FLOAT32:
         single = carray(pointer(address + 4 * start), extent, np.float32)
         copy(single, tile, row_stride, col_stride, buffer)
     elif code == FLOAT64:
@@ -288,6 +310,9 @@ def scatter(operand, tile, values):
     _, count, _, width = tile
     first = address + values.itemsize * start_of(operand, tile)
     out = carray(pointer(first), (count - 1) * row_stride + width, values.dtype)
+    if width < SHORT and width % 4 == 0:
+        copy_short_rows(values, width, out, row_stride, count, width)
+        return
     for line in range(count):
         for i in range(width):
             out[line * row_stride + i] = values[line * width + i]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import carray
 
-from .compiler import elementwise, helper, inline, kernel, move_eight, pointer
+from .compiler import copy_four, elementwise, helper, inline, kernel, pointer
 from .device import log_of_normal
 from .launch import call
 from .noise import cos_sin
@@ -71,15 +71,17 @@ def draw_words(state, place, words):
 @elementwise
 def take_apart(words, radii, angles):
     for group in range(words.size // GROUP):
-        move_eight(words, group * GROUP, radii, group * 8)
-        move_eight(words, group * GROUP + 8, angles, group * 8)
+        for i in (0, 4):
+            copy_four(words, group * GROUP + i, radii, group * 8 + i)
+            copy_four(words, group * GROUP + 8 + i, angles, group * 8 + i)
 
 
 @elementwise
 def put_together(cosines, sines, normals):
     for group in range(normals.size // GROUP):
-        move_eight(cosines, group * 8, normals, group * GROUP)
-        move_eight(sines, group * 8, normals, group * GROUP + 8)
+        for i in (0, 4):
+            copy_four(cosines, group * 8 + i, normals, group * GROUP + i)
+            copy_four(sines, group * 8 + i, normals, group * GROUP + 8 + i)
 
 
 @elementwise

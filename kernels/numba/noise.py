@@ -23,7 +23,7 @@ from .compiler import (
     polynomial,
 )
 from .device import log_of_normal
-from .memory import BUFFERS
+from .memory import BUFFERS, copy_short_rows
 
 NOISE_BLOCK = 1024  # elements of a tile where noise is drawn: its buffers fit into L1
 CALLS = NOISE_BLOCK // 4  # of Philox
@@ -98,6 +98,14 @@ def box_muller(calls, a, b, c, d, normals):
         normals[4 * i + 3] = radius1 * sine1
 
 
+@elementwise
+def first_of_four(calls, a, b, normals):
+    """Where a row has one column, the other three normals of its call are nobody's."""
+    for i in range(calls):
+        cosine, _ = cos_sin(b[i])
+        normals[i] = radius(a[i]) * cosine
+
+
 @inline
 def noise_buffers(scratch):
     """What ``draw`` works in, of the last rows of the scratch: the four words of each call, and
@@ -116,12 +124,17 @@ def draw(seed, sample, tile, buffers):
     words, padded, normals = buffers
     a, b, c, d = words[0], words[1], words[2], words[3]
     groups = (width + 3) // 4
-    draw_words(seed, sample, row, count, col // 4, groups, a, b, c, d)
-    box_muller(count * groups, a, b, c, d, padded)
     if width % 4 == 0:
+        draw_words(seed, sample, row, count, col // 4, groups, a, b, c, d)
+        box_muller(count * groups, a, b, c, d, padded)
         return padded[: count * width]
-    for line in range(count):
-        start = line * 4 * groups
-        for i in range(width):
-            normals[line * width + i] = padded[start + i]
+    most = CALLS // groups  # rows, padded, that the buffers hold
+    for first in range(0, count, most):
+        lines = min(most, count - first)
+        draw_words(seed, sample, row + first, lines, col // 4, groups, a, b, c, d)
+        if width == 1:
+            first_of_four(lines, a, b, normals[first:])
+            continue
+        box_muller(lines * groups, a, b, c, d, padded)
+        copy_short_rows(padded, 4 * groups, normals[first * width :], width, lines, width)
     return normals[: count * width]

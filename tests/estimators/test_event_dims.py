@@ -1,5 +1,7 @@
 """Latents of any rank: sums over as many last dimensions as asked, of tensors as they lie."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from fused_elbo import (
 )
 from fused_elbo.estimators import dispatch, noise
 from fused_elbo.estimators.diagnostics import active_units, kl_per_dimension
+from helpers.copies import Copies
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, normal
 
@@ -149,10 +152,11 @@ LAYOUTS = {
 def test_layouts(layout, event_dims, impl, device):
     q = LAYOUTS[layout](operands(device=device))
     z, gradients = check_all(q, event_dims, impl)
-    follows = layout in ("channels_last", "height innermost")
+    follows = layout in ("channels_last", "channels_last half", "height innermost")
     if follows and (event_dims != 2 or layout == "height innermost"):
-        assert z.stride() == q[0].stride()
-        assert all(g.stride() == q[0].stride() for g in gradients)
+        strides = torch.empty_like(q[0]).stride()  # of a half without the gaps
+        assert z.stride() == strides
+        assert all(g.stride() == strides for g in gradients)
 
 
 PRIORS = {
@@ -216,6 +220,22 @@ def test_read_as_they_lie(layout, device, monkeypatch):
             assert given.data_ptr() == tensor.data_ptr()
             assert given.shape == (2, 30)
             assert given.stride(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "copies"),
+    [("contiguous", 0), ("channels_last", 0), ("half", 0), ("channels_last half", 2)],
+)
+def test_copies(layout, copies, device):
+    """Mean and log variance in halves of one channels_last tensor are copied once each, for forward
+    and backward; in other tensors not at all.
+    """
+    leaves = leaves_of(operands(device=device)[:2])
+    q = LAYOUTS.get(layout, list)(leaves)
+    with Copies() as made:
+        z, kl = rsample_kl(*q, event_dims=3, impl=KERNELS)
+        torch.autograd.grad((z, kl), q, (torch.ones_like(z), torch.ones_like(kl)))
+    assert [math.prod(shape) for shape in made.shapes] == [60] * copies
 
 
 def test_a_prior_of_channels_is_not_copied_for_each_example(device, monkeypatch):

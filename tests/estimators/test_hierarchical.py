@@ -8,6 +8,7 @@ from torch.distributions import Normal, kl_divergence
 
 from fused_elbo import balanced_kl, gaussian_kl, rsample_kl_log_std
 from helpers import launches
+from helpers.copies import Copies
 from helpers.machine import KERNELS
 
 F32, F64 = torch.float32, torch.float64
@@ -98,6 +99,20 @@ def test_slices_and_channels_last(impl, device):
         results.append((kl, *torch.autograd.grad(kl.sum(), leaf)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_slices_are_read_as_they_lie(layout, device):
+    """Those of channels_last too: at most the KL's gradient is copied, to an example's places."""
+    (features,) = tensors((3, 12, 2, 3), device=device)
+    parts = features.detach().contiguous(memory_format=layout).requires_grad_().chunk(4, 1)
+    with Copies() as made:
+        z, kl = rsample_kl_log_std(*parts, impl=KERNELS)
+        upstream = torch.ones_like(z), torch.ones_like(kl)
+        gradients = torch.autograd.grad((z, kl), parts, upstream)
+    assert all(math.prod(shape) <= 3 * 2 * 3 for shape in made.shapes)
+    for result in (z, *gradients):
+        assert result.is_contiguous(memory_format=layout)
 
 
 def test_gradcheck(device):

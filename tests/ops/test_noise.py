@@ -115,7 +115,9 @@ class TestStream:
         set_seed(monkeypatch, seed)
         assert_same_noise(kernel_stream(2, 5, 11, device), stream(seed, 2, 5, 11))
 
-    @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 2), (130, 6), (2, 1030), (1, 4097)])
+    @pytest.mark.parametrize(
+        ("rows", "cols"), [(1, 1), (600, 1), (3, 2), (130, 6), (2, 1030), (1, 4097)]
+    )
     def test_kernels_draw_the_twins_stream_in_every_shape(self, rows, cols, device, monkeypatch):
         set_seed(monkeypatch, 77)
         assert_same_noise(kernel_stream(2, rows, cols, device), stream(77, 2, rows, cols))
