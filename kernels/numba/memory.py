@@ -27,7 +27,7 @@ BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for no
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
-
+NO_STRIDES = (0, 0)
 
 CODES = {
     torch.float32: FLOAT32,
@@ -45,9 +45,7 @@ def operand(tensor):
     """
     if tensor is None:
         return ABSENT
-    stride = tensor.stride()
-    if len(stride) < 2:
-        stride = (*stride, 0, 0)
+    stride = tensor.stride() + NO_STRIDES
     return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
 
 
