@@ -416,8 +416,8 @@ def laplace_nll(recon, x, log_scale=0.0):
         terms = (x - recon).abs() * torch.exp(-width) + (width + math.log(2))
         return terms.flatten(event).sum(-1)
     recon, x = accumulate(recon, x)
-    # Of a fixed scale as of a fixed sigma.
-    distance = F.l1_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    # Not F.l1_loss, which takes 2 us more.
+    distance = (recon - x).abs().flatten(event).sum(-1)
     precision: Any
     if torch.compiler.is_compiling():  # as above
         log_scale = scalar(log_scale, recon)

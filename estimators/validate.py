@@ -192,7 +192,8 @@ def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
     if likelihood in WIDTHS:
         width_name = WIDTHS[likelihood]
         if isinstance(width, torch.Tensor):
-            tensors(**{name: recon, width_name: width})
+            dense(width_name, width, DTYPES)
+            same_device(**{name: recon, width_name: width})
             within(recon.shape, **{width_name: width})
         else:
             number(width_name, width)
@@ -236,7 +237,7 @@ def width(likelihood, recon_logvar, log_scale):
 def within(shape, **named):
     """Tensors that broadcast to ``shape`` and do not enlarge it."""
     for name, tensor in named.items():
-        if tensor is None:
+        if tensor is None or (tensor.dim() == len(shape) and tensor.shape == shape):
             continue
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
         # Not ``a not in (1, b)``: torch.compile finds no symbolic size in a tuple.

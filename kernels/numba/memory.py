@@ -49,6 +49,12 @@ def operand(tensor):
     return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
 
 
+def as_row(tensor):
+    """The operand [1, size] of a tensor [size], without the 1 us of a view."""
+    address, stride, _, dtype = operand(tensor)
+    return address, 0, stride, dtype
+
+
 @inline
 def workspace(scratch, queue):
     """This thread's buffers, without their owner, whose references are counted at every slice: of a
