@@ -507,7 +507,7 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
 def all_known(target, logits):
     """Whether no class is outside [0, C), as far as to look makes nobody wait.
 
-    Of 64 examples the look takes 1.5 us, and 20 for torch to leave strangers out and mark them.
+    Of 64 examples the look takes 1.5 us; without it torch masks classes and values, for 15 more.
     """
     if target.numel() == 0 or not plain_on_cpu((logits, target)):
         return False
