@@ -92,10 +92,13 @@ def served_on_cpu(tensors):
     Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
     has the reference, which it can look into.
     """
+    return HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+
+
+def plain_on_cpu(tensors):
+    """Whether these are numbers on a CPU that nobody but autograd watches."""
     return (
         tensors[0].is_cpu
-        and HAS_NUMBA
-        and not library.INTERPRETED
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
         and not library.watched(tensors)
@@ -416,6 +419,8 @@ def negative_log_likelihood(shape, recon, x, width=0.0, *, likelihood, impl) -> 
     fits = not left_to_torch(impl, recon, likelihood, given is not None)
     if not use_kernels(impl, recon, x, given, fits=fits):
         options = (width,) if likelihood in validate.WIDTHS else ()
+        if likelihood == "categorical":
+            options = (all_known(x, recon),)
         return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
     recon, x, *rest = likelihood_rows(recon, x, width, likelihood)
     op, options = ops.likelihood_op(likelihood, *rest)
@@ -518,6 +523,17 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     if with_weights:
         _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
     return bound, weights, ess, log_weights
+
+
+def all_known(target, logits):
+    """Whether no class is outside [0, C), as far as to look makes nobody wait.
+
+    Of 64 examples the look takes 1.5 us; without it torch masks classes and values, for 15 more.
+    """
+    if target.numel() == 0 or not plain_on_cpu((logits, target)):
+        return False
+    least, greatest = target.aminmax()
+    return least.item() >= 0 and greatest.item() < logits.shape[-1]
 
 
 def data(x, recon, likelihood):

@@ -22,7 +22,7 @@ COMPARED = 2**22
 
 def accumulate(*tensors):
     """The tensors in the dtype that sums are accumulated in; None stays None."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    wide = torch.float64 in [t.dtype for t in tensors if t is not None]
     dtype = torch.float64 if wide else torch.float32
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
@@ -368,6 +368,13 @@ def expanded(x, recon):
 LEAST_FIXED_LOGVAR = -60
 
 
+def scaled(sums, factor, constant):
+    """``factor`` sums + constant: of numbers in one operation, 3 us less with its backward."""
+    if isinstance(factor, torch.Tensor):
+        return factor * sums + constant
+    return torch.rsub(sums, constant, alpha=-factor)
+
+
 def gaussian_nll(recon, x, recon_logvar=0.0):
     """Twin of :func:`fused_elbo.gaussian_nll`."""
     event = 1 - x.dim()  # where the dimensions of an example begin, behind those of its samples
@@ -388,7 +395,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
         recon_logvar = float(recon_logvar)
         precision = math.exp(-recon_logvar)
     constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
-    return 0.5 * precision * squares + 0.5 * constant
+    return scaled(squares, 0.5 * precision, 0.5 * constant)
 
 
 def bernoulli_nll(logits, x):
@@ -414,15 +421,15 @@ def laplace_nll(recon, x, log_scale=0.0):
         terms = (x - recon).abs() * torch.exp(-width) + (width + math.log(2))
         return terms.flatten(event).sum(-1)
     recon, x = accumulate(recon, x)
-    # Of a fixed scale as of a fixed sigma.
-    distance = F.l1_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    # Not F.l1_loss, which takes 2 us more.
+    distance = (recon - x).abs().flatten(event).sum(-1)
     precision: Any
     if torch.compiler.is_compiling():  # as above
         log_scale = scalar(log_scale, recon)
         precision = torch.exp(-log_scale)
     else:
         precision = math.exp(-log_scale)
-    return precision * distance + math.prod(x.shape[1:]) * (log_scale + math.log(2))
+    return scaled(distance, precision, math.prod(x.shape[1:]) * (log_scale + math.log(2)))
 
 
 def poisson_nll(log_rate, x):
@@ -432,13 +439,19 @@ def poisson_nll(log_rate, x):
     return (log_rate.exp() - x * log_rate + constant).flatten(1 - x.dim()).sum(-1)
 
 
-def categorical_nll(logits, target):
-    """Twin of :func:`fused_elbo.categorical_nll`."""
+def categorical_nll(logits, target, all_known=False):
+    """Twin of :func:`fused_elbo.categorical_nll`; ``all_known``: no target is outside [0, C)."""
     (logits,) = accumulate(logits)
     events = target.dim() - 1
-    target = target.expand(logits.shape[:-1])
-    known = (target >= 0) & (target < logits.shape[-1])
-    classes = torch.where(known, target, -100).flatten()  # which torch's own loss leaves out
-    nll = F.cross_entropy(logits.flatten(0, -2), classes, reduction="none").view(target.shape)
-    nll = torch.where(known, nll, torch.nan)
+    if target.dim() < logits.dim() - 1:
+        target = target.expand(logits.shape[:-1])
+    classes = target
+    if not all_known:
+        known = (target >= 0) & (target < logits.shape[-1])
+        classes = torch.where(known, target, -100)  # which torch's own loss leaves out
+    nll = F.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="none")
+    if target.dim() > 1:
+        nll = nll.view(target.shape)
+    if not all_known:
+        nll = torch.where(known, nll, torch.nan)
     return nll.flatten(-events).sum(-1) if events else nll

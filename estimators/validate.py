@@ -151,25 +151,25 @@ def broadcast(event_dims=1, /, **named):
     return shape
 
 
-def samples_of_examples(**named):
-    """The shape of the values of ``named``'s first tensor [K, B, ...], given x [B, ...]: [K, B].
+def samples_of_examples(recon, x, name, x_name):
+    """The shape of the values of recon [K, B, ...], given x [B, ...]: [K, B].
 
     Any number of dimensions of samples, none included, stand before those of x.
     """
-    (name, first), (_, x) = named.items()
-    same = first.dim() == x.dim() > 1 and first.shape == x.shape  # lengths first, as below
+    same = recon.dim() == x.dim() > 1 and recon.shape == x.shape  # lengths first, as above
     if same and 0 not in x.shape[1:]:
         return x.shape[:1]
-    samples = first.dim() - x.dim()
-    if samples < 0 or first.shape[samples:] != x.shape or (samples and x.dim() < 2):
+    named = {name: recon, x_name: x}
+    samples = recon.dim() - x.dim()
+    if samples < 0 or recon.shape[samples:] != x.shape or (samples and x.dim() < 2):
         raise ValueError(
             f"expected equal shapes, or {name} [K, *x.shape] of K samples, got {describe(named)}"
         )
     if x.dim() < 2 or 0 in x.shape[1:]:
         raise ValueError(f"expected [B, ...] with events that are not empty, got {describe(named)}")
-    if 0 in first.shape[:samples]:
+    if 0 in recon.shape[:samples]:
         raise ValueError(f"expected at least one sample, got {describe(named)}")
-    return first.shape[: samples + 1]
+    return recon.shape[: samples + 1]
 
 
 WIDTHS = {"gaussian": "recon_logvar", "laplace": "log_scale"}
@@ -185,32 +185,34 @@ def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
     if x.device != recon.device:
         same_device(**{name: recon, x_name: x})
     if likelihood == "categorical":
-        return samples_of_classes(**{name: recon, x_name: x})
+        return samples_of_classes(recon, x, name, x_name)
     if likelihood == "poisson" and x.requires_grad:
         raise ValueError(f"{x_name} are counts and have no gradient: pass {x_name}.detach()")
-    shape = samples_of_examples(**{name: recon, x_name: x})
+    shape = samples_of_examples(recon, x, name, x_name)
     if likelihood in WIDTHS:
         width_name = WIDTHS[likelihood]
         if isinstance(width, torch.Tensor):
-            tensors(**{name: recon, width_name: width})
+            dense(width_name, width, DTYPES)
+            same_device(**{name: recon, width_name: width})
             within(recon.shape, **{width_name: width})
         else:
             number(width_name, width)
     return shape
 
 
-def samples_of_classes(**named):
+def samples_of_classes(logits, x, name, x_name):
     """Like samples_of_examples, of logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
-    (name, logits), (x_name, x) = named.items()
-    samples = logits.dim() - 1 - x.dim()
-    if samples < 0 or x.dim() < 1 or logits.shape[samples:-1] != x.shape:
+    samples, shape = logits.dim() - 1 - x.dim(), logits.shape
+    if samples < 0 or x.dim() < 1 or shape[samples:-1] != x.shape:
         raise ValueError(
             f"expected {name} [B, ..., C], or [K, B, ..., C], for {x_name} [B, ...], "
-            f"got {describe(named)}"
+            f"got {describe({name: logits, x_name: x})}"
         )
-    if 0 in x.shape[1:] or logits.shape[-1] == 0 or 0 in logits.shape[:samples]:
-        raise ValueError(f"expected events, classes and samples, got {describe(named)}")
-    return logits.shape[: samples + 1]
+    if 0 in x.shape[1:] or 0 in shape[:samples] or shape[-1] == 0:
+        raise ValueError(
+            f"expected events, classes and samples, got {describe({name: logits, x_name: x})}"
+        )
+    return shape[: samples + 1]
 
 
 def width(likelihood, recon_logvar, log_scale):
@@ -235,7 +237,7 @@ def width(likelihood, recon_logvar, log_scale):
 def within(shape, **named):
     """Tensors that broadcast to ``shape`` and do not enlarge it."""
     for name, tensor in named.items():
-        if tensor is None:
+        if tensor is None or (tensor.dim() == len(shape) and tensor.shape == shape):
             continue
         pairs = zip(reversed(tensor.shape), reversed(shape), strict=False)
         # Not ``a not in (1, b)``: torch.compile finds no symbolic size in a tuple.

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
-PLAIN = {type(None), bool, int, float, str, list, tuple}
+PLAIN = {bool, int, float, str, list, tuple}
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -58,7 +58,7 @@ def register(family, schema, fake):
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
-        if torch.compiler.is_compiling() or watched(arguments):
+        if is_compiling() or watched(arguments):
             return op(*arguments)
         return launch(*arguments)
 
@@ -83,6 +83,8 @@ def watched(arguments):
     if modes() > 0 or tracing() is not None or transforming():
         return True
     for argument in arguments:
+        if argument is None:
+            continue
         kind = type(argument)
         if kind is Tensor or kind is Parameter:
             if argument.is_neg() or argument.is_meta or batched(argument):
@@ -92,6 +94,7 @@ def watched(arguments):
     return False
 
 
+is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 modes = torch._C._len_torch_dispatch_stack
 tracing = torch._C._get_tracing_state
 transforming = torch._C._are_functorch_transforms_active
@@ -111,7 +114,7 @@ class Op:
         self.gradients, self.results = gradients, results
 
     def __call__(self, *arguments):
-        if torch.compiler.is_compiling() or transforming() or differentiated(arguments):
+        if differentiated(arguments):
             found = record(self.function, *arguments)
         else:
             found = self.forward(*arguments)
@@ -121,19 +124,17 @@ class Op:
 
 
 def differentiated(arguments):
-    """Whether a derivative may be asked for, backward or forward."""
-    if forward_ad._current_level >= 0:
-        return True
-    if torch.is_grad_enabled():
+    """Whether a derivative may be asked for, backward or forward, or a compiler asks for all."""
+    if grad_enabled():
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return True
-    return False
+    return is_compiling() or transforming() or forward_ad._current_level >= 0
 
 
 def record(function, *arguments):
     """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return function.apply(*arguments)
     try:
         if transforming():
@@ -230,15 +231,15 @@ def autograd_function(
     """
     gradients = len(sources)
     others = (None,) * (arguments - gradients)
+    all_saved = saved == list(range(arguments))
 
     def setup_context(ctx, inputs, output):
-        kept = [inputs[position] for position in saved]
+        kept = inputs if all_saved else [inputs[position] for position in saved]
         ctx.options = kept[tensors:]
-        if keeps:
-            kept[tensors:] = hidden = output[results:]
-            if hidden:  # torch.compile takes a call of none to be of several results
-                ctx.mark_non_differentiable(*hidden)
-        ctx.save_for_backward(*kept[: tensors + keeps])
+        hidden = output[results:] if keeps else ()
+        if hidden:  # torch.compile takes a call of none to be of several results
+            ctx.mark_non_differentiable(*hidden)
+        ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx):
@@ -288,6 +289,8 @@ def gradients_like(tensors, needs):
 
 def spread(gradients, needs):
     """Lay the gradients that were computed back among the inputs, None elsewhere."""
+    if len(gradients) == len(needs):
+        return gradients
     gradients = iter(gradients)
     return [next(gradients) if needed else None for needed in needs]
 
@@ -322,8 +325,8 @@ def once_differentiable(backward):
 
     @functools.wraps(backward)
     def wrapper(ctx, *upstream):
-        again = torch.is_grad_enabled()
-        if not torch.compiler.is_compiling() and twin_wanted(ctx, upstream, again):
+        again = grad_enabled()
+        if not is_compiling() and twin_wanted(ctx, upstream, again):
             return tuple(through_twin(ctx, upstream, create_graph=again))
         if not again:
             return backward(ctx, *upstream)

@@ -75,20 +75,25 @@ def categorical_nll(logits, target):
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits))
 
 
+OF_ONE_PARAMETER = {
+    "bernoulli": (bernoulli_nll, (False,)),
+    "probabilities": (bernoulli_nll, (True,)),
+    "poisson": (poisson_nll, ()),
+    "categorical": (categorical_nll, ()),
+}
+
+
 def likelihood_op(likelihood, logvar=None, logvar_value=0.0):
     """(op, what it takes behind recon and x) of a likelihood by its name.
 
     "probabilities" are a Bernoulli's instead of logits. ``logvar`` is for a Gaussian its log
     variance, for a Laplace its log scale.
     """
-    return {
-        "bernoulli": (bernoulli_nll, (False,)),
-        "probabilities": (bernoulli_nll, (True,)),
-        "gaussian": (gaussian_nll, (logvar, logvar_value, 1)),
-        "laplace": (laplace_nll, (logvar, logvar_value)),
-        "poisson": (poisson_nll, ()),
-        "categorical": (categorical_nll, ()),
-    }[likelihood]
+    if likelihood == "gaussian":
+        return gaussian_nll, (logvar, logvar_value, 1)
+    if likelihood == "laplace":
+        return laplace_nll, (logvar, logvar_value)
+    return OF_ONE_PARAMETER[likelihood]
 
 
 @declare(

@@ -4,6 +4,7 @@ import os
 
 import torch
 
+FLOAT32, FLOAT64 = torch.float32, torch.float64
 # That of the package's import, long before a kernel's: another one is a forked child.
 PROCESS = os.getpid()
 # The likelihoods that have a width: of a Gaussian its log variance, of a Laplace its log scale.
@@ -13,9 +14,9 @@ LOCATION_SCALE = ("gaussian", "laplace")
 def accumulator(*tensors):
     """The dtype of sums: float64 if any operand is, else float32."""
     for tensor in tensors:
-        if tensor is not None and tensor.dtype == torch.float64:
-            return torch.float64
-    return torch.float32
+        if tensor is not None and tensor.dtype is FLOAT64:
+            return FLOAT64
+    return FLOAT32
 
 
 def as_rows(tensor):
@@ -44,4 +45,5 @@ def halves(mean, spread):
 
 def samples_in(recon, x):
     """The samples of each example in recon [samples * rows, cols], for x [rows, cols]."""
-    return recon.shape[0] // x.shape[0] if x.shape[0] else 1
+    rows = x.shape[0]
+    return recon.shape[0] // rows if rows else 1

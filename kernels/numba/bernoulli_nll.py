@@ -181,11 +181,7 @@ def launch_bernoulli_nll(
         samples,
         probabilities,
         scale,
-        operand(recon),
-        operand(x),
-        operand(dnll),
-        operand(nll),
-        *map(operand, gradients),
+        *map(operand, (recon, x, dnll, nll, *gradients)),
         cost=0.4 * samples,
     )
     return nll, [g for g in gradients if g is not None]

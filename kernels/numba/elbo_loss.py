@@ -18,7 +18,7 @@ from .compiler import helper, kernel
 from .gaussian_nll import launch_gaussian_nll
 from .laplace_nll import launch_laplace_nll
 from .launch import launch
-from .memory import load, operand, present, target, tiles_of, workspace
+from .memory import as_row, load, operand, present, target, tiles_of, workspace
 from .poisson_nll import launch_poisson_nll
 from .sums import lane_sum
 
@@ -78,8 +78,8 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
         beta,
         nll_scale,
         scale,
-        operand(rows[None]),
-        operand(None if kl is None else kl[None]),
+        as_row(rows),
+        as_row(kl),
         *map(operand, totals),
         cost=0.0,  # by one thread
     )

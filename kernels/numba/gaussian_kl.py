@@ -135,7 +135,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
     """The wanted gradients, from dkl [rows]."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
+    gradients = [*map(empty_like_rows, inputs, needs)]
     launch(
         gaussian_kl_backward_kernel,
         accumulator(*inputs),

@@ -174,11 +174,13 @@ def launch_location_scale(
     acc = accumulator(recon, x, width)
     nll = torch.empty(recon.shape[0], dtype=acc) if values else None
     drecon, dx = empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])
-    dwidth = row_dwidth = None
+    dwidth, row_dwidth, wide = None, None, width
     if width is not None and width.shape == recon.shape:
         dwidth = empty_like_rows(width, needs[2])
-    elif needs[2]:
-        row_dwidth = torch.empty(recon.shape[0], dtype=acc)
+    elif width is not None:
+        row_dwidth = torch.empty(recon.shape[0], dtype=acc) if needs[2] else None
+        wide = width.expand(recon.shape)
+    tensors = recon, x, wide, dnll, nll, drecon, dx, dwidth, row_dwidth
     launch(
         density,
         acc,
@@ -188,13 +190,7 @@ def launch_location_scale(
         width_value,
         float(sign),
         scale,
-        operand(recon),
-        operand(x),
-        operand(width if width is None else width.expand(recon.shape)),
-        operand(dnll),
-        operand(nll),
-        *map(operand, (drecon, dx, dwidth)),
-        operand(row_dwidth),
+        *map(operand, tensors),
         cost=0.3 * samples,
     )
     if row_dwidth is not None:

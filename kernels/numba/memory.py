@@ -30,7 +30,7 @@ BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for no
 SCRATCH = (BUFFERS + 3, BLOCK + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
-
+NO_STRIDES = (0, 0)
 
 CODES = {
     torch.float32: FLOAT32,
@@ -48,9 +48,7 @@ def operand(tensor):
     """
     if tensor is None:
         return ABSENT
-    stride = tensor.stride()
-    if len(stride) < 2:
-        stride = (*stride, 0, 0)
+    stride = tensor.stride() + NO_STRIDES
     return tensor.data_ptr(), stride[0], stride[1], CODES[tensor.dtype]
 
 
@@ -62,6 +60,12 @@ def operands(first, second):
     address, row_stride, col_stride, code = operand(first)
     there = address + first.shape[1] // 2 * col_stride * first.element_size()
     return (address, row_stride, col_stride, code), (there, row_stride, col_stride, code)
+
+
+def as_row(tensor):
+    """The operand [1, size] of a tensor [size], without the 1 us of a view."""
+    address, stride, _, dtype = operand(tensor)
+    return address, 0, stride, dtype
 
 
 @inline

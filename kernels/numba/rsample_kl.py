@@ -98,7 +98,7 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
 def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise, needs):
     """The wanted gradients, from dz [rows, cols] and dkl [rows]; either may be None."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
+    gradients = [*map(empty_like_rows, inputs, needs)]
     if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
         gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
     launch(
