@@ -46,6 +46,7 @@ TWINS: dict[Any, Any] = {
     ops.posterior_sample_kl.function: twins.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
+    ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
@@ -176,14 +177,14 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     return view(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
 
 
-def aggregate_log_probs(z, mu, logvar, stratified_of=None, *, impl):
-    """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them."""
-    pairs = z.numel() * len(mu)
+def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None, *, impl):
+    """The three terms; components [K, D] that are None are q of these examples."""
+    pairs = z.numel() * len(mu if all_mu is None else all_mu)
     small = impl == "auto" and z.is_cpu and pairs < SMALL_AGGREGATE
-    if not use_kernels(impl, z, mu, logvar, fits=not small):
-        return reference.aggregate_log_probs(z, mu, logvar, stratified_of)
-    joint = ops.mixture_log_prob(z, mu, logvar, None, stratified_of)
-    return joint, ops.marginals_log_prob(z, mu, logvar, stratified_of)
+    q = z, mu, logvar, all_mu, all_logvar
+    if not use_kernels(impl, *q, fits=not small):
+        return reference.kl_decomposition(*q, stratified_of)
+    return ops.kl_decomposition(*q, stratified_of)
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:
