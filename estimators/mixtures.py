@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .dispatch import Implementation
-from .functional import check_components, gaussian_log_prob
+from .functional import check_components
 from .loss import Likelihood, Reduction, elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]

@@ -45,14 +45,3 @@ def halves(mean, spread):
 def samples_in(recon, x):
     """The samples of each example in recon [samples * rows, cols], for x [rows, cols]."""
     return recon.shape[0] // x.shape[0] if x.shape[0] else 1
-
-
-def upstream_of_log_probs(dmutual_information, dtotal_correlation, ddimension_wise):
-    """Gradients of log q(z|x), log q(z), sum_d log q(z_d), log p(z), by those of differences.
-
-    Some of the latter may be None, but not all.
-    """
-    given = dmutual_information, dtotal_correlation, ddimension_wise
-    none = torch.zeros_like(next(t for t in given if t is not None))
-    first, second, third = (none if t is None else t for t in given)
-    return first, second - first, third - second, -third

@@ -18,12 +18,13 @@ from ..rows import accumulator
 from .compiler import Restrict, elementwise, helper, jit, kernel
 from .device import exp, exp2, fill
 from .launch import RANGE, launch
-from .marginals_log_prob import SCALE, conclude, log_density, to_base_two
+from .marginals_log_prob import SCALE, conclude, log_density, to_base_two, whole_blocks
 from .memory import in_place, load, operand, present, tiles, workspace
 from .mixture_log_prob import DEEP, buffer_of, lines_of, put_aside, weights_of, zeros
 from .sums import REASSOCIATED
 
 BLOCK = 32  # rows at once: two registers
+WIDE = 128  # the same backward, at most: a sum over rows takes as long as sixty of them
 FEW = 8  # components, which share what is read and written for a row
 STRETCH = 256  # components, after which sums are put aside, to round as torch's do
 PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
@@ -32,25 +33,28 @@ COST = 0.2, 0.3  # ns for a latent of a pair, forward and backward
 
 
 @helper
-def transpose(lines, cols, block):
-    """[BLOCK, cols] to [cols, BLOCK]."""
+def block_of(operand, row, end, cols, size, buffer, block):
+    """Rows [row, end) as [cols, size]."""
+    lines = lines_of(operand, row, end, cols, size, buffer, 0.0)
     for d in range(cols):
-        for i in range(BLOCK):
-            block[d * BLOCK + i] = lines[i * cols + d]
+        for i in range(size):
+            block[d * size + i] = lines[i * cols + d]
+    return block[: cols * size]
 
 
 @helper
 def weigh(weights, three, component, row, rows):
-    """Weights [FEW, BLOCK]: of a row's own component, of the next one, and of the others."""
+    """Weights [FEW, size]: of a row's own component, of the next one, and of the others."""
     own, following, others = three
+    size = weights.size // FEW
     fill(weights, others)
     for j in range(FEW):
         index = component + j - row
-        if 0 <= index < BLOCK:
-            weights[j * BLOCK + index] = own
+        if 0 <= index < size:
+            weights[j * size + index] = own
         index = (component + j - 1) % rows - row
-        if 0 <= index < BLOCK:
-            weights[j * BLOCK + index] = following
+        if 0 <= index < size:
+            weights[j * size + index] = following
 
 
 @helper
@@ -67,7 +71,12 @@ def components_at(k, stop, cols, mu_ptr, logvar_ptr, buffers):
 @helper
 def buffers_of_few(cols, like):
     size = FEW * cols
-    return buffer_of(size, like), buffer_of(size, like), buffer_of(size, like), buffer_of(size, like)
+    return (
+        buffer_of(size, like),
+        buffer_of(size, like),
+        buffer_of(size, like),
+        buffer_of(size, like),
+    )
 
 
 @elementwise
@@ -126,6 +135,13 @@ def own_and_prior(z, mu, logvar):
     return own, prior
 
 
+@helper
+def example(q, row, cols, buffers):
+    """(z, mu, logvar) of one."""
+    line = row, 1, 0, cols
+    return load(q[0], line, buffers[0]), load(q[1], line, buffers[1]), load(q[2], line, buffers[2])
+
+
 @kernel
 def kl_decomposition_kernel(
     queue, step, blocks, _, scratch, rows, components, cols, three, q, all_q, first_ptr,
@@ -138,12 +154,12 @@ def kl_decomposition_kernel(
     fill(partial, 0.0)
     fill(logs, 0.0)
     of_few = buffers_of_few(cols, logs)
-    lines, z = buffer_of(size, logs), buffer_of(size, logs)[:size]
+    lines, block_of_z = buffer_of(size, logs), buffer_of(size, logs)
     greatest, total = zeros(size + BLOCK, logs), zeros(size + BLOCK, logs)
     marginals = np.empty(BLOCK)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        transpose(lines_of(q[0], row, end, cols, BLOCK, lines, 0.0), cols, z)
+        z = block_of(q[0], row, end, cols, BLOCK, lines, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
@@ -166,7 +182,9 @@ def kl_decomposition_kernel(
         for i in range(end - row):
             line = row + i, 1, 0, cols
             found = own_and_prior(
-                load(q[0], line, of_few[0]), load(q[1], line, of_few[1]), load(q[2], line, of_few[2])
+                load(q[0], line, of_few[0]),
+                load(q[1], line, of_few[1]),
+                load(q[2], line, of_few[2]),
             )
             joint, of_each = np.float64(total[size + i]) * LOG_2, marginals[i] * LOG_2
             first[i] = real(-0.5 * found[0] - joint)
@@ -175,54 +193,67 @@ def kl_decomposition_kernel(
 
 
 @elementwise
-def add_logs(z, mu, inverse, constant, partial, logs):
-    """Log densities of all latents together."""
-    cols = z.size // BLOCK
-    for d in range(cols):
-        for j in range(FEW):
+def add_logs(z, mu, inverse, constant, logs):
+    """Log densities [FEW, size] of all latents together, of z [cols, size]."""
+    real = z.dtype.type
+    size, cols = logs.size // FEW, mu.size // FEW
+    deep = cols // DEEP * DEEP
+    for j in range(FEW):
+        for first in range(0, deep, DEEP):
+            for i in range(size):
+                total = real(0.0)
+                for d in range(first, first + DEEP):
+                    at, here = j * cols + d, np.uint64(d * size) + np.uint64(i)
+                    total += log_density(z[here], mu[at], inverse[at], constant[at])
+                logs[np.uint64(j * size) + np.uint64(i)] += total
+        for d in range(deep, cols):
             at = j * cols + d
-            for i in range(BLOCK):
-                partial[j * BLOCK + i] += log_density(
-                    z[d * BLOCK + i], mu[at], inverse[at], constant[at]
-                )
-        if (d + 1) % DEEP == 0 or d + 1 == cols:
-            put_aside(partial, logs)
+            for i in range(size):
+                here = np.uint64(d * size) + np.uint64(i)
+                log_one = log_density(z[here], mu[at], inverse[at], constant[at])
+                logs[np.uint64(j * size) + np.uint64(i)] += log_one
 
 
 @elementwise
-def share_out(logs, logsumexp, djoint, dmarginals, weights, shares):
-    """``shares`` of the joint density's upstream gradient, and ``weights`` times the other one.
-
-    ``logs`` are 0 behind it.
+def share_out(logs, logsumexp, djoint, dmarginals, weights):
+    """``logs`` become shares of the upstream gradient of the joint density; ``weights`` are
+    multiplied by that of the marginals.
     """
-    real = logs.dtype.type
+    size = djoint.size
     for j in range(FEW):
-        for i in range(BLOCK):
-            at = j * BLOCK + i
-            shares[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
+        for i in range(size):
+            at = np.uint64(j * size) + np.uint64(i)
+            logs[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
             weights[at] *= dmarginals[i]
-            logs[at] = real(0.0)
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
-def add_pulls(z, logsumexp, weights, shares, mu, inverse, constant, dz, dmu, dlogvar):
-    """The gradient of a block of rows from one component, and of it from them."""
+def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
+    """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
+
+    A latent after the other, of which the rows stay in the first cache.
+    """
     real = z.dtype.type
-    for d in range(mu.size):
-        scale = inverse[d] * real(1 / SCALE**2)
-        first = second = real(0.0)
-        for i in range(BLOCK):
-            distance = z[d * BLOCK + i] - mu[d]
-            scaled = distance * inverse[d]
-            log_ratio = constant[d] - logsumexp[d * BLOCK + i]
-            share = weights[i] * exp2(log_ratio - scaled * scaled) + shares[i]
-            # Not the scaled distance, which may be infinite where the share is 0.
-            pull = (share * inverse[d]) * distance
-            first += pull
-            second += (pull * scale) * distance - share
-            dz[d * BLOCK + i] -= pull * inverse[d]
-        dmu[d] += first * scale
-        dlogvar[d] += real(0.5) * second
+    size, cols = weights.size // FEW, mu.size // FEW
+    for d in range(cols):
+        for j in range(count):
+            at = j * cols + d
+            scale = inverse[at] * real(1 / SCALE**2)
+            first = second = real(0.0)
+            for i in range(size):
+                here = np.uint64(d * size) + np.uint64(i)
+                pair = np.uint64(j * size) + np.uint64(i)
+                distance = z[here] - mu[at]
+                scaled = distance * inverse[at]
+                log_ratio = (constant[at] - logsumexp[here]) - scaled * scaled
+                share = weights[pair] * exp2(log_ratio) + shares[pair]
+                # Not the scaled distance, which may be infinite where the share is 0.
+                pull = (share * inverse[at]) * distance
+                first += pull
+                second += (pull * scale) * distance - share
+                dz[here] -= pull * inverse[at]
+            dmu[at] += first * scale
+            dlogvar[at] += real(0.5) * second
 
 
 @elementwise
@@ -239,14 +270,14 @@ def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
 
 
 @helper
-def known(logsumexp_ptr, row, end, rows, result):
-    """[cols + 1, BLOCK]; infinite where a latent is impossible of all components, or missing."""
-    for d in range(result.size // BLOCK):
+def known(logsumexp_ptr, row, end, rows, size, result):
+    """[cols + 1, size]; infinite where a latent is impossible of all components, or missing."""
+    for d in range(result.size // size):
         found = in_place(logsumexp_ptr, d * rows + row, end - row, result)
         for i in range(end - row):
-            result[d * BLOCK + i] = np.inf if found[i] == -np.inf else found[i]
-        for i in range(end - row, BLOCK):
-            result[d * BLOCK + i] = np.inf
+            result[d * size + i] = np.inf if found[i] == -np.inf else found[i]
+        for i in range(end - row, size):
+            result[d * size + i] = np.inf
 
 
 @elementwise
@@ -256,83 +287,77 @@ def add(values, total):
 
 
 @helper
-def upstream_of(operand, row, end, buffer):
+def upstream_of(operand, row, end, size, buffer):
     """Of a block of rows: zeros where there are none."""
     if not present(operand):
-        fill(buffer[:BLOCK], 0.0)
-        return buffer[:BLOCK]
-    return lines_of(operand, row, end, 1, BLOCK, buffer, 0.0)
+        fill(buffer[:size], 0.0)
+        return buffer[:size]
+    return lines_of(operand, row, end, 1, size, buffer, 0.0)
 
 
 @kernel
 def kl_decomposition_backward_kernel(
-    queue, step, parts, _, scratch, rows, blocks, components, cols, three, q, all_q,
+    queue, step, parts, _, scratch, rows, part_rows, block_rows, components, cols, three, q, all_q,
     logsumexp_ptr, upstream, dz_ptr, of_q, of_parts,
 ):  # fmt: skip
     """``of_parts`` are for the gradients of the components, [parts, components, cols], ``of_q`` for
     those of q, [rows, cols]: 0 where they are the same, or are not wanted.
     """
     scratch = workspace(scratch, queue)
-    real, size = scratch.dtype.type, cols * BLOCK
-    weights, partial, logs = scratch[0][: FEW * BLOCK], scratch[1][: FEW * BLOCK], scratch[2]
-    logs, shares = logs[: FEW * BLOCK], scratch[3][: FEW * BLOCK]
-    fill(partial, 0.0)
-    fill(logs, 0.0)
-    of_few = buffers_of_few(cols, logs)
-    lines, z = buffer_of(size, logs), buffer_of(size, logs)[:size]
-    logsumexp = buffer_of(size + BLOCK, logs)[: size + BLOCK]
-    aside, dz, nowhere = zeros(size, logs), zeros(size, logs), zeros(cols, logs)
-    whole, wanted = components * cols, of_parts[0] != 0
+    like, whole, wanted = scratch[0], components * cols, of_parts[0] != 0
+    of_few, most = buffers_of_few(cols, like), cols * block_rows
+    lines, block_of_z = buffer_of(most, like), buffer_of(most, like)
+    known_logsumexp = buffer_of(most + block_rows, like)
+    all_aside, all_dz, nowhere = zeros(most, like), zeros(most, like), zeros(cols * FEW, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
         dmu = dlogvar = nowhere
         if wanted:
-            dmu = in_place(of_parts[0], part * whole, whole, logs)
-            dlogvar = in_place(of_parts[1], part * whole, whole, logs)
+            dmu = in_place(of_parts[0], part * whole, whole, like)
+            dlogvar = in_place(of_parts[1], part * whole, whole, like)
         fill(dmu, 0.0)
         fill(dlogvar, 0.0)
-        for row in range(part * blocks * BLOCK, min((part + 1) * blocks * BLOCK, rows), BLOCK):
-            end = min(row + BLOCK, rows)
-            transpose(lines_of(q[0], row, end, cols, BLOCK, lines, 0.0), cols, z)
-            known(logsumexp_ptr, row, end, rows, logsumexp)
-            first = upstream_of(upstream[0], row, end, scratch[4])
-            second = upstream_of(upstream[1], row, end, scratch[5])
-            third = upstream_of(upstream[2], row, end, scratch[6])
-            djoint, dmarginals = scratch[7][:BLOCK], scratch[8][:BLOCK]
-            for i in range(BLOCK):
+        after = min((part + 1) * part_rows, rows)
+        for row in range(part * part_rows, after, block_rows):
+            end = min(row + block_rows, after)
+            size = whole_blocks(end - row, BLOCK)
+            weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
+            aside, dz = all_aside[: cols * size], all_dz[: cols * size]
+            z = block_of(q[0], row, end, cols, size, lines, block_of_z)
+            logsumexp = known_logsumexp[: (cols + 1) * size]
+            known(logsumexp_ptr, row, end, rows, size, logsumexp)
+            first = upstream_of(upstream[0], row, end, size, scratch[2])
+            second = upstream_of(upstream[1], row, end, size, scratch[3])
+            third = upstream_of(upstream[2], row, end, size, scratch[4])
+            djoint, dmarginals = scratch[5][:size], scratch[6][:size]
+            for i in range(size):
                 djoint[i], dmarginals[i] = second[i] - first[i], third[i] - second[i]
             fill(dz, 0.0)
             fill(aside, 0.0)
             for k in range(0, components, FEW):
                 stop = min(k + FEW, components)
-                mu, inverse, constant = components_at(k, stop, cols, *all_q, of_few)
+                few = components_at(k, stop, cols, *all_q, of_few)
                 weigh(weights, three, k, row, rows)
-                add_logs(z, mu, inverse, constant, partial, logs)
-                share_out(logs, logsumexp[size:], djoint, dmarginals, weights, shares)
-                for j in range(stop - k):
-                    one, here = slice(j * cols, (j + 1) * cols), slice(j * BLOCK, (j + 1) * BLOCK)
-                    there = slice((k + j) * cols, (k + j + 1) * cols) if wanted else slice(0, cols)
-                    add_pulls(
-                        z, logsumexp, weights[here], shares[here], mu[one], inverse[one],
-                        constant[one], aside, dmu[there], dlogvar[there],
-                    )  # fmt: skip
+                fill(logs, 0.0)
+                add_logs(z, *few, logs)
+                share_out(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
+                here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
+                of_components = dmu[here], dlogvar[here]
+                add_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
                 if (k + FEW) % STRETCH == 0 or stop == components:
                     put_aside(aside, dz)
             for i in range(end - row):
-                line = row + i, 1, 0, cols
-                found = in_place(dz_ptr, (row + i) * cols, cols, logs)
+                found = in_place(dz_ptr, (row + i) * cols, cols, like)
                 for d in range(cols):
-                    found[d] = dz[d * BLOCK + i] * real(1 / SCALE**2)
-                there = slice((row + i) * cols, (row + i + 1) * cols) if wanted else slice(0, cols)
-                of_mu, of_logvar = dmu[there], dlogvar[there]
+                    found[d] = dz[d * size + i] * like.dtype.type(1 / SCALE**2)
+                here = slice((row + i) * cols, (row + i + 1) * cols) if wanted else slice(0, cols)
+                of_mu, of_logvar = dmu[here], dlogvar[here]
                 if of_q[0] != 0:
-                    of_mu = in_place(of_q[0], (row + i) * cols, cols, logs)
-                    of_logvar = in_place(of_q[1], (row + i) * cols, cols, logs)
+                    of_mu = in_place(of_q[0], (row + i) * cols, cols, like)
+                    of_logvar = in_place(of_q[1], (row + i) * cols, cols, like)
                     fill(of_mu, 0.0)
                     fill(of_logvar, 0.0)
-                add_own_and_prior(
-                    load(q[0], line, of_few[0]), load(q[1], line, of_few[1]),
-                    load(q[2], line, of_few[2]), first[i], -third[i], found, of_mu, of_logvar,
-                )  # fmt: skip
+                given = example(q, row + i, cols, of_few)
+                add_own_and_prior(*given, first[i], -third[i], found, of_mu, of_logvar)
 
 
 @kernel
@@ -377,11 +402,13 @@ def kl_decomposition_backward(
     acc, of_batch = logsumexp.dtype, all_mu is None
     components = (mu, logvar) if of_batch else (all_mu, all_logvar)
     (rows, cols), (count, _) = z.shape, components[0].shape
-    blocks = -(-rows // BLOCK)
     work = rows * count * cols * COST[1]
     # By sizes alone, as results are to be the same of any number of threads.
+    block_rows = min(WIDE, whole_blocks.py_func(-(-rows // 2), BLOCK))
+    blocks = -(-rows // block_rows)
     blocks_of_part = -(-blocks // max(1, min(PARTS, blocks, int(work // RANGE))))
-    parts = -(-blocks // blocks_of_part)
+    part_rows = blocks_of_part * block_rows
+    parts = -(-rows // part_rows)
     wanted = any(needs[1:3] if of_batch else needs[3:])
     found = [torch.empty(z.shape, dtype=acc)]
     of_q = of_parts = (None, None)
@@ -393,9 +420,10 @@ def kl_decomposition_backward(
         kl_decomposition_backward_kernel,
         acc,
         parts,
-        blocks_of_part * BLOCK * count * cols,
+        part_rows * count * cols,
         rows,
-        blocks_of_part,
+        part_rows,
+        block_rows,
         count,
         cols,
         weights_of(count, dataset_size),
