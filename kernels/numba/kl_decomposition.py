@@ -71,12 +71,8 @@ def components_at(k, stop, cols, mu_ptr, logvar_ptr, buffers):
 @helper
 def buffers_of_few(cols, like):
     size = FEW * cols
-    return (
-        buffer_of(size, like),
-        buffer_of(size, like),
-        buffer_of(size, like),
-        buffer_of(size, like),
-    )
+    mus, logvars = buffer_of(size, like), buffer_of(size, like)
+    return mus, logvars, buffer_of(size, like), buffer_of(size, like)
 
 
 @elementwise
@@ -149,8 +145,8 @@ def kl_decomposition_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     real, size = scratch.dtype.type, cols * BLOCK
-    weights, partial, logs = scratch[0][: FEW * BLOCK], scratch[1][: FEW * BLOCK], scratch[2]
-    logs = logs[: FEW * BLOCK]
+    pairs = FEW * BLOCK
+    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
     fill(partial, 0.0)
     fill(logs, 0.0)
     of_few = buffers_of_few(cols, logs)
@@ -180,16 +176,11 @@ def kl_decomposition_kernel(
         second = in_place(second_ptr, row, end - row, logs)
         third = in_place(third_ptr, row, end - row, logs)
         for i in range(end - row):
-            line = row + i, 1, 0, cols
-            found = own_and_prior(
-                load(q[0], line, of_few[0]),
-                load(q[1], line, of_few[1]),
-                load(q[2], line, of_few[2]),
-            )
-            joint, of_each = np.float64(total[size + i]) * LOG_2, marginals[i] * LOG_2
-            first[i] = real(-0.5 * found[0] - joint)
+            own, prior = own_and_prior(*example(q, row + i, cols, of_few))
+            joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
+            first[i] = real(-0.5 * own - joint)
             second[i] = real(joint - of_each)
-            third[i] = real(of_each + 0.5 * found[1])
+            third[i] = real(of_each + 0.5 * prior)
 
 
 @elementwise
@@ -280,12 +271,6 @@ def known(logsumexp_ptr, row, end, rows, size, result):
             result[d * size + i] = np.inf
 
 
-@elementwise
-def add(values, total):
-    for i in range(total.size):
-        total[i] += values[i]
-
-
 @helper
 def upstream_of(operand, row, end, size, buffer):
     """Of a block of rows: zeros where there are none."""
@@ -369,7 +354,7 @@ def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_ptr, sum_
         total = in_place(sum_ptr, start, size, like)
         fill(total, 0.0)
         for part in range(parts):
-            add(in_place(parts_ptr, part * rows * cols + start, size, like), total)
+            put_aside(in_place(parts_ptr, part * rows * cols + start, size, like), total)
 
 
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
@@ -402,19 +387,12 @@ def kl_decomposition_backward(
     acc, of_batch = logsumexp.dtype, all_mu is None
     components = (mu, logvar) if of_batch else (all_mu, all_logvar)
     (rows, cols), (count, _) = z.shape, components[0].shape
-    work = rows * count * cols * COST[1]
-    # By sizes alone, as results are to be the same of any number of threads.
-    block_rows = min(WIDE, whole_blocks.py_func(-(-rows // 2), BLOCK))
-    blocks = -(-rows // block_rows)
-    blocks_of_part = -(-blocks // max(1, min(PARTS, blocks, int(work // RANGE))))
-    part_rows = blocks_of_part * block_rows
-    parts = -(-rows // part_rows)
-    wanted = any(needs[1:3] if of_batch else needs[3:])
-    found = [torch.empty(z.shape, dtype=acc)]
+    parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
+    dz = torch.empty(z.shape, dtype=acc)
     of_q = of_parts = (None, None)
     if not of_batch:
         of_q = [torch.empty(z.shape, dtype=acc) for _ in range(2)]
-    if wanted:
+    if any(needs[1:3] if of_batch else needs[3:]):
         of_parts = [torch.empty((parts, count, cols), dtype=acc) for _ in range(2)]
     launch(
         kl_decomposition_backward_kernel,
@@ -431,22 +409,36 @@ def kl_decomposition_backward(
         tuple(map(operand, components)),
         logsumexp.data_ptr(),
         tuple(map(operand, (dfirst, dsecond, dthird))),
-        found[0].data_ptr(),
+        dz.data_ptr(),
         *(tuple(0 if t is None else t.data_ptr() for t in pair) for pair in (of_q, of_parts)),
         cost=COST[1],
     )
-    of_components = [sum_of_parts(t) for t in of_parts]
-    found += of_components if of_batch else [*of_q, *of_components]
+    of_components = map(sum_of_parts, of_parts)
+    found = (dz, *of_components, *of_q) if of_batch else (dz, *of_q, *of_components)
     inputs = z, mu, logvar, all_mu, all_logvar
-    wanted = zip(found, inputs, needs, strict=False)
-    return [g.to(t.dtype) for g, t, needed in wanted if needed]
+    gradients = zip(found, inputs, needs, strict=True)
+    return [g.to(t.dtype) for g, t, needed in gradients if needed]
+
+
+def parts_of(rows, work):
+    """(how many, rows of each, rows of a block), of ``work`` ns for a row.
+
+    By sizes alone: with the threads that there are results would change.
+    """
+    block = min(WIDE, whole_blocks.py_func(-(-rows // 2), BLOCK))
+    blocks = -(-rows // block)
+    parts = max(1, min(PARTS, blocks, int(rows * work / RANGE)))
+    part = -(-blocks // parts) * block
+    return -(-rows // part), part, block
 
 
 def sum_of_parts(parts):
+    """[rows, cols] of [parts, rows, cols], or None of None."""
     if parts is None or len(parts) == 1:
-        return parts if parts is None else parts[0]
+        return None if parts is None else parts[0]
     number, *shape = parts.shape
     total = torch.empty(shape, dtype=parts.dtype)
     pointers = parts.data_ptr(), total.data_ptr()
+    # Not by torch, which leaves this to OpenMP: that hangs in a forked child.
     launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)
     return total
