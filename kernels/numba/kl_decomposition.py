@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..rows import accumulator
-from .compiler import Restrict, elementwise, helper, jit, kernel
+from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
 from .device import exp, exp2, fill
 from .launch import RANGE, launch
 from .marginals_log_prob import SCALE, conclude, log_density, to_base_two, whole_blocks
@@ -30,6 +30,16 @@ STRETCH = 256  # components, after which sums are put aside, to round as torch's
 PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
 LOG_2 = math.log(2)
 COST = 0.2, 0.3  # ns for a latent of a pair, forward and backward
+
+
+@helper
+def aligned(size, like):
+    """As ``buffer_of``, from a multiple of a register's bytes on, so that no load crosses a line of
+    the cache: in one process of three forward took a quarter longer.
+    """
+    values = np.empty(size + 2 * LANES, like.dtype)
+    start = -(values.ctypes.data // values.itemsize) % LANES
+    return values[start : start + size + LANES]
 
 
 @helper
@@ -150,8 +160,9 @@ def kl_decomposition_kernel(
     fill(partial, 0.0)
     fill(logs, 0.0)
     of_few = buffers_of_few(cols, logs)
-    lines, block_of_z = buffer_of(size, logs), buffer_of(size, logs)
-    greatest, total = zeros(size + BLOCK, logs), zeros(size + BLOCK, logs)
+    lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
+    greatest = aligned(size + BLOCK, logs)[: size + BLOCK]
+    total = aligned(size + BLOCK, logs)[: size + BLOCK]
     marginals = np.empty(BLOCK)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
@@ -291,9 +302,9 @@ def kl_decomposition_backward_kernel(
     scratch = workspace(scratch, queue)
     like, whole, wanted = scratch[0], components * cols, of_parts[0] != 0
     of_few, most = buffers_of_few(cols, like), cols * block_rows
-    lines, block_of_z = buffer_of(most, like), buffer_of(most, like)
-    known_logsumexp = buffer_of(most + block_rows, like)
-    all_aside, all_dz, nowhere = zeros(most, like), zeros(most, like), zeros(cols * FEW, like)
+    lines, block_of_z = buffer_of(most, like), aligned(most, like)
+    known_logsumexp = aligned(most + block_rows, like)
+    all_aside, all_dz, nowhere = aligned(most, like), zeros(most, like), zeros(cols * FEW, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
         dmu = dlogvar = nowhere
         if wanted:
