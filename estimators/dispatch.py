@@ -28,10 +28,6 @@ SMALL_LEARNED = {"laplace": 2**15}
 # Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
 FEW_CLASSES = 16
 
-# Latents of pairs of rows and components below which the reference is faster on a CPU for the terms
-# of a KL: of 64 rows and 2 latents kernels take 0.42 ms, which is the host's, the reference 0.36.
-SMALL_AGGREGATE = 2**15
-
 # Normals below which torch.randn itself takes no longer than a kernel that draws the same.
 FEW_NORMALS = 1024
 
@@ -49,6 +45,7 @@ TWINS: dict[Any, Any] = {
     ops.posterior_sample_kl.function: twins.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
+    ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
@@ -191,15 +188,23 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     return view(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
 
 
-def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, None), *, impl):
-    """(log q(z), sum_d log q(z_d)) of components [K, D], as the reference has them."""
-    pairs = z.numel() * len(mu)
-    small = impl == "auto" and z.is_cpu and pairs < SMALL_AGGREGATE
-    if not use_kernels(impl, z, mu, logvar, *log_weights, fits=not small):
-        return reference.aggregate_log_probs(z, mu, logvar, stratified_of, log_weights)
-    of_joint, of_marginals = log_weights
-    joint = ops.mixture_log_prob(z, mu, logvar, of_joint, stratified_of)
-    return joint, ops.marginals_log_prob(z, mu, logvar, of_marginals, stratified_of)
+def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
+    """(log q(z), sum_d log q(z_d)) of components [K, D], with weights for either."""
+    if not use_kernels(impl, z, mu, logvar, *log_weights):
+        return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
+    joint, marginals = log_weights
+    return (
+        ops.mixture_log_prob(z, mu, logvar, joint, None),
+        ops.marginals_log_prob(z, mu, logvar, marginals, None),
+    )
+
+
+def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None, *, impl):
+    """The three terms; components [K, D] that are None are q of these examples."""
+    q = z, mu, logvar, all_mu, all_logvar
+    if not use_kernels(impl, *q):
+        return reference.kl_decomposition(*q, stratified_of)
+    return ops.kl_decomposition(*q, stratified_of)
 
 
 def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import dispatch, validate
 from .dispatch import Implementation
-from .functional import check_components, gaussian_log_prob
+from .functional import check_components
 from .loss import Likelihood, Reduction, elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]
@@ -146,29 +146,28 @@ def kl_decomposition(
     if z.dim() != 2 or not z.shape == mu.shape == logvar.shape or 0 in z.shape:
         named = validate.describe({"z": z, "mu": mu, "logvar": logvar})
         raise ValueError(f"expected z, mu and logvar of one shape [B, D], not empty, got {named}")
-    everything = mu, logvar
     if estimator == "aggregate":
-        everything = all_examples(z, mu, logvar, dataset_size, dataset)
+        components = all_examples(z, dataset_size, dataset)
     else:
+        components = None, None
         size_of_data_set(len(z), dataset_size, dataset, estimator)
     stratified_of = dataset_size if estimator == "stratified" else None
-    joint, marginals = dispatch.aggregate_log_probs(z, *everything, stratified_of, impl=impl)
+    terms = dispatch.kl_decomposition(z, mu, logvar, *components, stratified_of, impl=impl)
     if estimator == "weighted":
         # 1 / (N B) for 1 / B, in each logarithm.
-        excess = torch.as_tensor(dataset_size, dtype=joint.dtype, device=joint.device).log()
-        joint, marginals = joint - excess, marginals - z.shape[1] * excess
-    own = gaussian_log_prob(z, mu, logvar, impl=impl)
-    zero = z.new_zeros(())
-    prior = gaussian_log_prob(z, zero, zero, impl=impl)
-    return KLDecomposition(own - joint, joint - marginals, marginals - prior)
+        first, second, third = terms
+        excess = torch.as_tensor(dataset_size, dtype=first.dtype, device=first.device).log()
+        latents = z.shape[1]
+        terms = first + excess, second + (latents - 1) * excess, third - latents * excess
+    return KLDecomposition(*terms)
 
 
-def all_examples(z, mu, logvar, dataset_size, dataset):
-    """(mu, logvar) of the data set, for the exact estimator."""
+def all_examples(z, dataset_size, dataset):
+    """(mu, logvar) of the data set, for the exact estimator; or (None, None), of these examples."""
     if dataset_size is not None:
         raise ValueError("estimator='aggregate' takes its dataset, not a dataset_size")
     if dataset is None:
-        return mu, logvar
+        return None, None
     all_mu, all_logvar = dataset
     named = {"dataset's mu": all_mu, "dataset's logvar": all_logvar}
     validate.tensors(z=z, **named)

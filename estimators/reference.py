@@ -359,6 +359,15 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
     return torch.cat(joint), torch.cat(marginals)
 
 
+def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None):
+    """Twin of :func:`fused_elbo.kl_decomposition`, of components that may be those of z."""
+    components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
+    joint, marginals = aggregate_log_probs(z, *components, stratified_of)
+    zero = z.new_zeros(())
+    own, prior = gaussian_log_prob(z, mu, logvar), gaussian_log_prob(z, zero, zero)
+    return own - joint, joint - marginals, marginals - prior
+
+
 def expanded(x, recon):
     """x for every sample of recon; torch's losses warn of other shapes."""
     return x if x.dim() == recon.dim() else x.expand_as(recon)

@@ -281,6 +281,26 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
 
 
 @declare(
+    "kl_decomposition",
+    "kl_decomposition(Tensor z, Tensor mu, Tensor logvar, Tensor? all_mu, Tensor? all_logvar, "
+    "SymInt? dataset_size) -> Tensor[]",
+    gradients=("z", "mu", "logvar", "all_mu", "all_logvar"),
+    results=("mutual_information", "total_correlation", "dimension_wise"),
+    kept="logsumexp",
+)
+def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
+    """log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
+
+    q(z|x) are the rows of ``mu`` and ``logvar``; q(z) and its marginals as above, of components
+    ``all_mu`` and ``all_logvar``, or of these rows where they are None. ``logsumexp`` is of each
+    latent, to base 2, and in a last row that of all latents.
+    """
+    log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, all_mu, all_logvar))
+    terms = [torch.empty_like(log_prob) for _ in range(3)]
+    return [*terms, log_prob.new_empty(z.shape[1] + 1, z.shape[0])]
+
+
+@declare(
     "discretized_mix_logistic_nll",
     "discretized_mix_logistic_nll(Tensor params, Tensor x, float half_bin, float right_edge, "
     "float guard) -> (Tensor nll)",

@@ -111,6 +111,28 @@ def op_calls(device, rows=3, cols=5):
             (e, a, b, c, None, 2 * rows, t(cols, rows), [True, *[False] * 3]),
             (e, a, b, c, None, None, t(cols, rows), [False, True, True, False]),
         ],
+        "kl_decomposition": [
+            (a, b, c, several, several, None),
+            (half, half, half, None, None, 2 * rows),
+        ],
+        "kl_decomposition_backward": [
+            (e, None, e, a, b, c, several, several, None, t(cols + 1, rows), [True] * 5),
+            (e, e, e, a, b, c, None, None, 2 * rows, t(cols + 1, rows), [True] * 3 + no),
+            (
+                None,
+                e,
+                None,
+                a,
+                b,
+                c,
+                None,
+                None,
+                None,
+                t(cols + 1, rows),
+                [False, *[True] * 2, *no],
+            ),
+            (e, e, e, a, b, c, several, several, None, t(cols + 1, rows), [*no, True, *no]),
+        ],
         "discretized_mix_logistic_nll": [
             (t(rows, 20, cols), t(rows, 3, cols), 1 / 255, 0.999, 0.0),
             (t(rows, 10, cols, dtype=BF16), t(rows, 3, cols), 1 / 31, 0.99, 1e-5),

@@ -1,0 +1,455 @@
+"""The KL in three terms: log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
+
+The joint density adds up over latents what the marginals take one by one, so one pass over all
+pairs has both, and a batch takes one call of a kernel forward and one backward. (Of 32 rows and 64
+latents ten calls took 0.5 ms, most of it the host's.) A register holds one number of sixteen rows;
+a thread takes BLOCK rows through all components and latents. What rows give to a component is added
+up in parts of them, of which each is one thread's, and these in one order.
+
+Logarithms are to base 2 inside, where an exponential takes a third less.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from ..rows import accumulator
+from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
+from .device import exp, exp2, fill
+from .launch import RANGE, launch
+from .marginals_log_prob import SCALE, conclude, log_density, to_base_two, whole_blocks
+from .memory import in_place, load, operand, present, tiles, workspace
+from .mixture_log_prob import DEEP, buffer_of, lines_of, put_aside, weights_of, zeros
+from .sums import REASSOCIATED
+
+BLOCK = 32  # rows at once: two registers
+WIDE = 128  # the same backward, at most: a sum over rows takes as long as sixty of them
+FEW = 8  # components, which share what is read and written for a row
+STRETCH = 256  # components, after which sums are put aside, to round as torch's do
+PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
+LOG_2 = math.log(2)
+COST = 0.2, 0.3  # ns for a latent of a pair, forward and backward
+
+
+@helper
+def aligned(size, like):
+    """As ``buffer_of``, from a multiple of a register's bytes on, so that no load crosses a line of
+    the cache: in one process of three forward took a quarter longer.
+    """
+    values = np.empty(size + 2 * LANES, like.dtype)
+    start = -(values.ctypes.data // values.itemsize) % LANES
+    return values[start : start + size + LANES]
+
+
+@helper
+def block_of(operand, row, end, cols, size, buffer, block):
+    """Rows [row, end) as [cols, size]."""
+    lines = lines_of(operand, row, end, cols, size, buffer, 0.0)
+    for d in range(cols):
+        for i in range(size):
+            block[d * size + i] = lines[i * cols + d]
+    return block[: cols * size]
+
+
+@helper
+def weigh(weights, three, component, row, rows):
+    """Weights [FEW, size]: of a row's own component, of the next one, and of the others."""
+    own, following, others = three
+    size = weights.size // FEW
+    fill(weights, others)
+    for j in range(FEW):
+        index = component + j - row
+        if 0 <= index < size:
+            weights[j * size + index] = own
+        index = (component + j - 1) % rows - row
+        if 0 <= index < size:
+            weights[j * size + index] = following
+
+
+@helper
+def components_at(k, stop, cols, mu_ptr, logvar_ptr, buffers):
+    """(mu, 1 / std, what log densities have beside squares) of FEW components, [FEW, cols]."""
+    mus, logvars, inverse, constant = buffers
+    mu = lines_of(mu_ptr, k, stop, cols, FEW, mus, 0.0)
+    logvar = lines_of(logvar_ptr, k, stop, cols, FEW, logvars, 0.0)
+    to_base_two(logvar, inverse[: FEW * cols], constant[: FEW * cols])
+    fill(constant[(stop - k) * cols : FEW * cols], -np.inf)
+    return mu, inverse, constant
+
+
+@helper
+def buffers_of_few(cols, like):
+    size = FEW * cols
+    mus, logvars = buffer_of(size, like), buffer_of(size, like)
+    return mus, logvars, buffer_of(size, like), buffer_of(size, like)
+
+
+@elementwise
+def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, total):
+    """The sum of each latent with FEW components more: exp2(greatest) total.
+
+    ``logs`` [FEW, BLOCK] become log densities of all latents together.
+    """
+    real = z.dtype.type
+    cols = z.size // BLOCK
+    for d in range(cols):
+        for i in range(BLOCK):
+            top = greatest[d * BLOCK + i]
+            for j in range(FEW):
+                at = j * cols + d
+                log_one = log_density(z[d * BLOCK + i], mu[at], inverse[at], constant[at])
+                partial[j * BLOCK + i] += log_one
+                top = max(top, log_one)
+            # Where nothing is possible yet, not -inf - -inf.
+            shift = top if top > real(-np.inf) else real(0.0)
+            sum_ = total[d * BLOCK + i] * exp2(greatest[d * BLOCK + i] - shift)
+            for j in range(FEW):
+                at = j * cols + d
+                log_one = log_density(z[d * BLOCK + i], mu[at], inverse[at], constant[at])
+                sum_ += weights[j * BLOCK + i] * exp2(log_one - shift)
+            greatest[d * BLOCK + i], total[d * BLOCK + i] = top, sum_
+        if (d + 1) % DEEP == 0 or d + 1 == cols:
+            put_aside(partial, logs)
+
+
+@elementwise
+def add_joint(logs, weights, greatest, total):
+    """The same of all latents together; ``logs`` are 0 behind it."""
+    real = logs.dtype.type
+    for i in range(BLOCK):
+        top = greatest[i]
+        for j in range(FEW):
+            top = max(top, logs[j * BLOCK + i])
+        shift = top if top > real(-np.inf) else real(0.0)
+        sum_ = total[i] * exp2(greatest[i] - shift)
+        for j in range(FEW):
+            sum_ += weights[j * BLOCK + i] * exp2(logs[j * BLOCK + i] - shift)
+            logs[j * BLOCK + i] = real(0.0)
+        greatest[i], total[i] = top, sum_
+
+
+@jit(pipeline_class=Restrict, **REASSOCIATED)
+def own_and_prior(z, mu, logvar):
+    """-2 log q(z|x) and -2 log p(z) of a row, but for the constant of all densities."""
+    real = z.dtype.type
+    own = prior = real(0.0)
+    for d in range(z.size):
+        distance = (z[d] - mu[d]) * exp(real(-0.5) * logvar[d])
+        own += distance * distance + logvar[d]
+        prior += z[d] * z[d]
+    return own, prior
+
+
+@helper
+def example(q, row, cols, buffers):
+    """(z, mu, logvar) of one."""
+    line = row, 1, 0, cols
+    return load(q[0], line, buffers[0]), load(q[1], line, buffers[1]), load(q[2], line, buffers[2])
+
+
+@kernel
+def kl_decomposition_kernel(
+    queue, step, blocks, _, scratch, rows, components, cols, three, q, all_q, first_ptr,
+    second_ptr, third_ptr, logsumexp_ptr,
+):  # fmt: skip
+    scratch = workspace(scratch, queue)
+    real, size = scratch.dtype.type, cols * BLOCK
+    pairs = FEW * BLOCK
+    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
+    fill(partial, 0.0)
+    fill(logs, 0.0)
+    of_few = buffers_of_few(cols, logs)
+    lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
+    greatest = aligned(size + BLOCK, logs)[: size + BLOCK]
+    total = aligned(size + BLOCK, logs)[: size + BLOCK]
+    marginals = np.empty(BLOCK)
+    for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
+        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
+        z = block_of(q[0], row, end, cols, BLOCK, lines, block_of_z)
+        fill(greatest, -np.inf)
+        fill(total, 0.0)
+        for k in range(0, components, FEW):
+            few = components_at(k, min(k + FEW, components), cols, *all_q, of_few)
+            weigh(weights, three, k, row, rows)
+            add_components(z, *few, weights, partial, logs, greatest, total)
+            add_joint(logs, weights, greatest[size:], total[size:])
+        conclude(greatest, total)
+        fill(marginals, 0.0)
+        for d in range(cols):
+            for i in range(BLOCK):
+                marginals[i] += total[d * BLOCK + i]
+        for d in range(cols + 1):
+            kept = in_place(logsumexp_ptr, d * rows + row, end - row, logs)
+            for i in range(end - row):
+                kept[i] = total[d * BLOCK + i]
+        first = in_place(first_ptr, row, end - row, logs)
+        second = in_place(second_ptr, row, end - row, logs)
+        third = in_place(third_ptr, row, end - row, logs)
+        for i in range(end - row):
+            own, prior = own_and_prior(*example(q, row + i, cols, of_few))
+            joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
+            first[i] = real(-0.5 * own - joint)
+            second[i] = real(joint - of_each)
+            third[i] = real(of_each + 0.5 * prior)
+
+
+@elementwise
+def add_logs(z, mu, inverse, constant, logs):
+    """Log densities [FEW, size] of all latents together, of z [cols, size]."""
+    real = z.dtype.type
+    size, cols = logs.size // FEW, mu.size // FEW
+    deep = cols // DEEP * DEEP
+    for j in range(FEW):
+        for first in range(0, deep, DEEP):
+            for i in range(size):
+                total = real(0.0)
+                for d in range(first, first + DEEP):
+                    at, here = j * cols + d, np.uint64(d * size) + np.uint64(i)
+                    total += log_density(z[here], mu[at], inverse[at], constant[at])
+                logs[np.uint64(j * size) + np.uint64(i)] += total
+        for d in range(deep, cols):
+            at = j * cols + d
+            for i in range(size):
+                here = np.uint64(d * size) + np.uint64(i)
+                log_one = log_density(z[here], mu[at], inverse[at], constant[at])
+                logs[np.uint64(j * size) + np.uint64(i)] += log_one
+
+
+@elementwise
+def share_out(logs, logsumexp, djoint, dmarginals, weights):
+    """``logs`` become shares of the upstream gradient of the joint density; ``weights`` are
+    multiplied by that of the marginals.
+    """
+    size = djoint.size
+    for j in range(FEW):
+        for i in range(size):
+            at = np.uint64(j * size) + np.uint64(i)
+            logs[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
+            weights[at] *= dmarginals[i]
+
+
+@jit(pipeline_class=Restrict, **REASSOCIATED)
+def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
+    """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
+
+    A latent after the other, of which the rows stay in the first cache.
+    """
+    real = z.dtype.type
+    size, cols = weights.size // FEW, mu.size // FEW
+    for d in range(cols):
+        for j in range(count):
+            at = j * cols + d
+            scale = inverse[at] * real(1 / SCALE**2)
+            first = second = real(0.0)
+            for i in range(size):
+                here = np.uint64(d * size) + np.uint64(i)
+                pair = np.uint64(j * size) + np.uint64(i)
+                distance = z[here] - mu[at]
+                scaled = distance * inverse[at]
+                log_ratio = (constant[at] - logsumexp[here]) - scaled * scaled
+                share = weights[pair] * exp2(log_ratio) + shares[pair]
+                # Not the scaled distance, which may be infinite where the share is 0.
+                pull = (share * inverse[at]) * distance
+                first += pull
+                second += (pull * scale) * distance - share
+                dz[here] -= pull * inverse[at]
+            dmu[at] += first * scale
+            dlogvar[at] += real(0.5) * second
+
+
+@elementwise
+def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
+    """What the two densities of a row add to the gradients."""
+    real = z.dtype.type
+    for d in range(z.size):
+        inverse = exp(real(-0.5) * logvar[d])
+        scaled = (z[d] - mu[d]) * inverse
+        pull = down * (scaled * inverse)
+        dz[d] -= pull + dprior * z[d]
+        dmu[d] += pull
+        dlogvar[d] += real(0.5) * down * (scaled * scaled - real(1.0))
+
+
+@helper
+def known(logsumexp_ptr, row, end, rows, size, result):
+    """[cols + 1, size]; infinite where a latent is impossible of all components, or missing."""
+    for d in range(result.size // size):
+        found = in_place(logsumexp_ptr, d * rows + row, end - row, result)
+        for i in range(end - row):
+            result[d * size + i] = np.inf if found[i] == -np.inf else found[i]
+        for i in range(end - row, size):
+            result[d * size + i] = np.inf
+
+
+@helper
+def upstream_of(operand, row, end, size, buffer):
+    """Of a block of rows: zeros where there are none."""
+    if not present(operand):
+        fill(buffer[:size], 0.0)
+        return buffer[:size]
+    return lines_of(operand, row, end, 1, size, buffer, 0.0)
+
+
+@kernel
+def kl_decomposition_backward_kernel(
+    queue, step, parts, _, scratch, rows, part_rows, block_rows, components, cols, three, q, all_q,
+    logsumexp_ptr, upstream, dz_ptr, of_q, of_parts,
+):  # fmt: skip
+    """``of_parts`` are for the gradients of the components, [parts, components, cols], ``of_q`` for
+    those of q, [rows, cols]: 0 where they are the same, or are not wanted.
+    """
+    scratch = workspace(scratch, queue)
+    like, whole, wanted = scratch[0], components * cols, of_parts[0] != 0
+    of_few, most = buffers_of_few(cols, like), cols * block_rows
+    lines, block_of_z = buffer_of(most, like), aligned(most, like)
+    known_logsumexp = aligned(most + block_rows, like)
+    all_aside, all_dz, nowhere = aligned(most, like), zeros(most, like), zeros(cols * FEW, like)
+    for part, _, _, _ in tiles(queue, step, parts, 1, 1):
+        dmu = dlogvar = nowhere
+        if wanted:
+            dmu = in_place(of_parts[0], part * whole, whole, like)
+            dlogvar = in_place(of_parts[1], part * whole, whole, like)
+        fill(dmu, 0.0)
+        fill(dlogvar, 0.0)
+        after = min((part + 1) * part_rows, rows)
+        for row in range(part * part_rows, after, block_rows):
+            end = min(row + block_rows, after)
+            size = whole_blocks(end - row, BLOCK)
+            weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
+            aside, dz = all_aside[: cols * size], all_dz[: cols * size]
+            z = block_of(q[0], row, end, cols, size, lines, block_of_z)
+            logsumexp = known_logsumexp[: (cols + 1) * size]
+            known(logsumexp_ptr, row, end, rows, size, logsumexp)
+            first = upstream_of(upstream[0], row, end, size, scratch[2])
+            second = upstream_of(upstream[1], row, end, size, scratch[3])
+            third = upstream_of(upstream[2], row, end, size, scratch[4])
+            djoint, dmarginals = scratch[5][:size], scratch[6][:size]
+            for i in range(size):
+                djoint[i], dmarginals[i] = second[i] - first[i], third[i] - second[i]
+            fill(dz, 0.0)
+            fill(aside, 0.0)
+            for k in range(0, components, FEW):
+                stop = min(k + FEW, components)
+                few = components_at(k, stop, cols, *all_q, of_few)
+                weigh(weights, three, k, row, rows)
+                fill(logs, 0.0)
+                add_logs(z, *few, logs)
+                share_out(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
+                here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
+                of_components = dmu[here], dlogvar[here]
+                add_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
+                if (k + FEW) % STRETCH == 0 or stop == components:
+                    put_aside(aside, dz)
+            for i in range(end - row):
+                found = in_place(dz_ptr, (row + i) * cols, cols, like)
+                for d in range(cols):
+                    found[d] = dz[d * size + i] * like.dtype.type(1 / SCALE**2)
+                here = slice((row + i) * cols, (row + i + 1) * cols) if wanted else slice(0, cols)
+                of_mu, of_logvar = dmu[here], dlogvar[here]
+                if of_q[0] != 0:
+                    of_mu = in_place(of_q[0], (row + i) * cols, cols, like)
+                    of_logvar = in_place(of_q[1], (row + i) * cols, cols, like)
+                    fill(of_mu, 0.0)
+                    fill(of_logvar, 0.0)
+                given = example(q, row + i, cols, of_few)
+                add_own_and_prior(*given, first[i], -third[i], found, of_mu, of_logvar)
+
+
+@kernel
+def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_ptr, sum_ptr):
+    """[rows, cols] of [parts, rows, cols]."""
+    like = scratch[0]
+    for row, count, col, width in tiles(queue, step, rows, cols):
+        start, size = row * cols + col, count * width
+        total = in_place(sum_ptr, start, size, like)
+        fill(total, 0.0)
+        for part in range(parts):
+            put_aside(in_place(parts_ptr, part * rows * cols + start, size, like), total)
+
+
+def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
+    """[the three terms, each [rows], what backward needs of the densities [cols + 1, rows]]."""
+    acc = accumulator(z, mu, logvar, all_mu, all_logvar)
+    components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
+    rows, cols = z.shape
+    terms = [torch.empty(rows, dtype=acc) for _ in range(3)]
+    logsumexp = torch.empty((cols + 1, rows), dtype=acc)
+    launch(
+        kl_decomposition_kernel,
+        acc,
+        -(-rows // BLOCK),
+        BLOCK * components[0].numel(),
+        rows,
+        *components[0].shape,
+        weights_of(len(components[0]), dataset_size),
+        tuple(map(operand, (z, mu, logvar))),
+        tuple(map(operand, components)),
+        *(t.data_ptr() for t in (*terms, logsumexp)),
+        cost=COST[0],
+    )
+    return [*terms, logsumexp]
+
+
+def kl_decomposition_backward(
+    dfirst, dsecond, dthird, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
+):
+    """The wanted gradients, from those of the terms, each [rows] or None."""
+    acc, of_batch = logsumexp.dtype, all_mu is None
+    components = (mu, logvar) if of_batch else (all_mu, all_logvar)
+    (rows, cols), (count, _) = z.shape, components[0].shape
+    parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
+    dz = torch.empty(z.shape, dtype=acc)
+    of_q = of_parts = (None, None)
+    if not of_batch:
+        of_q = [torch.empty(z.shape, dtype=acc) for _ in range(2)]
+    if any(needs[1:3] if of_batch else needs[3:]):
+        of_parts = [torch.empty((parts, count, cols), dtype=acc) for _ in range(2)]
+    launch(
+        kl_decomposition_backward_kernel,
+        acc,
+        parts,
+        part_rows * count * cols,
+        rows,
+        part_rows,
+        block_rows,
+        count,
+        cols,
+        weights_of(count, dataset_size),
+        tuple(map(operand, (z, mu, logvar))),
+        tuple(map(operand, components)),
+        logsumexp.data_ptr(),
+        tuple(map(operand, (dfirst, dsecond, dthird))),
+        dz.data_ptr(),
+        *(tuple(0 if t is None else t.data_ptr() for t in pair) for pair in (of_q, of_parts)),
+        cost=COST[1],
+    )
+    of_components = map(sum_of_parts, of_parts)
+    found = (dz, *of_components, *of_q) if of_batch else (dz, *of_q, *of_components)
+    inputs = z, mu, logvar, all_mu, all_logvar
+    gradients = zip(found, inputs, needs, strict=True)
+    return [g.to(t.dtype) for g, t, needed in gradients if needed]
+
+
+def parts_of(rows, work):
+    """(how many, rows of each, rows of a block), of ``work`` ns for a row.
+
+    By sizes alone: with the threads that there are results would change.
+    """
+    block = min(WIDE, whole_blocks.py_func(-(-rows // 2), BLOCK))
+    blocks = -(-rows // block)
+    parts = max(1, min(PARTS, blocks, int(rows * work / RANGE)))
+    part = -(-blocks // parts) * block
+    return -(-rows // part), part, block
+
+
+def sum_of_parts(parts):
+    """[rows, cols] of [parts, rows, cols], or None of None."""
+    if parts is None or len(parts) == 1:
+        return None if parts is None else parts[0]
+    number, *shape = parts.shape
+    total = torch.empty(shape, dtype=parts.dtype)
+    pointers = parts.data_ptr(), total.data_ptr()
+    # Not by torch, which leaves this to OpenMP: that hangs in a forked child.
+    launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)
+    return total

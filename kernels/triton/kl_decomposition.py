@@ -1,0 +1,52 @@
+"""The KL in three terms: differences of log densities, each by the kernels of its family."""
+
+import math
+
+import torch
+
+from .gaussian_nll import gaussian_nll, gaussian_nll_backward
+from .marginals_log_prob import marginals_log_prob, marginals_log_prob_backward
+from .mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
+
+
+def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
+    """[the three terms, each [rows], what backward needs of the densities [cols + 1, rows]]."""
+    components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
+    joint, of_all = mixture_log_prob(z, *components, None, dataset_size)
+    marginals, of_each = marginals_log_prob(z, *components, None, dataset_size)
+    own = gaussian_nll(mu, z, logvar, 0.0, -1)
+    squares = z.to(own.dtype).square().sum(1)
+    prior = -0.5 * (squares + z.shape[1] * math.log(2 * math.pi))
+    logsumexp = torch.cat([of_each, of_all[None]])
+    return [own - joint, joint - marginals, marginals - prior, logsumexp]
+
+
+def kl_decomposition_backward(
+    dfirst, dsecond, dthird, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
+):
+    """The wanted gradients, from those of the terms, each [rows] or None."""
+    given = dfirst, dsecond, dthird
+    some = next(t for t in given if t is not None)
+    first, second, third = (torch.zeros_like(some) if t is None else t for t in given)
+    found = {}  # by the place of an input
+
+    def add(gradients, places):
+        wanted = (place for place in places if needs[place])
+        for place, gradient in zip(wanted, gradients, strict=True):
+            found[place] = found[place] + gradient if place in found else gradient
+
+    places, components = (0, 1, 2), (mu, logvar)
+    if all_mu is not None:
+        places, components = (0, 3, 4), (all_mu, all_logvar)
+    of_pairs = [needs[place] for place in places]
+    if any(of_pairs):
+        options = None, dataset_size, logsumexp[-1], [*of_pairs, False]
+        add(mixture_log_prob_backward(second - first, z, *components, *options), places)
+        options = None, dataset_size, logsumexp[:-1], [*of_pairs, False]
+        add(marginals_log_prob_backward(third - second, z, *components, *options), places)
+    own = [needs[place] for place in (1, 0, 2)]
+    if any(own):
+        add(gaussian_nll_backward(first, mu, z, logvar, 0.0, -1, own), (1, 0, 2))
+    if needs[0]:
+        add([(third[:, None] * z).to(z.dtype)], (0,))
+    return [found[place] for place in sorted(found)]
