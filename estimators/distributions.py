@@ -26,8 +26,8 @@ class DiagonalNormal(Distribution):
     .. math:: N(z; \mu, \mathrm{diag}\, e^{\ell})
 
     It stands in for ``Independent(Normal(mu, sigma), 1)``: same values, gradients and shapes,
-    and on CPU tensors in float32 or float64 the same samples for the same seed. Equivalent
-    PyTorch::
+    and on CPU tensors in float32 or float64 the same samples for the same seed, to rounding.
+    Equivalent PyTorch::
 
         torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
 

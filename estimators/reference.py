@@ -361,6 +361,7 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
 
 def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None):
     """Twin of :func:`fused_elbo.kl_decomposition`, of components that may be those of z."""
+    z, mu, logvar, all_mu, all_logvar = accumulate(z, mu, logvar, all_mu, all_logvar)
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     joint, marginals = aggregate_log_probs(z, *components, stratified_of)
     zero = z.new_zeros(())

@@ -6,8 +6,8 @@ faults too, say in their docstrings what they make of the total correlation, and
 reported. ``python -m bench.total_correlation`` prints all of them beside the exact value and ours;
 :func:`fused_elbo.elbo_tc_loss` is the loss without the faults.
 
-Names, arguments, returns and ``impl`` are as in ``vae.py``. From 2**16 latents of pairs on nothing
-makes a tensor of them, as the originals do.
+Names, arguments, returns and ``impl`` are as in ``vae.py``. From 2**16 latents of pairs on kernels
+make no tensor of them, as the originals do.
 """
 
 import math

@@ -491,7 +491,8 @@ def scvi_kl_local(
     q = _mean_and_spread(form, qz_m=qz_m, qz_v=qz_v)
     if q[1] is None:
         raise TypeError("qz_v, the variance, is needed beside a tensor of means")
-    kl, _ = _kl_of_normals(q, _mean_and_spread(form, pz_m=pz_m, pz_v=pz_v), form, impl)
+    prior = _mean_and_spread(form, pz_m=pz_m, pz_v=pz_v)
+    kl, _ = _kl_of_normals(q, prior, form, impl, names=("qz_m", "qz_v", "pz_m", "pz_v"))
     return kl_weight * in_torch_dtype(kl, q[0])
 
 
@@ -508,11 +509,14 @@ def _mean_and_spread(form, **named):
     return mean, variance
 
 
-def _kl_of_normals(q, p, form, impl):
+def _kl_of_normals(q, p, form, impl, names=("q", "q.scale", "p", "p.scale")):
     """(KL, the shape of its latents); ``q`` and ``p`` are means and spreads."""
-    named = {"q": q[0], "q's spread": q[1], "p": p[0], "p's spread": p[1]}
+    named = dict(zip(names, (*q, *p), strict=True))
     validate.tensors(**named)
     shape = validate.broadcast(**named)
+    if (p[0] is None) != (p[1] is None):  # the other half is that of N(0, 1)
+        zero = q[0].new_zeros(())
+        p = (zero, p[1]) if p[0] is None else (p[0], zero + 1)
     return dispatch.normal_kl(shape, q, p, form, impl=impl), shape
 
 

@@ -71,8 +71,8 @@ def draw_gaussian_diag_samples(
 
     .. math:: \mu + e^{s} \epsilon
 
-    On CPUs the samples are the original's for the same seed; on CUDA the kernel draws its own
-    noise, and stores none. (On CPUs that is ``impl="numba"``.) Equivalent PyTorch::
+    On CPUs the samples are the original's for the same seed, to rounding; on CUDA the kernel draws
+    its own noise, and stores none. (On CPUs that is ``impl="numba"``.) Equivalent PyTorch::
 
         torch.exp(logsigma) * torch.empty_like(mu).normal_(0.0, 1.0) + mu
 

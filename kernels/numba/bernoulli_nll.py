@@ -172,7 +172,7 @@ def launch_bernoulli_nll(
     """
     samples, x = samples_of(recon, x, needs[1])
     acc = accumulator(recon, x)
-    nll = torch.empty(recon.shape[0], dtype=acc) if values else None
+    nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
     gradients = [empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])]
     launch(
         bernoulli_nll_kernel,

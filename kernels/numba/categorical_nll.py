@@ -213,7 +213,7 @@ def launch_categorical_nll(logits, targets, *, dnll=None, scale=1.0, values, nee
     samples, targets = samples_of(logits, targets, False)
     targets = targets.contiguous()
     acc = accumulator(logits)
-    nll = torch.empty(logits.shape[0], dtype=acc) if values else None
+    nll = torch.empty(logits.shape[0], dtype=acc, device="cpu") if values else None
     dlogits = empty_like_rows(logits, needs[0])
     launch(
         categorical_nll_kernel,

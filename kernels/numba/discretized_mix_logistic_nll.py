@@ -273,7 +273,7 @@ def launch_discretized_mix_logistic_nll(
     """The nll [B, P] if ``values`` are wanted, and the gradient of params if it is needed."""
     examples, channels, pixels = params.shape
     acc = accumulator(params, x)
-    nll = torch.empty(examples, pixels, dtype=acc) if values else None
+    nll = torch.empty(examples, pixels, dtype=acc, device="cpu") if values else None
     dparams = empty_like_rows(params, needs)
     launch(
         discretized_mix_logistic_nll_kernel,

@@ -67,7 +67,7 @@ def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs
     launch_nll = LIKELIHOODS[likelihood]
     rows, gradients = launch_nll(recon, x, *width, values=True, scale=nll_scale, needs=needs)
     kl_rows = 0 if kl is None else kl.shape[0]
-    totals = [torch.empty((), dtype=rows.dtype) for _ in range(3)]
+    totals = [torch.empty((), dtype=rows.dtype, device="cpu") for _ in range(3)]
     launch(
         total_kernel,
         rows.dtype,

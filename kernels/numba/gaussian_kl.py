@@ -127,7 +127,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     """The KL of each row of mu, logvar, prior_mu and prior_logvar, [rows, cols] or None."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    kl = torch.empty(mu.shape[0], dtype=acc)
+    kl = torch.empty(mu.shape[0], dtype=acc, device="cpu")
     launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.25)
     return kl
 

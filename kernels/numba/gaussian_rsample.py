@@ -290,7 +290,7 @@ def rsample(mu, logvar, seed, samples, keep_noise):
     acc = accumulator(mu, logvar)
     z = empty_like_rows(mu) if samples is None else mu.new_empty(samples, rows, cols)
     samples = 1 if samples is None else samples
-    noise = torch.empty(mu.shape, dtype=acc) if keep_noise else None
+    noise = torch.empty(mu.shape, dtype=acc, device="cpu") if keep_noise else None
     launch(
         rsample_kernel,
         acc,
@@ -338,7 +338,7 @@ def rsample_log_ratio(
     ``gradient`` says what backward does.
     """
     inputs = mu, logvar, prior_mu, prior_logvar
-    log_ratio = torch.empty(samples, mu.shape[0], dtype=accumulator(*inputs))
+    log_ratio = torch.empty(samples, mu.shape[0], dtype=accumulator(*inputs), device="cpu")
     sides = 2 if antithetic else 1
     rows, cols = mu.shape
     z = mu.new_empty(samples, rows, cols)

@@ -153,7 +153,7 @@ def importance_weights(log_ratio, nll, alpha):
     """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
     samples, rows = log_ratio.shape
     acc = accumulator(log_ratio, nll)
-    weights = torch.empty((samples, rows), dtype=acc)
+    weights = torch.empty((samples, rows), dtype=acc, device="cpu")
     bound, ess = weights.new_empty(rows), weights.new_empty(rows)
     log_weights = None if nll is None else torch.empty_like(weights)
     matrices = [

@@ -217,7 +217,7 @@ def add_logs(z, mu, inverse, constant, logs):
 
 
 @elementwise
-def share_out(logs, logsumexp, djoint, dmarginals, weights):
+def to_shares(logs, logsumexp, djoint, dmarginals, weights):
     """``logs`` become shares of the upstream gradient of the joint density; ``weights`` are
     multiplied by that of the marginals.
     """
@@ -304,9 +304,10 @@ def kl_decomposition_backward_kernel(
     of_few, most = buffers_of_few(cols, like), cols * block_rows
     lines, block_of_z = buffer_of(most, like), aligned(most, like)
     known_logsumexp = aligned(most + block_rows, like)
-    all_aside, all_dz, nowhere = aligned(most, like), zeros(most, like), zeros(cols * FEW, like)
+    all_aside, all_dz = aligned(most, like), zeros(most, like)
+    nowhere = zeros(cols * FEW, like), zeros(cols * FEW, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
-        dmu = dlogvar = nowhere
+        dmu, dlogvar = nowhere
         if wanted:
             dmu = in_place(of_parts[0], part * whole, whole, like)
             dlogvar = in_place(of_parts[1], part * whole, whole, like)
@@ -335,7 +336,7 @@ def kl_decomposition_backward_kernel(
                 weigh(weights, three, k, row, rows)
                 fill(logs, 0.0)
                 add_logs(z, *few, logs)
-                share_out(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
+                to_shares(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
                 here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
                 of_components = dmu[here], dlogvar[here]
                 add_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
@@ -373,8 +374,8 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     acc = accumulator(z, mu, logvar, all_mu, all_logvar)
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     rows, cols = z.shape
-    terms = [torch.empty(rows, dtype=acc) for _ in range(3)]
-    logsumexp = torch.empty((cols + 1, rows), dtype=acc)
+    terms = [torch.empty(rows, dtype=acc, device="cpu") for _ in range(3)]
+    logsumexp = torch.empty((cols + 1, rows), dtype=acc, device="cpu")
     launch(
         kl_decomposition_kernel,
         acc,
@@ -399,12 +400,12 @@ def kl_decomposition_backward(
     components = (mu, logvar) if of_batch else (all_mu, all_logvar)
     (rows, cols), (count, _) = z.shape, components[0].shape
     parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
-    dz = torch.empty(z.shape, dtype=acc)
+    dz = torch.empty(z.shape, dtype=acc, device="cpu")
     of_q = of_parts = (None, None)
     if not of_batch:
-        of_q = [torch.empty(z.shape, dtype=acc) for _ in range(2)]
+        of_q = [torch.empty(z.shape, dtype=acc, device="cpu") for _ in range(2)]
     if any(needs[1:3] if of_batch else needs[3:]):
-        of_parts = [torch.empty((parts, count, cols), dtype=acc) for _ in range(2)]
+        of_parts = [torch.empty((parts, count, cols), dtype=acc, device="cpu") for _ in range(2)]
     launch(
         kl_decomposition_backward_kernel,
         acc,
@@ -448,7 +449,7 @@ def sum_of_parts(parts):
     if parts is None or len(parts) == 1:
         return None if parts is None else parts[0]
     number, *shape = parts.shape
-    total = torch.empty(shape, dtype=parts.dtype)
+    total = torch.empty(shape, dtype=parts.dtype, device="cpu")
     pointers = parts.data_ptr(), total.data_ptr()
     # Not by torch, which leaves this to OpenMP: that hangs in a forked child.
     launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)

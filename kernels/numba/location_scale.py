@@ -172,13 +172,13 @@ def launch_location_scale(
     """
     samples, x = samples_of(recon, x, needs[1])
     acc = accumulator(recon, x, width)
-    nll = torch.empty(recon.shape[0], dtype=acc) if values else None
+    nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
     drecon, dx = empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])
     dwidth, row_dwidth, wide = None, None, width
     if width is not None and width.shape == recon.shape:
         dwidth = empty_like_rows(width, needs[2])
     elif width is not None:
-        row_dwidth = torch.empty(recon.shape[0], dtype=acc) if needs[2] else None
+        row_dwidth = torch.empty(recon.shape[0], dtype=acc, device="cpu") if needs[2] else None
         wide = width.expand(recon.shape)
     tensors = recon, x, wide, dnll, nll, drecon, dx, dwidth, row_dwidth
     launch(

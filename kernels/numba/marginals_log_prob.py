@@ -221,7 +221,7 @@ def circle_of_weights(rows, components, log_weights, dataset_size, acc):
     """
     own, following, others = weights_of(components, dataset_size)
     others = others if log_weights is None else 1.0
-    weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc)
+    weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc, device="cpu")
     if dataset_size is not None:
         weights[::rows], weights[rows - 1 :: rows] = own, following
     return weights
@@ -240,7 +240,7 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
     """[log-densities [rows], what backward needs of them [cols, rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, cols), components = z.shape, len(mu)
-    logsumexp = torch.empty((cols, rows), dtype=acc)
+    logsumexp = torch.empty((cols, rows), dtype=acc, device="cpu")
     weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     launch(
         marginals_log_prob_kernel,
@@ -268,7 +268,7 @@ def marginals_log_prob_backward(
     weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
-    found = [torch.zeros((cols, len(t)), dtype=acc) for t in (z, mu, mu, mu)]
+    found = [torch.zeros((cols, len(t)), dtype=acc, device="cpu") for t in (z, mu, mu, mu)]
     launch(
         marginals_log_prob_backward_kernel,
         acc,

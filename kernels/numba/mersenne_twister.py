@@ -8,6 +8,7 @@ Matsumoto & Nishimura, "Mersenne Twister", ACM TOMACS 1998. The order is that of
 aten/src/ATen/native/cpu/DistributionTemplates.h; the state's layout that of CPUGeneratorImpl.cpp.
 """
 
+import threading
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from numba import carray
 
 from .compiler import copy_four, elementwise, helper, inline, kernel, pointer
 from .device import log_of_normal
-from .launch import call
+from .launch import call, compiled
 from .noise import cos_sin
 
 WORDS, LAG = 624, 397
@@ -106,7 +107,7 @@ def draw(state, place, buffers, normals):
     put_together(results[0], results[1], normals)
 
 
-# With the lock of Python: who else draws from this generator waits, as for torch's own lock.
+# Without letting go of Python's lock, so that no other thread draws meanwhile.
 @partial(kernel, nogil=False)
 def randn_kernel(queue, generator, address, size):
     """``size`` normals, at least a group; of a size that is not of whole groups the last anew."""
@@ -125,12 +126,24 @@ def randn_kernel(queue, generator, address, size):
     left[0], following[0] = place[0], place[1]
 
 
+# Between the state that is read and the one that is written nobody may draw by this module; what
+# torch itself draws in another thread at that moment may be the same numbers.
+LOCK = threading.Lock()
+
+
 def randn(shape, generator):
-    """torch.randn(shape, generator=generator), of at least 16 numbers."""
-    normals = torch.empty(shape)
-    state = generator.get_state()
-    if len(state) != STATE_BYTES:
+    """torch.randn(shape, generator=generator), of at least a group."""
+    normals = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if len(generator.get_state()) != STATE_BYTES:
         return normals.normal_(generator=generator)
-    call(randn_kernel, 0, 1, np.zeros(1), state.data_ptr(), normals.data_ptr(), normals.numel())
-    generator.set_state(state)
+    if randn_kernel not in compiled:  # that takes seconds, in which others may draw
+        run(torch.Generator().get_state(), normals)
+    with LOCK:
+        state = generator.get_state()
+        run(state, normals)
+        generator.set_state(state)
     return normals
+
+
+def run(state, normals):
+    call(randn_kernel, 0, 1, np.zeros(1), state.data_ptr(), normals.data_ptr(), normals.numel())

@@ -392,7 +392,7 @@ def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     acc = accumulator(z, mu, logvar, log_weights)
     rows, cols = z.shape
     components = components_of(acc, mu, logvar, log_weights, dataset_size)
-    results = [torch.empty(rows, dtype=acc) for _ in range(2)]
+    results = [torch.empty(rows, dtype=acc, device="cpu") for _ in range(2)]
     run(
         mixture_log_prob_kernel,
         acc,
@@ -417,7 +417,7 @@ def mixture_log_prob_backward(
     problem = problem_of(z, mu, dataset_size)
     operands = [operand(t) for t in (z, *components, logsumexp, dlog_prob)]
     shapes = z.shape, mu.shape, mu.shape, mu.shape[:1]
-    found = [torch.empty(shape, dtype=acc) for shape in shapes]
+    found = [torch.empty(shape, dtype=acc, device="cpu") for shape in shapes]
     dz, *of_components = (t.data_ptr() for t in found)
     if needs[0]:
         run(mixture_log_prob_rows_kernel, acc, z, mu, *problem, *operands, dz, cost=2 * COST)

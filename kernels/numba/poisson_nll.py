@@ -133,7 +133,7 @@ def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values, needs=(Fals
     """
     samples, x = samples_of(log_rate, x, False)
     acc = accumulator(log_rate, x)
-    nll = torch.empty(log_rate.shape[0], dtype=acc) if values else None
+    nll = torch.empty(log_rate.shape[0], dtype=acc, device="cpu") if values else None
     drate = empty_like_rows(log_rate, needs[0])
     tensors = log_rate, x, dnll, nll, drate
     launch(

@@ -304,7 +304,9 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset,
     """The KL of each row, or of each element."""
     inputs = q, q_spread, prior, prior_spread
     rows, cols = latents(q, q_spread)
-    kl = torch.empty((rows, cols) if elementwise else rows, dtype=accumulator(*inputs))
+    kl = torch.empty(
+        (rows, cols) if elementwise else rows, dtype=accumulator(*inputs), device="cpu"
+    )
     run(*inputs, form, soft_clamp, std_offset, elementwise=elementwise, outputs=(None, kl, None))
     return kl
 
@@ -323,9 +325,12 @@ def posterior_sample_kl(
     """[z [rows, cols], the KL [rows], and the noise if it is to be kept]."""
     inputs = q, q_spread, prior, prior_spread
     acc, shape = accumulator(*inputs), latents(q, q_spread)
-    results = [torch.empty(shape, dtype=q.dtype), torch.empty(shape[0], dtype=acc)]
+    results = [
+        torch.empty(shape, dtype=q.dtype, device="cpu"),
+        torch.empty(shape[0], dtype=acc, device="cpu"),
+    ]
     if keep_noise:
-        results.append(torch.empty(shape, dtype=acc))
+        results.append(torch.empty(shape, dtype=acc, device="cpu"))
     outputs = results if keep_noise else (*results, None)
     run(*inputs, form, soft_clamp, std_offset, noise=noise, seed=seed, outputs=outputs)
     return results

@@ -80,9 +80,9 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
     """[z [rows, cols], the KL [rows], and the noise if it is to be kept]."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    results = [empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc)]
+    results = [empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc, device="cpu")]
     if keep_noise:
-        results.append(torch.empty(mu.shape, dtype=acc))
+        results.append(torch.empty(mu.shape, dtype=acc, device="cpu"))
     outputs = results if keep_noise else (*results, None)
     launch(
         rsample_kl_kernel,

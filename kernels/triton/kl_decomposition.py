@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from ..rows import accumulator
 from .gaussian_nll import gaussian_nll, gaussian_nll_backward
 from .marginals_log_prob import marginals_log_prob, marginals_log_prob_backward
 from .mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
@@ -17,8 +18,10 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     own = gaussian_nll(mu, z, logvar, 0.0, -1)
     squares = z.to(own.dtype).square().sum(1)
     prior = -0.5 * (squares + z.shape[1] * math.log(2 * math.pi))
+    acc = accumulator(z, mu, logvar, all_mu, all_logvar)
     logsumexp = torch.cat([of_each, of_all[None]])
-    return [own - joint, joint - marginals, marginals - prior, logsumexp]
+    found = own - joint, joint - marginals, marginals - prior, logsumexp
+    return [t.to(acc) for t in found]
 
 
 def kl_decomposition_backward(

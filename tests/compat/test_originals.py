@@ -228,6 +228,19 @@ def test_bolts_takes_a_posterior_of_any_rank():
     assert logs["recon_loss"] == 0
 
 
+@pytest.mark.parametrize("given", [{"pz_m"}, {"pz_v"}])
+@pytest.mark.parametrize("distribution", [False, True])
+def test_scvi_half_a_prior(distribution, given):
+    """The other half is that of N(0, 1)."""
+    q, p = torch.rand(2, 3, 4, dtype=F64) + 0.5, torch.rand(2, 3, 4, dtype=F64) + 0.5
+    prior = {name: t for name, t in zip(("pz_m", "pz_v"), p, strict=True) if name in given}
+    whole = prior.get("pz_m", torch.zeros(3, 4)), prior.get("pz_v", torch.ones(3, 4))
+    first = (Normal(q[0], q[1].sqrt()),) if distribution else q
+    pair = (Normal(mean.to(F64), v.to(F64).sqrt()) for mean, v in (q, whole))
+    expected = torch.distributions.kl_divergence(*pair).sum(-1)
+    torch.testing.assert_close(compat.scvi_kl_local(*first, **prior), expected)
+
+
 def test_scvi_weight_may_be_a_tensor_with_a_gradient():
     weight = torch.tensor(0.25, dtype=F64, requires_grad=True)
     m, v = Case("", ("latent", "positive"), None, None).tensors(F64)

@@ -6,6 +6,7 @@ from torch.autograd import forward_ad
 
 import fused_elbo as fe
 from fused_elbo.estimators import reference
+from helpers.op_calls import op_calls, results_of
 from helpers.oracle import OPS, random_values
 
 pytestmark = [pytest.mark.kernels, pytest.mark.numba]
@@ -112,3 +113,12 @@ class TestWhatGoesToTheReference:
         expected = reference.gaussian_kl(mu.resolve_neg(), logvar)
         torch.testing.assert_close(fe.gaussian_kl(mu, logvar), expected)
         torch.testing.assert_close(fe.gaussian_kl(mu, logvar, impl="numba"), expected)
+
+
+def test_results_are_on_the_cpu_whatever_the_default_is():
+    calls = op_calls("cpu", 5, 6)
+    expected = list(results_of(calls))
+    with torch.device("meta"):
+        actual = list(results_of(calls))
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)

@@ -1,6 +1,8 @@
 """The kernel that draws torch.randn's noise: the same numbers, and the same state behind them."""
 
 import math
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -47,6 +49,41 @@ def test_from_the_description():
     expected = torch.from_numpy(np.stack(pairs, 1)).flatten()
     normals = mersenne_twister.randn((64, 64), seeded()).flatten().double()
     torch.testing.assert_close(normals, expected, rtol=3e-7, atol=3e-8)
+
+
+def test_whatever_the_defaults_are():
+    expected = mersenne_twister.randn((1040,), seeded())
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            actual = mersenne_twister.randn((1040,), seeded())
+    finally:
+        torch.set_default_dtype(before)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, expected)
+
+
+def test_no_thread_draws_what_another_has_drawn():
+    generator, drawn = seeded(), [[] for _ in range(4)]
+
+    def work(mine):
+        for _ in range(1000):
+            mine.append(mersenne_twister.randn((16,), generator)[0].item())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    running = [threading.Thread(target=work, args=(mine,)) for mine in drawn]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    sys.setswitchinterval(interval)
+    together = [value for mine in drawn for value in mine]
+    alone, other = [], seeded()
+    for _ in together:
+        alone.append(mersenne_twister.randn((16,), other)[0].item())
+    assert sorted(together) == sorted(alone)
 
 
 def test_a_normal_that_torch_has_kept_is_the_next_one():
