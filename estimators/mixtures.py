@@ -147,12 +147,13 @@ def kl_decomposition(
         named = validate.describe({"z": z, "mu": mu, "logvar": logvar})
         raise ValueError(f"expected z, mu and logvar of one shape [B, D], not empty, got {named}")
     if estimator == "aggregate":
-        components = all_examples(z, dataset_size, dataset)
+        all_mu, all_logvar = all_examples(z, dataset_size, dataset)
     else:
-        components = None, None
+        all_mu = all_logvar = None
         size_of_data_set(len(z), dataset_size, dataset, estimator)
     stratified_of = dataset_size if estimator == "stratified" else None
-    terms = dispatch.kl_decomposition(z, mu, logvar, *components, stratified_of, impl=impl)
+    q = z, mu, logvar, all_mu, all_logvar
+    terms = dispatch.kl_decomposition(*q, stratified_of, impl=impl)
     if estimator == "weighted":
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms

@@ -10,6 +10,7 @@ Logarithms are to base 2 inside, where an exponential takes a third less.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -401,7 +402,8 @@ def kl_decomposition_backward(
     (rows, cols), (count, _) = z.shape, components[0].shape
     parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
     dz = torch.empty(z.shape, dtype=acc, device="cpu")
-    of_q = of_parts = (None, None)
+    of_q: Any = (None, None)
+    of_parts: Any = (None, None)
     if not of_batch:
         of_q = [torch.empty(z.shape, dtype=acc, device="cpu") for _ in range(2)]
     if any(needs[1:3] if of_batch else needs[3:]):

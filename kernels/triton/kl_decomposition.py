@@ -31,7 +31,7 @@ def kl_decomposition_backward(
     given = dfirst, dsecond, dthird
     some = next(t for t in given if t is not None)
     first, second, third = (torch.zeros_like(some) if t is None else t for t in given)
-    found = {}  # by the place of an input
+    found: dict[int, torch.Tensor] = {}  # by the place of an input
 
     def add(gradients, places):
         wanted = (place for place in places if needs[place])
