@@ -4,9 +4,8 @@ import math
 
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-from .loss import REDUCTIONS, Reduction
+from .dispatch import calls, validate
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
 def discretized_mix_logistic_nll(
@@ -93,10 +92,10 @@ def discretized_mix_logistic_nll(
     check_image(params, x, num_mixtures)
     bins = 1 / (2**bits - 1), float(right_edge), 0.0
     if reduction == "none":
-        return dispatch.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
+        return calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
     batch = x.shape[0]
     scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-    return dispatch.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
+    return calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
 
 
 def check_image(params, x, num_mixtures, *, names=("params", "x")):
