@@ -7,6 +7,7 @@ broadcast to, [..., D] or with ``event_dims`` for D, or that of a likelihood's v
 
 import importlib.util
 import math
+import warnings
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -436,6 +437,22 @@ def negative_log_likelihood(shape, recon, x, width=0.0, *, likelihood, impl) -> 
     if nll.numel() != math.prod(shape):  # one number for each event
         nll = nll.view(math.prod(shape), -1).sum(-1)
     return view(nll, shape)
+
+
+def warn_of_data(likelihood, nll):
+    """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
+
+    A look at the result costs less than one at x, and sees every x whose loss falls below zero.
+    """
+    if likelihood != "bernoulli" or nll.numel() == 0 or not plain_on_cpu((nll,)):
+        return
+    least = (nll if nll.dim() == 0 else nll.detach().amin()).item()
+    if least < 0:
+        warnings.warn(
+            f"a Bernoulli has a negative log-likelihood of {least:.6g} nats here, which only data "
+            "outside [0, 1] can have: scale x, as by x / 255 for grey values of 0 to 255",
+            stacklevel=3,
+        )
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
