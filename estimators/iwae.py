@@ -59,7 +59,8 @@ def iwae_loss(
     Args:
         recon: the decoder's output for K samples of z, ``[K, B, ...]``, for ``"categorical"``
             ``[K, B, ..., C]``: what it means is as in :func:`elbo_loss`.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
+        x: the data ``[B, ...]``, not copied for the samples: floating or bool for ``"bernoulli"``,
+            integer for ``"categorical"``, else floating or integer.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
             alpha = 0, ``"path"`` for alpha = 1.
@@ -94,6 +95,7 @@ def iwae_loss(
     nll = calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )
+    calls.warn_of_data(likelihood, nll)
     bound, weights, ess, log_weights = calls.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
@@ -258,8 +260,9 @@ def check_samples_of(name, recon, x, log_ratio, parameters, likelihood):
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
-    validate.dense("x", x, validate.OF_DATA)
-    classes = ", C" if LIKELIHOODS[likelihood].is_categorical else ""
+    record = LIKELIHOODS[likelihood]
+    validate.data(record, x, "x")
+    classes = ", C" if record.is_categorical else ""
     events = recon.shape[1:-1] if classes else recon.shape[1:]
     fits = recon.dim() > 1 and events == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:

@@ -5,6 +5,7 @@ of a likelihood's values, [B] or [K, B].
 """
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .choice import (
     left_to_torch,
     noise_is_kept,
     ordered_by_compiler,
+    plain_on_cpu,
     served_on_cpu,
     use_kernels,
     where_it_fits,
@@ -281,6 +283,22 @@ def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl)
     if nll.numel() != math.prod(shape):  # one number for each event
         nll = nll.view(math.prod(shape), -1).sum(-1)
     return reshaped(nll, shape)
+
+
+def warn_of_data(likelihood, nll):
+    """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
+
+    A look at the result costs less than one at x, and sees every x whose loss falls below zero.
+    """
+    if LIKELIHOODS[likelihood].data != "unit" or nll.numel() == 0 or not plain_on_cpu((nll,)):
+        return
+    least = (nll if nll.dim() == 0 else nll.detach().amin()).item()
+    if least < 0:
+        warnings.warn(
+            f"a Bernoulli has a negative log-likelihood of {least:.6g} nats here, which only data "
+            "outside [0, 1] can have: scale x, as by x / 255 for grey values of 0 to 255",
+            stacklevel=3,
+        )
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):

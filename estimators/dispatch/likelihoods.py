@@ -20,9 +20,9 @@ class Likelihood(NamedTuple):
     # 0.0 by default; the others are such tensors, and None by default.
     width: str | None = None
     optional: tuple[str, ...] = ()
-    # "real": floating or integer. "counts": the same, without a gradient. "classes": integers,
-    # where recon has one more dimension, of their logits.
-    data: Literal["real", "counts", "classes"] = "real"
+    # "real": floating or integer. "unit": floating in [0, 1], or bool. "counts": floating or
+    # integer, without a gradient. "classes": integers; recon has one more dimension, their logits.
+    data: Literal["real", "unit", "counts", "classes"] = "real"
     # Elements of recon on a CPU below which torch's own loss is faster than a kernel; and the same
     # where the width is a tensor, for which torch has several operations instead of one loss.
     torch_below: int = 0
@@ -41,9 +41,9 @@ class Likelihood(NamedTuple):
 LIKELIHOODS = {
     record.name: record
     for record in (
-        Likelihood("bernoulli", recon="logits", torch_below=2**16),
+        Likelihood("bernoulli", recon="logits", data="unit", torch_below=2**16),
         # A Bernoulli's probabilities instead of its logits: kernels only, and for ``compat`` alone.
-        Likelihood("probabilities"),
+        Likelihood("probabilities", data="unit"),
         Likelihood("gaussian", width="recon_logvar", torch_below=2**19),
         Likelihood("laplace", width="log_scale", torch_below=2**16, torch_below_if_learned=2**15),
         Likelihood("poisson", recon="log_rate", data="counts"),

@@ -12,7 +12,13 @@ from .likelihoods import LIKELIHOODS, WIDTHS, owners
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-OF_DATA = (*DTYPES, *INTEGERS)
+# What a likelihood's data may be, by the word in its record.
+DATA = {
+    "real": (*DTYPES, *INTEGERS),
+    "unit": (*DTYPES, torch.bool),
+    "counts": (*DTYPES, *INTEGERS),
+    "classes": INTEGERS,
+}
 STRIDED = torch.strided
 
 
@@ -178,7 +184,7 @@ def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x")
     """The operands of a likelihood, by the names that they go by; returns [B] or [K, B]."""
     record = LIKELIHOODS[likelihood]
     dense(name, recon, DTYPES)
-    dense(x_name, x, INTEGERS if record.is_categorical else OF_DATA)
+    data(record, x, x_name)
     if x.device != recon.device:
         same_device(**{name: recon, x_name: x})
     if record.is_categorical:
@@ -196,6 +202,23 @@ def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x")
         elif value is not None:
             dense(parameter, value, DTYPES)  # says that it is no tensor
     return shape
+
+
+def data(likelihood, x, name):
+    """Data in a dtype that means something to the likelihood."""
+    if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
+        if likelihood.data == "unit" and x.dtype in INTEGERS:
+            raise TypeError(
+                f"{name} of a Bernoulli must be floating, in [0, 1], or bool, got {x.dtype}: pass "
+                f"{name}.float() / 255 for grey values of 0 to 255, {name}.bool() for 0 and 1"
+            )
+        if likelihood.data != "unit" and x.dtype == torch.bool:
+            convert = "long" if likelihood.is_categorical else "float"
+            raise TypeError(
+                f"{name} of likelihood {likelihood.name!r} must not be bool: "
+                f"pass {name}.{convert}()"
+            )
+    dense(name, x, DATA[likelihood.data])
 
 
 def samples_of_classes(logits, x, name, x_name):
