@@ -9,7 +9,7 @@ from fused_elbo.kernels.triton.categorical_nll import launch_categorical_nll as 
 from fused_elbo.kernels.triton.discretized_mix_logistic_nll import (
     launch_discretized_mix_logistic_nll as mix_logistic,
 )
-from fused_elbo.kernels.triton.elbo_loss import elbo_loss, scale_
+from fused_elbo.kernels.triton.elbo_loss import launch_total, scale_
 from fused_elbo.kernels.triton.gaussian_kl import launch_gaussian_kl as kl
 from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as nll
 from fused_elbo.kernels.triton.gaussian_rsample import launch_rsample as rsample
@@ -110,12 +110,12 @@ def cases(dtype, cols):
 
     two, both, all_four = (True, True, False), (True, True, False, False), (True,) * 4
     recon = (True, False, False)
-    fused = {"scale": 0.5, "output": "tiles"}
+    fused = {"scale": 0.5, "values": "total"}
     return {
-        "gaussian_log_prob forward": (3, lambda: nll(a, b, c, 0.0, sign=-1, output="rows")),
+        "gaussian_log_prob forward": (3, lambda: nll(a, b, c, 0.0, -1, values="rows")),
         "gaussian_log_prob backward": (
             6,
-            lambda: nll(a, b, c, 0.0, sign=-1, grad=grad, needs=(True,) * 3),
+            lambda: nll(a, b, c, 0.0, -1, dnll=grad, needs=(True,) * 3),
         ),
         "gaussian_kl forward": (2, lambda: kl(q)),
         "gaussian_kl backward": (4, lambda: kl(q, grad=grad, needs=both)),
@@ -179,48 +179,57 @@ def cases(dtype, cols):
             ),
         ),
         **dict(of_variances()),
-        "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, output="rows")),
-        "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, grad=grad, needs=recon)),
-        "gaussian_nll forward + gradient": (3, lambda: nll(a, b, None, 0.0, needs=recon, **fused)),
-        "gaussian_nll learned forward": (3, lambda: nll(a, b, c, 0.0, output="rows")),
+        "gaussian_nll forward": (2, lambda: nll(a, b, None, 0.0, 1, values="rows")),
+        "gaussian_nll backward": (3, lambda: nll(a, b, None, 0.0, 1, dnll=grad, needs=recon)),
+        "gaussian_nll forward + gradient": (
+            3,
+            lambda: nll(a, b, None, 0.0, 1, needs=recon, **fused),
+        ),
+        "gaussian_nll learned forward": (3, lambda: nll(a, b, c, 0.0, 1, values="rows")),
         "gaussian_nll learned backward": (
             5,
-            lambda: nll(a, b, c, 0.0, grad=grad, needs=(True, False, True)),
+            lambda: nll(a, b, c, 0.0, 1, dnll=grad, needs=(True, False, True)),
         ),
         "gaussian_nll learned forward + gradient": (
             5,
-            lambda: nll(a, b, c, 0.0, needs=(True, False, True), **fused),
+            lambda: nll(a, b, c, 0.0, 1, needs=(True, False, True), **fused),
         ),
         "gaussian_nll samples forward": (
             2,
-            lambda: nll(flat_samples, b, None, 0.0, output="rows"),
+            lambda: nll(flat_samples, b, None, 0.0, 1, values="rows"),
         ),
         "gaussian_nll samples backward": (
             3,
-            lambda: nll(flat_samples, b, None, 0.0, grad=grad_samples, needs=recon),
+            lambda: nll(flat_samples, b, None, 0.0, 1, dnll=grad_samples, needs=recon),
         ),
-        "bernoulli_nll samples forward": (2, lambda: bernoulli(flat_samples, b, output="rows")),
+        "bernoulli_nll samples forward": (
+            2,
+            lambda: bernoulli(flat_samples, b, False, values="rows"),
+        ),
         "bernoulli_nll samples backward": (
             3,
-            lambda: bernoulli(flat_samples, b, grad=grad_samples, needs=two[1:]),
+            lambda: bernoulli(flat_samples, b, False, dnll=grad_samples, needs=two[1:]),
         ),
-        "bernoulli_nll forward": (2, lambda: bernoulli(a, b, output="rows")),
-        "bernoulli_nll backward": (3, lambda: bernoulli(a, b, grad=grad, needs=two[1:])),
-        "bernoulli_nll forward + gradient": (3, lambda: bernoulli(a, b, needs=two[1:], **fused)),
+        "bernoulli_nll forward": (2, lambda: bernoulli(a, b, False, values="rows")),
+        "bernoulli_nll backward": (3, lambda: bernoulli(a, b, False, dnll=grad, needs=two[1:])),
+        "bernoulli_nll forward + gradient": (
+            3,
+            lambda: bernoulli(a, b, False, needs=two[1:], **fused),
+        ),
         "bernoulli_nll probabilities forward": (
             2,
-            lambda: bernoulli(a, b, probabilities=True, output="tiles"),
+            lambda: bernoulli(a, b, True, values="total"),
         ),
         "bernoulli_nll probabilities backward": (
             3,
-            lambda: bernoulli(a, b, probabilities=True, grad=grad, needs=two[1:]),
+            lambda: bernoulli(a, b, True, dnll=grad, needs=two[1:]),
         ),
         "bernoulli_nll probabilities forward + gradient": (
             3,
-            lambda: bernoulli(a, b, probabilities=True, needs=two[1:], **fused),
+            lambda: bernoulli(a, b, True, needs=two[1:], **fused),
         ),
-        "laplace_nll forward": (2, lambda: laplace(a, b, None, 0.0, output="rows")),
-        "laplace_nll backward": (3, lambda: laplace(a, b, None, 0.0, grad=grad, needs=recon)),
+        "laplace_nll forward": (2, lambda: laplace(a, b, None, 0.0, values="rows")),
+        "laplace_nll backward": (3, lambda: laplace(a, b, None, 0.0, dnll=grad, needs=recon)),
         "laplace_nll forward + gradient": (
             3,
             lambda: laplace(a, b, None, 0.0, needs=recon, **fused),
@@ -229,14 +238,14 @@ def cases(dtype, cols):
             5,
             lambda: laplace(a, b, c, 0.0, needs=(True, False, True), **fused),
         ),
-        "poisson_nll forward": (2, lambda: poisson(a, b, output="rows")),
-        "poisson_nll backward": (3, lambda: poisson(a, b, grad=grad, needs=two[1:])),
+        "poisson_nll forward": (2, lambda: poisson(a, b, values="rows")),
+        "poisson_nll backward": (3, lambda: poisson(a, b, dnll=grad, needs=two[1:])),
         "poisson_nll forward + gradient": (3, lambda: poisson(a, b, needs=two[1:], **fused)),
         # No contract of bytes: two rows' int64 classes are a 128-bit access too.
-        "categorical_nll forward": (None, lambda: categorical(a, classes, output="rows")),
+        "categorical_nll forward": (None, lambda: categorical(a, classes, values="rows")),
         "categorical_nll backward": (
             None,
-            lambda: categorical(a, classes, grad=grad, needs=recon),
+            lambda: categorical(a, classes, dnll=grad, needs=recon),
         ),
         "categorical_nll forward + gradient": (
             None,
@@ -268,18 +277,18 @@ def cases(dtype, cols):
             None,
             lambda: marginals_log_prob_backward(grad_mixture, *mixture, of_latents, of_components),
         ),
-        "discretized_mix_logistic_nll forward": (None, lambda: mix_logistic(*image, values=True)),
+        "discretized_mix_logistic_nll forward": (None, lambda: mix_logistic(*image, values="rows")),
         "discretized_mix_logistic_nll backward": (
             None,
-            lambda: mix_logistic(*image, grad=grad_pixels, values=False, needs=True),
+            lambda: mix_logistic(*image, dnll=grad_pixels, needs=[True]),
         ),
         "discretized_mix_logistic_nll forward + gradient": (
             None,
-            lambda: mix_logistic(*image, scale=0.5, values=True, needs=True),
+            lambda: mix_logistic(*image, scale=0.5, values="total", needs=[True]),
         ),
         "elbo_loss total": (
             None,
-            lambda: elbo_loss(a, b, None, 0.0, grad, "gaussian", 1.0, 1.0, [False] * 3),
+            lambda: launch_total(nll(a, b, None, 0.0, 1, values="total")[0], grad, 1.0, 1.0, 1.0),
         ),
         "elbo_loss scale": (2, lambda: scale_(a, grad[0])),
         "importance_weights": (
