@@ -396,9 +396,11 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
     return bound, weights, ess, log_weights
 
 
-def elbo_loss_on_rows(recon, x, width, width_value, kl, likelihood, beta, scale, needs):
+def elbo_loss_on_rows(
+    recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
+):
     """The op of a whole loss in PyTorch, as ``twins`` has the others."""
-    op, options = ops.likelihood_op(likelihood, width, width_value)
+    op, options = ops.likelihood_op(likelihood, width, width_value, zero_logits)
     return twins.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
 
 
