@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..kernels import library, ops
 from . import events, noise, reference, textbook, twins, validate
@@ -90,7 +89,8 @@ def served_on_cpu(tensors):
     Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
     has the reference, which it can look into.
     """
-    return HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+    served = HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+    return served and library.obstacle("numba") is None
 
 
 def plain_on_cpu(tensors):
@@ -98,7 +98,7 @@ def plain_on_cpu(tensors):
     return (
         tensors[0].is_cpu
         and not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
+        and not library.forward_mode()
         and not library.watched(tensors)
     )
 
@@ -122,6 +122,9 @@ def insist(impl, device):
         raise RuntimeError(
             f"impl='numba' needs CPU tensors, and TRITON_INTERPRET=1 not set: got one on {device}"
         )
+    obstacle = library.obstacle("numba")
+    if obstacle is not None:
+        raise RuntimeError(f"impl='numba': the kernels cannot be compiled here: {obstacle}")
 
 
 def left_to_torch(impl, tensor, likelihood, learned=False):

@@ -32,6 +32,16 @@ def backend(tensor):
 
 
 @functools.cache
+def obstacle(folder):
+    """Why the backend cannot run in this process, in words; None where it can."""
+    try:
+        importlib.import_module(f".{folder}.compiler", __package__)
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+@functools.cache
 def launcher(folder, family, name):
     return getattr(importlib.import_module(f".{folder}.{family}", __package__), name)
 
@@ -95,11 +105,22 @@ def watched(arguments):
 
 
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-modes = torch._C._len_torch_dispatch_stack
-tracing = torch._C._get_tracing_state
-transforming = torch._C._are_functorch_transforms_active
+
+
+def private(module, name):
+    """A function without a public name; where it is gone, one that says: yes, torch must see it."""
+    return getattr(module, name, lambda *_: True)
+
+
+modes = private(torch._C, "_len_torch_dispatch_stack")
+tracing = private(torch._C, "_get_tracing_state")
+transforming = private(torch._C, "_are_functorch_transforms_active")
 # Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
-batched = torch._C._functorch.is_legacy_batchedtensor
+batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor")
+
+
+def forward_mode():
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 class Op:
@@ -129,7 +150,7 @@ def differentiated(arguments):
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return True
-    return is_compiling() or transforming() or forward_ad._current_level >= 0
+    return is_compiling() or transforming() or forward_mode()
 
 
 def record(function, *arguments):
