@@ -31,6 +31,11 @@ def empty_like_rows(tensor, wanted=True):
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
 
 
+def padded(needs, count):
+    """``needs`` with False for the missing ones at its end."""
+    return needs if len(needs) == count else (*needs, *(False,) * (count - len(needs)))
+
+
 # To these latent diffusion's autoencoders clamp their log variances.
 LEAST_LOGVAR, GREATEST_LOGVAR = -30.0, 20.0
 
