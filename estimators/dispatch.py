@@ -7,11 +7,11 @@ broadcast to, [..., D] or with ``event_dims`` for D, or that of a likelihood's v
 
 import importlib.util
 import math
+import warnings
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..kernels import library, ops
 from . import events, noise, reference, textbook, twins, validate
@@ -89,7 +89,8 @@ def served_on_cpu(tensors):
     Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
     has the reference, which it can look into.
     """
-    return HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+    served = HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+    return served and library.obstacle("numba") is None
 
 
 def plain_on_cpu(tensors):
@@ -97,7 +98,7 @@ def plain_on_cpu(tensors):
     return (
         tensors[0].is_cpu
         and not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
+        and not library.forward_mode()
         and not library.watched(tensors)
     )
 
@@ -121,6 +122,9 @@ def insist(impl, device):
         raise RuntimeError(
             f"impl='numba' needs CPU tensors, and TRITON_INTERPRET=1 not set: got one on {device}"
         )
+    obstacle = library.obstacle("numba")
+    if obstacle is not None:
+        raise RuntimeError(f"impl='numba': the kernels cannot be compiled here: {obstacle}")
 
 
 def left_to_torch(impl, tensor, likelihood, learned=False):
@@ -433,6 +437,22 @@ def negative_log_likelihood(shape, recon, x, width=0.0, *, likelihood, impl) -> 
     if nll.numel() != math.prod(shape):  # one number for each event
         nll = nll.view(math.prod(shape), -1).sum(-1)
     return view(nll, shape)
+
+
+def warn_of_data(likelihood, nll):
+    """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
+
+    A look at the result costs less than one at x, and sees every x whose loss falls below zero.
+    """
+    if likelihood != "bernoulli" or nll.numel() == 0 or not plain_on_cpu((nll,)):
+        return
+    least = (nll if nll.dim() == 0 else nll.detach().amin()).item()
+    if least < 0:
+        warnings.warn(
+            f"a Bernoulli has a negative log-likelihood of {least:.6g} nats here, which only data "
+            "outside [0, 1] can have: scale x, as by x / 255 for grey values of 0 to 255",
+            stacklevel=3,
+        )
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):

@@ -450,7 +450,9 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     Args:
         logits: the decoder's output before any sigmoid, ``[B, ...]``, or ``[K, B, ...]`` for
             K samples of z.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
+        x: the data ``[B, ...]``, floating or bool; not copied for the samples. Grey values of 0 to
+            255 need ``x.float() / 255``. On a CPU a negative result, which only data outside
+            [0, 1] have, is a warning.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -460,7 +462,8 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     Raises:
         ValueError: also where ``logits`` is neither of the shape of ``x`` nor samples of it:
             nothing else is broadcast.
-        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+        TypeError: also an integer ``x``.
+        RuntimeError: as :func:`gaussian_log_prob`.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.1.
 
@@ -468,7 +471,9 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     tensor([1.3863])
     """
     shape = validate.likelihood("bernoulli", logits, x, name="logits")
-    return dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
+    nll = dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
+    dispatch.warn_of_data("bernoulli", nll)
+    return nll
 
 
 def laplace_nll(

@@ -58,7 +58,8 @@ def iwae_loss(
     Args:
         recon: the decoder's output for K samples of z, ``[K, B, ...]``, for ``"categorical"``
             ``[K, B, ..., C]``: what it means is as in :func:`elbo_loss`.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
+        x: the data ``[B, ...]``, not copied for the samples: floating or bool for ``"bernoulli"``,
+            integer for ``"categorical"``, else floating or integer.
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
             alpha = 0, ``"path"`` for alpha = 1.
@@ -91,6 +92,7 @@ def iwae_loss(
     shape = check_samples_of("recon", recon, x, log_ratio, width, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
     nll = dispatch.negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
+    dispatch.warn_of_data(likelihood, nll)
     bound, weights, ess, log_weights = dispatch.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
@@ -255,7 +257,7 @@ def check_samples_of(name, recon, x, log_ratio, width, likelihood):
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
-    validate.dense("x", x, validate.OF_DATA)
+    validate.data(likelihood, x, "x")
     classes = ", C" if likelihood == "categorical" else ""
     events = recon.shape[1:-1] if classes else recon.shape[1:]
     fits = recon.dim() > 1 and events == x.shape and log_ratio.shape == recon.shape[:2]

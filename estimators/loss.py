@@ -60,7 +60,8 @@ def elbo_loss(
             ``"gaussian"``, medians for ``"laplace"``, log rates for ``"poisson"``, and
             ``[B, ..., C]`` logits of classes for ``"categorical"``; or ``[K, B, ...]``, over whose
             K samples the likelihood's term is averaged.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
+        x: the data ``[B, ...]``, not copied for the samples: floating or bool for ``"bernoulli"``,
+            integer for ``"categorical"``, else floating or integer.
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it: of
             latents ``[B, C, H, W]`` with ``event_dims=3``.
@@ -111,6 +112,7 @@ def elbo_loss(
             impl=impl,
         )
     )
+    dispatch.warn_of_data(likelihood, parts.nll)
     return parts if return_parts else parts.loss
 
 

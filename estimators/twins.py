@@ -77,7 +77,7 @@ def importance_weights(log_ratio, nll, alpha):
     return reference.importance_bound(log_ratio if nll is None else log_ratio - nll, alpha)
 
 
-def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
+def elbo_loss(recon, x, logvar, zero_logits, logvar_value, kl, likelihood, beta, scale, needs):
     twins: dict[str, Any] = {
         "bernoulli": (bernoulli_nll, False),
         "probabilities": (bernoulli_nll, True),

@@ -10,7 +10,13 @@ import torch
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-OF_DATA = (*DTYPES, *INTEGERS)
+OF_DATA = {
+    "gaussian": (*DTYPES, *INTEGERS),
+    "laplace": (*DTYPES, *INTEGERS),
+    "poisson": (*DTYPES, *INTEGERS),
+    "bernoulli": (*DTYPES, torch.bool),
+    "categorical": INTEGERS,
+}
 STRIDED = torch.strided
 
 
@@ -176,12 +182,9 @@ WIDTHS = {"gaussian": "recon_logvar", "laplace": "log_scale"}
 
 
 def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
-    """The operands of a likelihood, by the names that they go by; returns [B] or [K, B].
-
-    The data x may be integers; classes must be.
-    """
+    """The operands of a likelihood, by the names that they go by; returns [B] or [K, B]."""
     dense(name, recon, DTYPES)
-    dense(x_name, x, INTEGERS if likelihood == "categorical" else OF_DATA)
+    data(likelihood, x, x_name)
     if x.device != recon.device:
         same_device(**{name: recon, x_name: x})
     if likelihood == "categorical":
@@ -198,6 +201,22 @@ def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
         else:
             number(width_name, width)
     return shape
+
+
+def data(likelihood, x, name):
+    """Data in a dtype that means something to the likelihood."""
+    if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
+        if likelihood == "bernoulli" and x.dtype in INTEGERS:
+            raise TypeError(
+                f"{name} of a Bernoulli must be floating, in [0, 1], or bool, got {x.dtype}: pass "
+                f"{name}.float() / 255 for grey values of 0 to 255, {name}.bool() for 0 and 1"
+            )
+        if likelihood != "bernoulli" and x.dtype == torch.bool:
+            convert = "long" if likelihood == "categorical" else "float"
+            raise TypeError(
+                f"{name} of likelihood {likelihood!r} must not be bool: pass {name}.{convert}()"
+            )
+    dense(name, x, OF_DATA[likelihood])
 
 
 def samples_of_classes(logits, x, name, x_name):

@@ -7,8 +7,6 @@ import torch
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 # That of the package's import, long before a kernel's: another one is a forked child.
 PROCESS = os.getpid()
-# The likelihoods that have a width: of a Gaussian its log variance, of a Laplace its log scale.
-LOCATION_SCALE = ("gaussian", "laplace")
 
 
 def accumulator(*tensors):

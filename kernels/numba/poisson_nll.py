@@ -94,15 +94,11 @@ def poisson_nll_kernel(
                 store(drate_ptr, here, drate)
 
 
-def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values, needs=(False,)):
-    """The nll [rows of log_rate] if ``values`` are wanted, and its gradient in a list if needed.
-
-    x may have fewer rows than log_rate, which then holds samples one after another.
-    """
+def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values=None, needs=()):
     samples, x = samples_of(log_rate, x, False)
     acc = accumulator(log_rate, x)
     nll = torch.empty(log_rate.shape[0], dtype=acc, device="cpu") if values else None
-    drate = empty_like_rows(log_rate, needs[0])
+    drate = empty_like_rows(log_rate, any(needs))
     tensors = log_rate, x, dnll, nll, drate
     launch(
         poisson_nll_kernel,
@@ -114,13 +110,3 @@ def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values, needs=(Fals
         cost=0.6 * samples,
     )
     return nll, [] if drate is None else [drate]
-
-
-def poisson_nll(log_rate, x):
-    """The nll of each row of log_rate."""
-    return launch_poisson_nll(log_rate, x, values=True)[0]
-
-
-def poisson_nll_backward(dnll, log_rate, x, needs):
-    """The wanted gradients, from dnll [rows of log_rate]."""
-    return launch_poisson_nll(log_rate, x, dnll=dnll, values=False, needs=needs)[1]

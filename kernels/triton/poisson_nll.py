@@ -24,13 +24,5 @@ def terms_of_counts(log_rate, x, PTX: tl.constexpr):
     return tl.where(x == 0.0, rate, of_count), rate - x, -log_rate
 
 
-def launch_poisson_nll(recon, x, **options):
-    return launch_one_parameter(terms_of_counts, recon, x, **options)
-
-
-def poisson_nll(log_rate, x):
-    return launch_poisson_nll(log_rate, x, output="rows")[0]
-
-
-def poisson_nll_backward(dnll, log_rate, x, needs):
-    return launch_poisson_nll(log_rate, x, grad=dnll, needs=(*needs, False))[1]
+def launch_poisson_nll(log_rate, x, **options):
+    return launch_one_parameter(terms_of_counts, log_rate, x, **options)

@@ -129,3 +129,27 @@ def test_normal_and_samples_of_vdvae():
     expected, *others = (torch.manual_seed(3) and draw() for draw in draws)
     for z in others:
         torch.testing.assert_close(z, expected, rtol=0, atol=3e-6)
+
+
+def another_state(monkeypatch):
+    monkeypatch.setattr(mersenne_twister, "STATE_BYTES", 5064)
+
+
+def another_place(monkeypatch):
+    monkeypatch.setattr(mersenne_twister, "LEFT", 0)
+
+
+def other_numbers(monkeypatch):
+    run = mersenne_twister.run
+    monkeypatch.setattr(mersenne_twister, "run", lambda s, n: (run(s, n), n.neg_()))
+
+
+@pytest.mark.parametrize("change", [another_state, another_place, other_numbers])
+def test_where_torch_draws_otherwise_torch_draws(monkeypatch, change):
+    change(monkeypatch)
+    mersenne_twister.draws_as_torch.cache_clear()
+    drawn = mersenne_twister.randn((1040,), seeded())
+    monkeypatch.undo()
+    mersenne_twister.draws_as_torch.cache_clear()
+    assert torch.equal(drawn, torch.randn(1040, generator=seeded()))
+    assert mersenne_twister.draws_as_torch()
