@@ -122,7 +122,7 @@ def mixture_log_prob_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    rows, components, latent, row, start, end, other = own_and_others(
+    rows, components, _latent, row, start, end, other = own_and_others(
         rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
     )
     greatest = tl.full((1, BLOCK_OWN), float("-inf"), ACC)
@@ -163,7 +163,7 @@ def mixture_log_prob_rows_kernel(
     PTX: tl.constexpr,
 ):
     """dz, of zeros."""
-    rows, components, latent, row, start, end, other = own_and_others(
+    rows, components, _latent, row, start, end, other = own_and_others(
         rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
     )
     logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
@@ -213,7 +213,7 @@ def mixture_log_prob_components_kernel(
     PTX: tl.constexpr,
 ):
     """The moments of z - mu, weighted, of each component; of zeros."""
-    components, rows, latent, component, start, end, other = own_and_others(
+    components, rows, _latent, component, start, end, other = own_and_others(
         components, rows, stretch, BLOCK_OTHERS, BLOCK_OWN
     )
     stage = tl.program_id(1).to(tl.int64) * components
