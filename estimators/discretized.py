@@ -1,12 +1,13 @@
 """The likelihood of images whose pixels have whole levels: a discretised mixture of logistics."""
 
 import math
+import warnings
 
+import torch
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-from .loss import REDUCTIONS, Reduction
+from .dispatch import calls, choice, validate
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
 def discretized_mix_logistic_nll(
@@ -72,8 +73,8 @@ def discretized_mix_logistic_nll(
 
     Raises:
         ValueError: ``params`` that are not ``[B, 10 K, ...]``, or ``x`` not ``[B, 3, ...]`` with
-            the same pixels; an ``x`` that requires a gradient, which no implementation has; a
-            ``right_edge`` outside [0, 1], more than 8 bits.
+            the same pixels; an ``x`` that requires a gradient, which no implementation has, or on
+            a CPU is outside [-1, 1]; a ``right_edge`` outside [0, 1], more than 8 bits.
         TypeError: integer ``x``, which would not be in [-1, 1]; otherwise, and RuntimeError, as
             :func:`gaussian_log_prob`.
 
@@ -90,13 +91,19 @@ def discretized_mix_logistic_nll(
         raise ValueError(f"bits must be at most 8, got {bits}")
     validate.number("right_edge", right_edge, 0.0, 1.0)
     validate.choice("reduction", reduction, REDUCTIONS)
+    if isinstance(x, Tensor) and x.dtype in (torch.bool, *validate.INTEGERS):
+        raise TypeError(
+            f"x must be floating, in [-1, 1], got {x.dtype}: pass 2 * x.float() / {2**bits - 1} - 1"
+        )
     check_image(params, x, num_mixtures)
+    if x.numel() > 0 and choice.plain_on_cpu((x,)):
+        check_levels(x, bits)
     bins = 1 / (2**bits - 1), float(right_edge), 0.0
     if reduction == "none":
-        return dispatch.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
+        return calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
     batch = x.shape[0]
     scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-    return dispatch.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
+    return calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
 
 
 def check_image(params, x, num_mixtures, *, names=("params", "x")):
@@ -115,6 +122,26 @@ def check_image(params, x, num_mixtures, *, names=("params", "x")):
             f"{validate.describe(named)}"
         )
     check_data(names[1], x)
+
+
+def check_levels(x, bits):
+    """Refuse data outside [-1, 1]; warn of those in [0, 1] that are no levels of [-1, 1]."""
+    least, greatest = (bound.item() for bound in x.aminmax())
+    top = 2**bits - 1
+    if least < -1.001 or greatest > 1.001:
+        raise ValueError(
+            f"x must be in [-1, 1], got values from {least:.6g} to {greatest:.6g}: pass "
+            f"2 * x / {top} - 1 for levels of 0 to {top}"
+        )
+    # Half precisions do not tell a level from the next.
+    if least >= 0 < greatest and x.dtype in (torch.float32, torch.float64):
+        level = (x + 1) * (top / 2)
+        if (level - level.round()).abs().max() > 0.05:
+            warnings.warn(
+                "all of x is in [0, 1], and not at levels of [-1, 1]: if it was scaled to [0, 1], "
+                "pass 2 * x - 1",
+                stacklevel=3,
+            )
 
 
 def check_data(name, x):

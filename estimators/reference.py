@@ -27,6 +27,15 @@ def accumulate(*tensors):
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
+# Devices with float64. Others may have none, as Apple's MPS has none.
+WITH_FLOAT64 = ("cpu", "cuda", "meta")
+
+
+def in_float64(tensor):
+    """The tensor in float64: where it is, or on the CPU."""
+    return (tensor if tensor.device.type in WITH_FLOAT64 else tensor.cpu()).double()
+
+
 def scalar(number, like):
     """The number as a tensor beside ``like``, in the dtype of its sums.
 
@@ -456,8 +465,16 @@ def laplace_nll(recon, x, log_scale=0.0):
 def poisson_nll(log_rate, x):
     """Twin of :func:`fused_elbo.poisson_nll`."""
     log_rate, x = accumulate(log_rate, x)
-    constant = torch.lgamma(torch.where(x >= 0, x, torch.nan) + 1)
-    return (log_rate.exp() - x * log_rate + constant).flatten(1 - x.dim()).sum(-1)
+    return textbook.poisson_nll_terms(log_rate, x).flatten(1 - x.dim()).sum(-1)
+
+
+def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
+    """Twin of :func:`fused_elbo.negative_binomial_nll`."""
+    if not isinstance(log_theta, torch.Tensor):
+        log_theta = scalar(log_theta, log_mean)
+    log_mean, x, log_theta, zero_logits = accumulate(log_mean, x, log_theta, zero_logits)
+    terms = textbook.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+    return terms.flatten(1 - x.dim()).sum(-1)
 
 
 def categorical_nll(logits, target, all_known=False):

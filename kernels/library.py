@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
 PLAIN = {bool, int, float, str, list, tuple}
-
+OPS: dict[str, "Op"] = {}  # the differentiable ones, by name
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -32,15 +32,27 @@ def backend(tensor):
 
 
 @functools.cache
+def obstacle(folder):
+    """Why the backend cannot run in this process, in words; None where it can."""
+    try:
+        importlib.import_module(f".{folder}.compiler", __package__)
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+@functools.cache
 def launcher(folder, family, name):
+    """The launcher of an op in a backend's folder: a function with the op's name and arguments."""
     return getattr(importlib.import_module(f".{folder}.{family}", __package__), name)
 
 
-def register(family, schema, fake):
+def register(family, schema, fake, find=launcher):
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
-    Returns what calls it: the launcher itself, or through torch where somebody else must see the
-    op. The way through torch takes 2.6 us a call, this one 1.8.
+    ``find(folder, family, name)`` returns the implementation of a backend. Returned is what calls
+    the op: the launcher itself, or through torch where somebody else must see the op. The way
+    through torch takes 2.6 us a call, this one 1.8.
     """
     name = schema.partition("(")[0]
 
@@ -48,7 +60,7 @@ def register(family, schema, fake):
         for first in arguments:
             if first is not None:
                 break
-        return launcher(backend(first), family, name)(*arguments)
+        return find(backend(first), family, name)(*arguments)
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
@@ -95,18 +107,31 @@ def watched(arguments):
 
 
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-modes = torch._C._len_torch_dispatch_stack
-tracing = torch._C._get_tracing_state
-transforming = torch._C._are_functorch_transforms_active
+
+
+def private(module, name):
+    """A function without a public name; where it is gone, one that says: yes, torch must see it."""
+    return getattr(module, name, lambda *_: True)
+
+
+modes = private(torch._C, "_len_torch_dispatch_stack")
+tracing = private(torch._C, "_get_tracing_state")
+transforming = private(torch._C, "_are_functorch_transforms_active")
 # Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
-batched = torch._C._functorch.is_legacy_batchedtensor
+batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor")
+
+
+def forward_mode():
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 class Op:
     """A differentiable op: called, it is recorded by autograd; forward and backward are bare.
 
-    So many first arguments have ``gradients``. Of a list of results the first ``results`` are the
-    caller's; None is for no list.
+    Args:
+        gradients: the positions of the arguments that are differentiable.
+        results: how many leading outputs are returned to the caller; None if the op returns a
+            single tensor or tuple.
     """
 
     def __init__(self, forward, backward, function, gradients, results=None):
@@ -129,7 +154,7 @@ def differentiated(arguments):
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return True
-    return is_compiling() or transforming() or forward_ad._current_level >= 0
+    return is_compiling() or transforming() or forward_mode()
 
 
 def record(function, *arguments):
@@ -149,22 +174,34 @@ def record(function, *arguments):
         ) from error
 
 
-def declare(family, schema, *, gradients=(), saved=None, like=None, results=None, kept=None):
+def declare(
+    family,
+    schema,
+    *,
+    gradients=(),
+    saved=None,
+    like=None,
+    results=None,
+    kept=None,
+    launchers=(launcher, launcher),
+):
     """Make an op of its schema; the decorated function returns empty results: shapes and dtypes.
 
     Args:
         family: the module of a backend that has the launchers.
         schema: as torch.library has them. Tensors come before all else, results have names.
-        gradients: the first arguments, as far as they have gradients. Without any the op has no
-            backward, and what is returned is the bare forward.
+        gradients: the arguments that have gradients. Without any the op has no backward, and what
+            is returned is the bare forward.
         saved: what backward takes of the arguments; by default all.
         like: for arguments that are not saved one that is, of the same shape: ``{name: other}``.
         results: names of the first of a list of results, which are the caller's.
         kept: the name of a further one, if there is one: it is for backward alone.
+        launchers: what finds the launcher of the op and that of its backward, in a backend.
+            ``likelihoods`` has other pairs.
     """
 
     def decorate(fake):
-        forward = register(family, schema, fake)
+        forward = register(family, schema, fake, launchers[0])
         if not gradients:
             return forward
         name, types, outputs = parse(schema)
@@ -184,21 +221,22 @@ def declare(family, schema, *, gradients=(), saved=None, like=None, results=None
             named = dict(zip(inputs, given[len(outputs) :], strict=not kept))
             return gradients_like([named[source] for source in sources], needs)
 
-        backward = register(family, backward_schema, backward_fake)
+        backward = register(family, backward_schema, backward_fake, launchers[1])
+        positions = [names.index(argument) for argument in gradients]
         function = autograd_function(
             fake.__name__,
             forward,
             backward,
             saved=[names.index(argument) for argument in inputs],
             tensors=sum(types[argument].startswith("Tensor") for argument in inputs),
+            gradients=positions,
             sources=[names.index(source) for source in sources],
             arguments=len(names),
             results=count,
             keeps=kept is not None,
         )
-        return functools.update_wrapper(
-            Op(forward, backward, function, len(gradients), count), fake
-        )
+        OPS[name] = Op(forward, backward, function, positions, count)
+        return functools.update_wrapper(OPS[name], fake)
 
     return decorate
 
@@ -222,15 +260,17 @@ def parse(schema):
 
 
 def autograd_function(
-    name, forward, backward, *, saved, tensors, sources, arguments, results, keeps
+    name, forward, backward, *, saved, tensors, gradients, sources, arguments, results, keeps
 ):
     """The autograd function of the op ``name``, of so many ``arguments``.
 
     ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
-    The first arguments have gradients, of the shapes of those at the positions ``sources``.
+    The arguments at the positions ``gradients`` have gradients, of the shapes of those at the
+    positions ``sources``.
     """
-    gradients = len(sources)
-    others = (None,) * (arguments - gradients)
+    count = len(gradients)
+    others = (None,) * (arguments - count)
+    first = gradients == list(range(count))
     all_saved = saved == list(range(arguments))
 
     def setup_context(ctx, inputs, output):
@@ -253,7 +293,7 @@ def autograd_function(
         values: list[Any] = [None] * arguments
         for position, value in zip(saved, saved_of(ctx), strict=not keeps):
             values[position] = value
-        for position, source in enumerate(sources):
+        for position, source in zip(gradients, sources, strict=True):
             if position not in saved:  # its value is of no consequence
                 values[position] = torch.zeros_like(values[source]).requires_grad_()
         return values
@@ -265,9 +305,13 @@ def autograd_function(
                 break
         else:
             return (None,) * arguments
-        needs = ctx.needs_input_grad[:gradients]
+        if first:
+            needs = ctx.needs_input_grad[:count]
+            found = backward(*upstream[:results], *saved_of(ctx), needs)
+            return *spread(found, needs), *others
+        needs = [ctx.needs_input_grad[position] for position in gradients]
         found = backward(*upstream[:results], *saved_of(ctx), needs)
-        return *spread(found, needs), *others
+        return at_positions(spread(found, needs), gradients, arguments)
 
     methods = {
         "forward": forward if results is None else as_tuple(forward),
@@ -293,6 +337,14 @@ def spread(gradients, needs):
         return gradients
     gradients = iter(gradients)
     return [next(gradients) if needed else None for needed in needs]
+
+
+def at_positions(values, positions, count):
+    """A tuple of ``count``, with the values at these positions and None elsewhere."""
+    result = [None] * count
+    for position, value in zip(positions, values, strict=True):
+        result[position] = value
+    return tuple(result)
 
 
 class SecondDerivative(torch.autograd.Function):

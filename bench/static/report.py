@@ -19,9 +19,10 @@ from triton.backends.compiler import GPUTarget
 
 from fused_elbo.kernels.triton.launch import NUM_WARPS
 
-from .cases import COLUMNS, DTYPES, ROWS, cases, record
+from .cases import cases, record
 from .charts import chart
 from .machine_code import compile_for, read_amd, read_nvidia
+from .operands import COLUMNS, DTYPES, ROWS
 from .tables import README, table
 
 TARGETS = {
@@ -40,19 +41,18 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
     for step, (dtype_name, cols) in enumerate((d, c) for d in dtypes for c in columns):
         print(f"{target_name} [{step + 1}/{total}] {dtype_name}, {cols} columns", file=sys.stderr)
         dtype = DTYPES[dtype_name]
-        for name, (operands, call) in cases(dtype, cols).items():
-            kernel, arguments, constexprs = record(call)
+        for case in cases(dtype, cols):
+            kernel, arguments, constexprs = record(case.call)
             compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
             sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
-            loops = "longest" if "log_ratio" in name or "rsample samples" in name else None
-            loops = "innermost" if name.startswith(("mixture", "marginals")) else loops
             turn = 2 if constexprs.get("ANTITHETIC") else 1
             per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
-            row = {"kernel": name, "dtype": dtype_name, "columns": cols}
+            row = {"kernel": case.name, "dtype": dtype_name, "columns": cols}
             if target.backend == "cuda":
-                row |= read_nvidia(compiled, per_thread, loops)
+                row |= read_nvidia(compiled, per_thread, case.loops)
             else:
                 row |= read_amd(compiled)
+            operands = case.operands
             row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
             rows.append(row)
     return rows

@@ -1,14 +1,31 @@
 """How numba compiles the kernels, and the few instructions that it has no names for."""
 
 import hashlib
-from pathlib import Path
+import operator
 from types import FunctionType
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, extending, njit, types
+from numba import carray, config, extending, njit, types
 from numba.core import cgutils
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.base import BaseContext
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
+from numba.core.dispatcher import Dispatcher
+
+from .cache import Cache
+
+# What numba promises to nobody, and kernels are compiled with. Where it is gone, the import of this
+# module says so, and nobody is served by half of a backend.
+for owner, names in {
+    BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
+    DefaultPassBuilder: "define_nopython_pipeline",
+    Dispatcher: "get_compile_result",
+    Flags: "forceinline no_cfunc_wrapper no_cpython_wrapper noalias",
+    cgutils: "alloca_once_value unpack_tuple",
+}.items():
+    operator.attrgetter(*names.split())(owner)
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, with which numba compiles nothing")
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
 OPTIONS: dict[str, Any] = {
@@ -57,41 +74,20 @@ helper = jit(**INTERNAL)
 # What it calls for an element: LLVM does not vectorise a loop around a call.
 inline = jit(forceinline=True, **INTERNAL)
 
-# Numba itself asks only whether the file of the kernel has changed, not those it imports.
-SOURCES = hashlib.sha256(
-    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()
-
 
 def kernel(function, nogil=True):
-    """Compile at the first call; keep the machine code on disk where a folder is writable.
+    """Compile at the first call, or read the machine code from disk.
 
-    What Python calls is ``share_out``, under the name and place of the function: by those numba
-    finds the machine code again, and not by a closure, which is another one in each process.
+    What Python calls is ``share_out``, under the name and place of the function.
     """
     names = {"body": helper(function), "run_in_threads": run_in_threads, "unowned": unowned}
     place = {"co_name": function.__name__, "co_filename": function.__code__.co_filename}
     code = share_out.__code__.replace(co_firstlineno=function.__code__.co_firstlineno, **place)
     entry = FunctionType(code, names, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
-    try:
-        dispatcher = njit(cache=True, nogil=nogil, **OPTIONS)(entry)
-    except RuntimeError:  # there is none: numba#4908
-        return njit(nogil=nogil, **OPTIONS)(entry)
-    dispatcher._cache._cache_file._source_stamp = SOURCES
-    dispatcher._cache.load_overload = only_as_asked(dispatcher._cache.load_overload)
+    dispatcher = njit(nogil=nogil, **OPTIONS)(entry)
+    dispatcher._cache = Cache(entry)  # a numba that has another name for it does without
     return dispatcher
-
-
-def only_as_asked(load):
-    """Two processes that compile at once may write float32's code where float64's is sought."""
-
-    def load_overload(types_of_arguments, target):
-        found = load(types_of_arguments, target)
-        fits = found is not None and found.signature.args == tuple(types_of_arguments)
-        return found if fits else None
-
-    return load_overload
 
 
 body: Any = None  # of each kernel its own

@@ -8,8 +8,8 @@ Matsumoto & Nishimura, "Mersenne Twister", ACM TOMACS 1998. The order is that of
 aten/src/ATen/native/cpu/DistributionTemplates.h; the state's layout that of CPUGeneratorImpl.cpp.
 """
 
+import functools
 import threading
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numba import carray
 
 from .compiler import copy_four, elementwise, helper, inline, kernel, pointer
 from .device import log_of_normal
-from .launch import call, compiled
+from .launch import call
 from .noise import cos_sin
 
 WORDS, LAG = 624, 397
@@ -108,7 +108,7 @@ def draw(state, place, buffers, normals):
 
 
 # Without letting go of Python's lock, so that no other thread draws meanwhile.
-@partial(kernel, nogil=False)
+@functools.partial(kernel, nogil=False)
 def randn_kernel(queue, generator, address, size):
     """``size`` normals, at least a group; of a size that is not of whole groups the last anew."""
     kept = carray(pointer(generator + STATE), WORDS, np.uint64)
@@ -134,15 +134,41 @@ LOCK = threading.Lock()
 def randn(shape, generator):
     """torch.randn(shape, generator=generator), of at least a group."""
     normals = torch.empty(shape, dtype=torch.float32, device="cpu")
-    if len(generator.get_state()) != STATE_BYTES:
+    if not draws_as_torch():
         return normals.normal_(generator=generator)
-    if randn_kernel not in compiled:  # that takes seconds, in which others may draw
-        run(torch.Generator().get_state(), normals)
     with LOCK:
         state = generator.get_state()
         run(state, normals)
         generator.set_state(state)
     return normals
+
+
+@functools.cache
+def draws_as_torch():
+    """Whether the kernel draws what this torch does; it is compiled on the way.
+
+    Neither the layout of a generator's state nor the order of its words is promised to anybody.
+    """
+    expected, actual = torch.Generator(), torch.Generator()
+    for generator in (expected, actual):
+        generator.manual_seed(1998)
+    state = actual.get_state()
+    if len(state) != STATE_BYTES or not placed(state):
+        return False
+    ours, theirs = torch.empty((2, 2 * CHUNK + 1), dtype=torch.float32, device="cpu")
+    for _ in range(2):  # from a state that is all used up, and from the middle of one
+        run(state, ours)
+        theirs.normal_(generator=expected)
+        if not torch.allclose(ours, theirs, rtol=0, atol=1e-5):
+            return False
+    return torch.equal(state, expected.get_state())
+
+
+def placed(state):
+    """Whether what is left and what is next are numbers of words."""
+    left = state[LEFT : LEFT + 4].view(torch.int32).item()
+    following = state[NEXT : NEXT + 8].view(torch.int64).item()
+    return 1 <= left <= WORDS and 0 <= following <= WORDS
 
 
 def run(state, normals):

@@ -1,6 +1,7 @@
 """The static gates: what they let pass and what they do not; no kernel is compiled here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,17 @@ pytest.importorskip("triton")
 
 import torch
 
-from bench.static import gates
+from bench.static import cases, gates
 from bench.static.machine_code import innermost, instructions
+from bench.static.operands import DTYPES
 from fused_elbo.kernels.triton.launch import recording
 from fused_elbo.kernels.triton.marginals_log_prob import (
     marginals_log_prob,
     marginals_log_prob_backward,
 )
 
-COMMITTED = Path(__file__).parents[2] / "results" / "static" / "sm_90.json"
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "results" / "static" / "sm_90.json"
 ROW = {
     "kernel": "rsample_kl forward",
     "dtype": "float32",
@@ -87,6 +90,22 @@ def test_weights_are_no_code_of_their_own():
             yield kernel, seen, constexprs
 
     assert list(launches(weights)) == list(launches(None))
+
+
+def test_every_kernel_is_compiled():
+    """The kernels that launches of all families reach, and those that the source defines."""
+    sources = (ROOT / "kernels" / "triton").glob("*.py")
+    defined = {name for p in sources for name in re.findall(r"def (\w+_kernel)\(", p.read_text())}
+    found = cases.cases(torch.float32, 64)
+    assert {cases.record(case.call)[0].__name__ for case in found} == defined
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cases_are_those_of_the_committed_report(dtype):
+    rows = json.loads(COMMITTED.read_text())["kernels"]
+    names = [case.name for case in cases.cases(DTYPES[dtype], 64)]
+    assert len(set(names)) == len(names)
+    assert names == [r["kernel"] for r in rows if (r["dtype"], r["columns"]) == (dtype, 64)]
 
 
 def test_committed_report_is_within_the_committed_gates():

@@ -11,7 +11,7 @@ import torch
 
 import fused_elbo
 from fused_elbo import ELBOLoss, elbo_loss
-from fused_elbo.estimators import dispatch
+from fused_elbo.estimators.dispatch import choice
 from fused_elbo.kernels import library
 from helpers.machine import KERNELS
 
@@ -182,7 +182,7 @@ TABLE = {
     "mix_logistic of raw levels": (
         call("discretized_mix_logistic_nll", t(2, 20, 4), torch.ones(2, 3, 4, dtype=I64), 2),
         TypeError,
-        ["x", "torch.int64"],
+        ["x", "torch.int64", "[-1, 1]", "2 * x.float() / 255 - 1"],
     ),
     "mix_logistic gradient of the data": (
         call("discretized_mix_logistic_nll", t(2, 20, 4), t(2, 3, 4).requires_grad_(), 2),
@@ -376,9 +376,29 @@ TABLE = {
         ["mu must be dense", "nested"],
     ),
     "bool x": (
-        call("elbo_loss", t(3, 4), torch.ones(3, 4, dtype=BOOL), kl=t(3)),
+        call("elbo_loss", t(3, 4), torch.ones(3, 4, dtype=BOOL), kl=t(3), likelihood="gaussian"),
         TypeError,
-        ["x", "float32", "torch.bool"],
+        ["x", "'gaussian'", "bool", "x.float()"],
+    ),
+    "bool classes": (
+        call("categorical_nll", t(3, 4), torch.ones(3, dtype=BOOL)),
+        TypeError,
+        ["target", "'categorical'", "bool", "target.long()"],
+    ),
+    "grey values of a Bernoulli": (
+        call("bernoulli_nll", t(3, 4), torch.ones(3, 4, dtype=torch.uint8)),
+        TypeError,
+        ["x of a Bernoulli", "torch.uint8", "x.float() / 255", "x.bool()"],
+    ),
+    "grey values in the loss": (
+        call("elbo_loss", t(3, 4), torch.ones(3, 4, dtype=I64), kl=t(3)),
+        TypeError,
+        ["x of a Bernoulli", "torch.int64", "x.float() / 255", "x.bool()"],
+    ),
+    "grey values in IWAE's loss": (
+        call("iwae_loss", t(5, 3, 4), torch.ones(3, 4, dtype=torch.uint8), t(5, 3)),
+        TypeError,
+        ["x of a Bernoulli", "torch.uint8", "x.float() / 255", "x.bool()"],
     ),
     "complex mu": (
         call("gaussian_kl", t(3, 4, dtype=C64), t(3, 4)),
@@ -791,7 +811,7 @@ FUNCTIONS = {
     "importance_weights": (t(3, 4),),
     "iwae_loss": (t(5, 3, 4), t(3, 4), t(5, 3)),
     "mixture_log_prob": (t(3, 4), t(5, 4), t(5, 4)),
-    "discretized_mix_logistic_nll": (t(3, 20, 2, 2), t(3, 3, 2, 2), 2),
+    "discretized_mix_logistic_nll": (t(3, 20, 2, 2), -t(3, 3, 2, 2), 2),
     "rsample_kl_log_std": (t(3, 4), t(3, 4)),
     "balanced_kl": (t(3, 4), t(3, 4), t(3, 4), t(3, 4)),
     "kl_decomposition": (t(3, 4), t(3, 4), t(3, 4), 10),
@@ -832,7 +852,7 @@ class TestImpl:
 
     @pytest.mark.parametrize(("impl", "flag"), [("numba", "HAS_NUMBA"), ("triton", "HAS_TRITON")])
     def test_without_the_package(self, name, impl, flag, monkeypatch):
-        monkeypatch.setattr(dispatch, flag, False)
+        monkeypatch.setattr(choice, flag, False)
         with pytest.raises(RuntimeError, match=f"not installed: pip install {impl}"):
             getattr(fused_elbo, name)(*FUNCTIONS[name], impl=impl)
 

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fused_elbo.kernels.numba import launch
+from fused_elbo.kernels.numba import cache, launch
 
 pytestmark = [pytest.mark.kernels, pytest.mark.numba]
 
@@ -24,16 +26,227 @@ def run(program, **environment):
     return process.stdout
 
 
-def test_no_writable_folder():
-    """As in a container whose packages and whose home are read-only: compiled in every process."""
-    run("""
-import numba.core.caching as caching
-for locator in caching.CacheImpl._locator_classes:
-    locator.from_function = classmethod(lambda cls, function, file: None)
+TINY = """
+import numpy as np
+from fused_elbo.kernels.numba.compiler import kernel
+
+@kernel
+def three(queue, value):
+    queue[0] = value + 3
+
+def run():
+    queue = np.zeros(1, np.int64)
+    three(0, 1, queue, 4)
+    print(queue[0], three.stats.cache_hits.total())
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A program's beginning, of a kernel that is compiled in a moment, and what it prints."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def value_and_hits(before="", **environment):
+        program = f"{before}\nimport tiny\ntiny.run()"
+        return [int(number) for number in run(program, **folders | environment).split()]
+
+    return value_and_hits
+
+
+def only_file(folder):
+    (file,) = folder.rglob("*.nbc")
+    return file
+
+
+def test_a_damaged_file_is_compiled_anew_and_replaced(tiny, tmp_path):
+    assert tiny() == [7, 0]
+    assert tiny() == [7, 1]
+    file = only_file(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert tiny() == [7, 0]
+    assert tiny() == [7, 1]
+    assert only_file(tmp_path).stat().st_size > len(whole) // 2
+
+
+FULL = """
+from pathlib import Path
+def full(path, content):
+    path.touch()
+    raise OSError(28, "No space left on device", str(path))
+Path.write_bytes = full
+"""
+
+
+def test_a_full_disk(tiny, tmp_path):
+    assert tiny(FULL) == [7, 0]
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+
+
+def test_no_folder(tiny, tmp_path):
+    """As in a container whose packages and whose home are read-only."""
+    (tmp_path / "file").touch()
+    assert tiny(NUMBA_CACHE_DIR=str(tmp_path / "file")) == [7, 0]
+
+
+# Of numba, which may move any of them.
+GONE = {
+    "_reduce": "numba.core.compiler.CompileResult",
+    "_rebuild": "numba.core.compiler.CompileResult",
+    "magic_tuple": "numba.core.codegen.CPUCodegen",
+}
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_without_what_the_cache_leans_on(tiny, name):
+    before = f"import numba.core.compiler\ndel {GONE[name]}.{name}\n"
+    assert tiny(before) == [7, 0]
+    assert tiny(before) == [7, 0]
+
+
+def random_bytes(content):
+    return np.random.default_rng(0).bytes(len(content))
+
+
+def one_bit(content):
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-1],
+    "random": random_bytes,
+    "one bit": one_bit,
+    "longer": lambda content: content + b"0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_seen(tmp_path, damage):
+    path, payload = tmp_path / "kernel.nbc", bytes(range(256))
+    cache.write(path, payload)
+    assert cache.read(path) == payload
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.read(path) is None
+    cache.write(path, payload)
+    assert cache.read(path) == payload
+
+
+def test_what_another_numba_wrote_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "kernel.nbc"
+    monkeypatch.setattr(cache.numba, "__version__", "0.0.1")
+    monkeypatch.setattr(cache, "STAMP", cache.stamp_of(cache.HERE))
+    cache.write(path, b"code")
+    monkeypatch.undo()
+    assert cache.read(path) is None
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    path = tmp_path / "a" / "b" / "kernel.nbc"
+    for _ in range(2):
+        cache.write(path, b"code")
+        assert cache.read(path) == b"code"
+        shutil.rmtree(tmp_path / "a")
+        assert cache.read(path) is None
+
+
+def test_two_write_at_once(tmp_path):
+    """A reader finds one or the other, whole."""
+    path, payloads = tmp_path / "kernel.nbc", [bytes([i]) * 300_000 for i in range(2)]
+    cache.write(path, payloads[0])
+    stop = threading.Event()
+
+    def write_on(payload):
+        while not stop.is_set():
+            cache.write(path, payload)
+
+    writers = [threading.Thread(target=write_on, args=(payload,)) for payload in payloads]
+    for writer in writers:
+        writer.start()
+    found = {cache.read(path) for _ in range(500)}
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert found <= set(payloads)
+
+
+def test_a_read_only_folder_is_read(monkeypatch, tmp_path):
+    """An image that was built by another user brings its code; new code goes where it may."""
+    monkeypatch.setattr(cache, "HERE", tmp_path / "package")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cache.numba.config, "CACHE_DIR", "")
+    package, home = cache.folders()
+    assert cache.writable_folders() == [package, home]
+    monkeypatch.setattr(cache.numba.config, "CACHE_DIR", str(tmp_path / "named"))
+    assert cache.folders()[1:] == [package]
+    assert cache.writable_folders() == cache.folders()[:1]
+
+
+def test_no_home(monkeypatch):
+    monkeypatch.setattr(cache.numba.config, "CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", home)
+    assert cache.folders() == [cache.HERE / "__pycache__"]
+
+
+REFUSED = """
 import torch, fused_elbo
-kl = fused_elbo.gaussian_kl(torch.ones(2, 3), torch.zeros(2, 3), impl="numba")
-assert kl.tolist() == [1.5, 1.5]
-""")
+mu, logvar = torch.ones(2, 3), torch.zeros(2, 3)
+assert fused_elbo.gaussian_kl(mu, logvar).tolist() == [1.5, 1.5]
+try:
+    fused_elbo.gaussian_kl(mu, logvar, impl="numba")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_numba_that_compiles_nothing():
+    assert "NUMBA_DISABLE_JIT is set" in run(REFUSED, NUMBA_DISABLE_JIT="1")
+
+
+# Of what kernels are compiled with.
+NEEDED = {
+    "call_internal_no_propagate": "numba.core.base.BaseContext",
+    "noalias": "numba.core.compiler.Flags",
+    "get_compile_result": "numba.core.dispatcher.Dispatcher",
+    "unpack_tuple": "numba.core.cgutils",
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_without_what_kernels_lean_on(name):
+    """The reference serves, and who asks for numba hears what is missing."""
+    before = f"import numba.core.dispatcher\ndel {NEEDED[name]}.{name}\n"
+    assert name in run(before + REFUSED)
+
+
+PRIVATE_OF_TORCH = """
+import torch
+names = "_len_torch_dispatch_stack _get_tracing_state _are_functorch_transforms_active".split()
+owners = [(torch._C, name) for name in names]
+owners.append((torch._C._functorch, "is_legacy_batchedtensor"))
+kept = [(owner, name, getattr(owner, name)) for owner, name in owners]
+for owner, name, _ in kept:
+    delattr(owner, name)
+import fused_elbo
+for owner, name, value in kept:  # torch itself calls them
+    setattr(owner, name, value)
+for impl in ("auto", "numba"):
+    mu, logvar = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    kl = fused_elbo.gaussian_kl(mu, logvar, impl=impl)
+    assert kl.tolist() == [1.5, 1.5]
+    kl.sum().backward()
+    assert mu.grad.eq(1).all() and logvar.grad.eq(0).all()
+"""
+
+
+def test_without_the_private_names_of_torch():
+    run(PRIVATE_OF_TORCH)
 
 
 CACHED = """

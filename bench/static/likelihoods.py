@@ -1,0 +1,56 @@
+"""The kernels of likelihoods: forward, backward, and the forward pass that has the gradient too."""
+
+import torch
+
+from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bernoulli
+from fused_elbo.kernels.triton.categorical_nll import launch_categorical_nll as categorical
+from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as gaussian
+from fused_elbo.kernels.triton.laplace_nll import launch_laplace_nll as laplace
+from fused_elbo.kernels.triton.poisson_nll import launch_poisson_nll as poisson
+
+from .operands import ROWS, SAMPLES, StaticCase
+
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward + gradient"
+ALL = (FORWARD, BACKWARD, BOTH)
+
+
+def cases(t):
+    recon, x, width = t.a, t.b, t.c
+    samples, grad = t.full(SAMPLES).view(-1, t.cols), t.sums(SAMPLES * ROWS)
+    fixed, learned = (recon, x, None, 0.0), (recon, x, width, 0.0)
+    logits, probabilities = (recon, x, False), (recon, x, True)
+    classes = torch.empty(ROWS, dtype=torch.int64)
+    return [
+        *passes("gaussian_nll", gaussian, (*fixed, 1), t.rows),
+        *passes("gaussian_nll learned", gaussian, (*learned, 1), t.rows),
+        *passes("gaussian_nll samples", gaussian, (samples, *fixed[1:], 1), grad, ALL[:2]),
+        *passes("bernoulli_nll samples", bernoulli, (samples, x, False), grad, ALL[:2]),
+        *passes("bernoulli_nll", bernoulli, logits, t.rows),
+        *passes("bernoulli_nll probabilities", bernoulli, probabilities, t.rows, forward="total"),
+        *passes("laplace_nll", laplace, fixed, t.rows),
+        *passes("laplace_nll learned", laplace, learned, t.rows, ALL[2:]),
+        *passes("poisson_nll", poisson, (recon, x), t.rows),
+        # No contract of bytes: the int64 classes of two rows are a 128-bit access too.
+        *passes("categorical_nll", categorical, (recon, classes), t.rows, contract=False),
+    ]
+
+
+def passes(name, launch, inputs, grad, which=ALL, *, contract=True, forward="rows"):
+    """The passes of a likelihood, whose gradients are those of recon and of a width.
+
+    Every tensor among ``inputs`` is read once, and every gradient is written once.
+    """
+    read = [isinstance(tensor, torch.Tensor) for tensor in inputs]
+    needs = (True, False, True) if sum(read) > 2 else (True,)
+    calls = {
+        FORWARD: {"values": forward},
+        BACKWARD: {"dnll": grad, "needs": needs},
+        BOTH: {"needs": needs, "scale": 0.5, "values": "total"},
+    }
+
+    def case(which):
+        written = sum(needs) if "needs" in calls[which] else 0
+        operands = sum(read) + written if contract else None
+        return StaticCase(f"{name} {which}", operands, lambda: launch(*inputs, **calls[which]))
+
+    return [case(one) for one in which]

@@ -1,0 +1,128 @@
+"""Machine code on disk, so that a kernel is compiled once on a machine and not in each process.
+
+The cache is an optimisation. Whatever goes wrong with it is a miss: the kernel is compiled, and a
+file that was no good is written anew.
+
+Numba's own cache reads an index before the code, raises at the first damaged byte of either, and
+neither reads nor replaces what lies in a folder that it may not write. Here a file holds one
+kernel for one signature and one kind of processor, and begins with a digest of all it depends on.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import sys
+import uuid
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+HERE = Path(__file__).parent
+LOGGER = logging.getLogger("fused_elbo")
+
+
+def stamp_of(folder):
+    """A digest of the sources of the kernels, and of those who make machine code of them."""
+    versions = f"{numba.__version__} {llvmlite.__version__} {sys.version}"
+    sources = sorted(folder.glob("*.py"))
+    return hashlib.sha256(versions.encode() + b"".join(s.read_bytes() for s in sources)).digest()
+
+
+STAMP = stamp_of(HERE)
+
+
+def folders():
+    """Where machine code may lie, the first choice first.
+
+    These are numba's choices: NUMBA_CACHE_DIR; else beside the sources, and then, where nobody may
+    write there, in the user's folder for caches. All are read, so that an image of a container or
+    an installation of a cluster can bring its code.
+    """
+    found = [HERE / "__pycache__"]
+    own = "fused_elbo_" + hashlib.sha256(str(HERE).encode()).hexdigest()[:16]
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR) / own, *found]
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # there is no home
+        return found
+    return [*found, Path(caches) / own]
+
+
+def writable_folders():
+    """Those of ``folders`` that new code may be kept in: NUMBA_CACHE_DIR alone, if it is set."""
+    return folders()[:1] if numba.config.CACHE_DIR else folders()
+
+
+class Cache:
+    """What a dispatcher of numba asks before it compiles a kernel, and tells afterwards."""
+
+    def __init__(self, function):
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
+
+    @property
+    def cache_path(self):
+        return str(folders()[0])
+
+    def file_name(self, signature, codegen):
+        types = getattr(signature, "args", signature)
+        key = repr((types, codegen.magic_tuple(), sys.implementation.cache_tag))
+        return f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc"
+
+    def load_overload(self, signature, target):
+        """The compiled kernel, or None."""
+        try:
+            target.refresh()
+            name = self.file_name(signature, target.codegen())
+            for folder in folders():
+                payload = read(folder / name)
+                if payload is not None:
+                    return CompileResult._rebuild(target, *pickle.loads(payload))
+        except Exception as error:  # it is compiled instead, whatever happened
+            LOGGER.debug("%s is compiled anew: %r", self.name, error)
+        return None
+
+    def save_overload(self, signature, result):
+        try:
+            name = self.file_name(signature, result.codegen)
+            payload = dumps(result._reduce())
+        except Exception as error:
+            LOGGER.debug("%s is not kept: %r", self.name, error)
+            return
+        for folder in writable_folders():
+            try:
+                write(folder / name, payload)
+            except OSError as error:
+                LOGGER.debug("%s is not kept in %s: %s", self.name, folder, error)
+            else:
+                return
+
+
+def digest_of(name, payload):
+    return hashlib.sha256(STAMP + name.encode() + payload).digest()
+
+
+def read(path):
+    """What was written there under that name by these sources, or None."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, payload = content[:32], content[32:]
+    return payload if digest == digest_of(path.name, payload) else None
+
+
+def write(path, payload):
+    """All or nothing: another process that reads or writes the file at the same time is served."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
+    try:
+        temporary.write_bytes(digest_of(path.name, payload) + payload)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
