@@ -1,7 +1,7 @@
 """Importance-weighted bounds: K samples of z for each example, all at once or in chunks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Generator, Tensor
@@ -81,6 +81,54 @@ class IWAEParts(NamedTuple):
     ess: Tensor  # [B]: the weights' effective sample size
 
 
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
+
+
 def iwae_loss(
     recon: Tensor,
     x: Tensor,
@@ -93,7 +141,7 @@ def iwae_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     r"""The loss of an importance-weighted autoencoder: minus its bound of log p(x), in nats.
 
     A ``log_ratio`` whose ``gradient`` would be biased at this alpha is an error, if it comes as
@@ -161,6 +209,81 @@ def iwae_loss(
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
+
+
 def chunked_iwae_loss(
     decoder: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -182,7 +305,7 @@ def chunked_iwae_loss(
     return_parts: bool = False,
     generator: Generator | None = None,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     """:func:`iwae_loss` where K samples through the decoder do not fit into memory.
 
     Draws ``num_samples`` samples, runs the decoder over ``chunk_size`` of them at a time, and

@@ -1,6 +1,6 @@
 """Densities that compare every sample with every component, without a tensor of all pairs."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -246,6 +246,75 @@ class ELBOTCParts(NamedTuple):
     dimension_wise: Tensor
 
 
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> ELBOTCParts: ...
+
+
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | ELBOTCParts: ...
+
+
 def elbo_tc_loss(
     recon: Tensor,
     x: Tensor,
@@ -265,7 +334,7 @@ def elbo_tc_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or ELBOTCParts with return_parts=True
+) -> Tensor | ELBOTCParts:
     r"""The loss of a beta-TCVAE: -log p(x|z) and a weight for each term of the KL, in nats.
 
     .. math:: -\log p(x \mid z) + \alpha \, \mathrm{MI} + \beta \, \mathrm{TC}
