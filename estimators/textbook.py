@@ -33,7 +33,7 @@ def gaussian_log_prob(x, mu, logvar):
 
 
 def times(count, number, like):
-    """A size times a number: under torch.jit.trace, where sizes are tensors, in ``like``'s dtype."""
+    """A size times a number; torch.jit.trace's sizes are tensors, whose product is float32."""
     return (count.to(like.dtype) if isinstance(count, torch.Tensor) else count) * number
 
 
