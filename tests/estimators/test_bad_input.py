@@ -11,7 +11,7 @@ import torch
 
 import fused_elbo
 from fused_elbo import ELBOLoss, elbo_loss
-from fused_elbo.estimators import dispatch
+from fused_elbo.estimators.dispatch import choice
 from fused_elbo.kernels import library
 from helpers.machine import KERNELS
 
@@ -852,7 +852,7 @@ class TestImpl:
 
     @pytest.mark.parametrize(("impl", "flag"), [("numba", "HAS_NUMBA"), ("triton", "HAS_TRITON")])
     def test_without_the_package(self, name, impl, flag, monkeypatch):
-        monkeypatch.setattr(dispatch, flag, False)
+        monkeypatch.setattr(choice, flag, False)
         with pytest.raises(RuntimeError, match=f"not installed: pip install {impl}"):
             getattr(fused_elbo, name)(*FUNCTIONS[name], impl=impl)
 
