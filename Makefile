@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test lint types static clean
+.PHONY: bench test docs lint types static clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -29,6 +29,9 @@ test: $(VENV)/installed
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu $(ARGS); fi
 
+docs: $(VENV)/installed
+	$(BIN)/python docs/site/build.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +48,4 @@ static: $(VENV)/installed
 	cd tests && ../$(BIN)/python -m helpers.cpu_code
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

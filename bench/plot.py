@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from .harness import runs
 from .reporting import canvas, pages, readme
 from .reporting.results import Device
-from .suites import PAGES, SUITES, write_csv
+from .suites import PAGES, SUITES, charts, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,11 +21,11 @@ def draw(device):
     folder = device.folder / "plots"
     folder.mkdir(exist_ok=True)
     with rc_context(canvas.STYLE):
-        charts = {name: f for suite in SUITES for name, f in suite.charts(device).items()}
+        figures = charts(device)
         for path in folder.glob("*.png"):
-            if path.stem not in charts:
+            if path.stem not in figures:
                 path.unlink()  # a chart of data that is no longer there
-        return [canvas.save(figure, folder / f"{name}.png") for name, figure in charts.items()]
+        return [canvas.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def parsed(name, description, arguments):
@@ -53,10 +53,10 @@ def chosen(options):
 def main(arguments=None):
     folder, devices = parsed("plot", __doc__, arguments)
     for device in devices:
-        charts = draw(device)
+        drawn = draw(device)
         write_csv(device.folder)
-        readme.write(device, charts, SUITES)
-        print(f"{device.folder}: {len(charts)} charts, summary.csv, README.md")
+        readme.write(device, drawn, SUITES)
+        print(f"{device.folder}: {len(drawn)} charts, summary.csv, README.md")
     pages.fill(ROOT, folder, PAGES)
 
 

@@ -6,7 +6,7 @@ from .plot import parsed
 from .reporting import on_cpu, tables
 from .reporting.canvas import CLOCK_TEXT
 from .reporting.speedups import short_shape
-from .suites import SUITES
+from .suites import terminal
 
 
 def show(device, console):
@@ -20,9 +20,8 @@ def show(device, console):
     speed = f", copy {copy / 1e9:.4g} GB/s" if copy else ""
     clock = CLOCK_TEXT[device.clock]
     console.print(f"{clock}, medians, grid {run['grid']}{speed}; {device.folder}/\n")
-    for suite in SUITES:
-        for table in suite.terminal(device):
-            console.print(tables.terminal(table))
+    for table in terminal(device):
+        console.print(tables.terminal(table))
     for entry in device.table[device.table.status != "right"].itertuples():
         where = f"{entry.op} {short_shape(entry)} {entry.dtype} {entry.direction}"
         console.print(

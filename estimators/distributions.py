@@ -172,7 +172,7 @@ class DiagonalNormal(Distribution):
         return torch.exp(self.logvar)
 
     def rsample(self, sample_shape=()) -> Tensor:
-        """z = mu + exp(logvar / 2) eps of shape [*sample_shape, ..., D], differentiable."""
+        """z = mu + exp(logvar / 2) eps of shape ``[*sample_shape, ..., D]``, differentiable."""
         shape = self._extended_shape(sample_shape)
         samples = math.prod(sample_shape)
         if samples == 0:  # a grid of kernels has no dimension of 0

@@ -9,7 +9,7 @@ HIDDEN = 256
 COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
-WITH_K = ("samples", "mixtures")  # suites
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables and legends
 
 
 class Grid(NamedTuple):
@@ -46,8 +46,8 @@ class Case(NamedTuple):
     latent: int
     dtype: str
     direction: str
-    samples: int = 1  # K: samples or, in the suite "mixtures", components
-    suite: str = "operations"
+    samples: int = 1  # K: of samples, or of components
+    suite: str = ""  # the folder that sweeps it
 
     @property
     def backward(self):
@@ -59,15 +59,12 @@ def case_id(case):
 
     >>> case_id(Case("gaussian_kl", "eager", 64, 16, "float32", "forward"))
     'gaussian_kl-eager-64-16-float32-forward'
-    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8, "samples"))
+    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8))
     'iwae_step-eager-K8-64-16-float32-forward+backward'
-    >>> case_id(Case("pyro_step", "eager", 64, 32, "float32", "forward+backward", 1, "drop_ins"))
-    'drop_in-pyro_step-eager-64-32-float32-forward+backward'
     """
-    op, provider, *rest, samples, suite = case
-    first = ["drop_in"] if suite == "drop_ins" else []
-    count = [f"K{samples}"] if suite in WITH_K else []
-    return "-".join(map(str, [*first, op, provider, *count, *rest]))
+    op, provider, *rest, samples, _ = case
+    count = [f"K{samples}"] if samples > 1 else []
+    return "-".join(map(str, [op, provider, *count, *rest]))
 
 
 def coarse_first(values):

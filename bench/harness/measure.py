@@ -5,7 +5,6 @@ import time
 import pytest
 
 from . import clock, functions, memory, oracle, quiet
-from .cases import WITH_K, case_id
 from .machine import DEVICE
 from .operation import make_inputs, make_upstream
 from .providers import OURS
@@ -19,13 +18,13 @@ _cell = {}
 
 def time_case(benchmark, run, operation, case):
     """What the test of a case does; ``benchmark`` is pytest-benchmark's, ``run`` the Session."""
-    run.skip_if_spent(case_id(case))
+    run.skip_if_spent()
     # Before anything is timed: a large copy throws the caches out.
     run.ceiling()
     shape = f"{case.samples}x{case.batch}x{case.latent}"
     benchmark.group = f"{case.op} {shape} {case.dtype} {case.direction}"
     info = benchmark.extra_info
-    info.update(case._asdict(), status="right")
+    info.update(case._asdict(), id=run.identity, status="right")
     prepared = prepare(operation, case, benchmark, run)
     info["error"] = prepared.error
     info["compile_seconds"] = prepared.compile_seconds
@@ -98,7 +97,7 @@ class Prepared:
 
         ``function`` replaces the provider's own: that is how the rule is tested.
         """
-        self.case, self.device = case, device
+        self.operation, self.case, self.device = operation, case, device
         provider = case.provider
         self.function = function or functions.get(provider, operation, device, case.samples)
         self.sets = input_sets(operation, case, device)
@@ -199,7 +198,7 @@ def peak_memory(prepared):
         return None
     if prepared.device == "cpu":
         small = case.batch * case.latent < CPU_MEMORY_FROM
-        if (small and case.suite not in WITH_K) or not case.backward:
+        if (small and not prepared.operation.memory_of_small) or not case.backward:
             return None
     return memory.peak_bytes(prepared.call, prepared.sets[0], prepared.device)
 

@@ -81,6 +81,7 @@ class Operation:
     takes_samples: bool = False  # whether functions have an argument samples=K
     checked: dict = dataclasses.field(default_factory=dict)  # for the oracle, if not as timed
     tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
+    memory_of_small: bool = False  # peak memory is counted on a CPU for small cases too
     corners: bool = False  # timed at the smallest and largest shapes of a grid alone
     compiles: bool = True
     fullgraph: bool = True  # in one graph

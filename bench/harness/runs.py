@@ -8,7 +8,7 @@ import re
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .cases import Case, case_id
+from .cases import Case
 
 # Rows from before each said its suite; all that are not named here were of "operations".
 BEFORE_SUITES = {
@@ -107,10 +107,5 @@ def measured(folder, commit):
         for _, run in read(device):
             if run["commit_info"]["id"] == commit:
                 infos = [b["extra_info"] for b in run["benchmarks"]] + run.get("not_timed", [])
-                found |= {identity(info) for info in infos}
+                found |= {info.get("id") for info in infos}
     return found
-
-
-def identity(info):
-    """The id of a case from its extra_info."""
-    return info.get("id") or case_id(case_of(info))

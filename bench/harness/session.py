@@ -43,8 +43,9 @@ class Session:
         self._measured = None
 
     @pytest.fixture
-    def run(self):
-        """What the benchmarks take to meet this state."""
+    def run(self, request):
+        """This state, for a test that times something; ``identity`` is the id of its case."""
+        self.identity = request.node.callspec.id
         return self
 
     def ceiling(self):
@@ -53,11 +54,11 @@ class Session:
             self._ceiling = clock.copy_ceiling(DEVICE)
         return self._ceiling
 
-    def skip_if_spent(self, identity):
+    def skip_if_spent(self):
         """Skip what the time budget leaves no room for, or what was resumed past."""
         if self.budget and time.monotonic() - self.start > self.budget:
             pytest.skip(f"the budget of {self.budget} s is spent")
-        if identity in self.measured():
+        if self.identity in self.measured():
             pytest.skip("measured at this commit already")
 
     def measured(self):
@@ -106,8 +107,8 @@ class Session:
             return
         terminalreporter.section("wrong or failed providers: not timed", yellow=True)
         for entry in self.not_timed:
-            identity = runs.identity(entry)
-            terminalreporter.write_line(f"{entry['status'].upper()} {identity}: {entry['reason']}")
+            line = f"{entry['status'].upper()} {entry['id']}: {entry['reason']}"
+            terminalreporter.write_line(line)
 
     # What the JSON says.
 

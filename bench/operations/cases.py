@@ -13,7 +13,7 @@ def shapes(grid):
 def sweep(entries, device, shapes, dtypes):
     """All cases; the providers of a cell follow each other, to meet the same machine state."""
     return [
-        Case(op, provider, batch, latent, dtype, direction)
+        Case(op, provider, batch, latent, dtype, direction, suite="operations")
         for batch, latent in shapes
         for op, operation in entries.items()
         if not operation.corners or (batch, latent) in shapes[:4]

@@ -27,6 +27,7 @@ class Sampled(Operation):
 
     grids: dict  # SampleGrid by device and name
     takes_samples: bool = True
+    memory_of_small: bool = True
 
 
 def eager_encoder(mu, logvar, samples):

@@ -25,12 +25,11 @@ def test_samples(benchmark, run, case):
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 @pytest.mark.parametrize("provider", largest.names(DEVICE), ids="largest-{}".format)
 def test_largest_samples(benchmark, run, provider):
-    identity = f"largest-{provider}"
-    run.skip_if_spent(identity)
+    run.skip_if_spent()
     batch, latent = largest.SHAPE[DEVICE]
     benchmark.group = "largest K"
     benchmark.extra_info.update(
-        suite="largest", id=identity, provider=provider, batch=batch, latent=latent
+        suite="largest", id=run.identity, provider=provider, batch=batch, latent=latent
     )
     try:
         step, found = largest.find(provider, DEVICE, run.config.getoption("grid"))
@@ -40,7 +39,9 @@ def test_largest_samples(benchmark, run, provider):
         status = "wrong" if isinstance(error, oracle.WrongResultError) else "failed"
         reason = f"largest K: {type(error).__name__}: {error}".splitlines()[0]
         case = largest.case_of(provider, DEVICE, 1)
-        run.not_timed.append({**case._asdict(), "id": identity, "status": status, "reason": reason})
+        run.not_timed.append(
+            {**case._asdict(), "id": run.identity, "status": status, "reason": reason}
+        )
         pytest.skip(f"{status}: {reason}")
     benchmark.extra_info.update(found)
     benchmark.pedantic(step.run, args=(found["samples"],), rounds=1)

@@ -105,14 +105,9 @@ def test_rows_from_before_suites_are_read_as_they_were():
 
     assert runs.case_of(old("gaussian_kl")).suite == "operations"
     assert runs.case_of(old("gaussian_kl")).samples == 1
-    assert runs.identity(old("gaussian_kl")) == "gaussian_kl-eager-64-32-float32-forward+backward"
-    step = old("iwae_step", samples=8)
-    assert runs.identity(step) == "iwae_step-eager-K8-64-32-float32-forward+backward"
-    pyro = old("pyro_step", samples=1)
-    assert runs.identity(pyro) == "drop_in-pyro_step-eager-64-32-float32-forward+backward"
-    assert runs.identity(old("iwae_step", suite="operations")) == (
-        "iwae_step-eager-64-32-float32-forward+backward"
-    )
+    assert runs.case_of(old("iwae_step", samples=8)).suite == "samples"
+    assert runs.case_of(old("pyro_step", samples=1)).suite == "drop_ins"
+    assert runs.case_of(old("iwae_step", suite="operations")).suite == "operations"
 
 
 def run_on_cpu(day, **numba):

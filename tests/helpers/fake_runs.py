@@ -64,7 +64,7 @@ def of_operations(day, seconds):
             for direction in DIRECTIONS:
                 for provider, base in seconds.items():
                     stats = times(base * (1 + batch / 64 + latent / 8), 0.02)
-                    case = Case(op, provider, batch, latent, "float32", direction)
+                    case = Case(op, provider, batch, latent, "float32", direction, 1, "operations")
                     more = {
                         "clock": "device",
                         "host": {**stats, "median": 2 * stats["median"]},
