@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import dispatch, textbook, validate
 from . import sampling as samplers
+from . import textbook
 from .diagnostics import kl_per_dimension
-from .dispatch import Implementation
+from .dispatch import calls, validate
+from .dispatch.types import Implementation
 from .functional import (
     Gradient,
     Mixture,
@@ -73,12 +74,12 @@ class Draws:
             "eps": self.noise,
         }
         if isinstance(self.prior, Mixture) and not flat:
-            self.z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+            self.z, log_ratio = calls.rsample_log_ratio_to_mixture(
                 *q, self.prior, self.num_samples, **options
             )
         else:
             prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
-            self.z, log_ratio = dispatch.rsample_log_ratio(
+            self.z, log_ratio = calls.rsample_log_ratio(
                 *q, *prior, self.num_samples, **options, flat=flat
             )
         return self.z, log_ratio

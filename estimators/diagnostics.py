@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import validate
-from .dispatch import Implementation
+from .dispatch import validate
+from .dispatch.types import Implementation
 from .functional import gaussian_kl
 from .reference import effective_size, in_units_of_prior, normalised
 

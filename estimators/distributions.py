@@ -15,8 +15,9 @@ from torch.distributions import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import dispatch, reference, textbook, validate
-from .dispatch import Implementation
+from . import reference, textbook
+from .dispatch import calls, choice, validate
+from .dispatch.types import Implementation
 from .functional import gaussian_kl, gaussian_log_prob
 
 
@@ -98,7 +99,7 @@ class DiagonalNormal(Distribution):
                 "torch.full_like(mu, 2 * math.log(sigma))"
             )
         validate.tensors(mu=mu, logvar=logvar)
-        dispatch.check(impl)
+        choice.check_impl(impl)
         shape = validate.broadcast(mu=mu, logvar=logvar)
         self._mu, self._logvar = mu, logvar
         self.impl: Implementation = impl
@@ -177,7 +178,7 @@ class DiagonalNormal(Distribution):
         samples = math.prod(sample_shape)
         if samples == 0:  # a grid of kernels has no dimension of 0
             return self.mu.expand(shape)
-        draw = dispatch.sampler(self.mu, samples, shape, impl=self.impl)
+        draw = calls.sampler(self.mu, samples, shape, impl=self.impl)
         z = draw(self.mu, self.logvar)
         if not torch.compiler.is_compiling():
             if self._draws is None:
@@ -258,7 +259,7 @@ class _LogProbFromNoise(torch.autograd.Function):
 
 @register_kl(DiagonalNormal, DiagonalNormal)
 def _kl_diagonal_diagonal(p, q):
-    return _kl(p.mu, p.logvar, q.mu, q.logvar, dispatch.either(p.impl, q.impl))
+    return _kl(p.mu, p.logvar, q.mu, q.logvar, choice.chosen_impl(p.impl, q.impl))
 
 
 @register_kl(DiagonalNormal, Independent)

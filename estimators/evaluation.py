@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import diagnostics, validate
+from . import diagnostics
 from .bounds import estimate
-from .dispatch import Implementation
+from .dispatch import validate
+from .dispatch.types import Implementation
 from .functional import Mixture
 
 TRUSTED = 0.7  # the largest k of weights that are to be trusted (Vehtari et al. 2024)

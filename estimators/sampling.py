@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from . import reference, validate
+from . import reference
+from .dispatch import validate
 
 SAMPLINGS = ("independent", "antithetic", "sobol")
 

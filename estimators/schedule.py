@@ -2,7 +2,7 @@
 
 import warnings
 
-from . import validate
+from .dispatch import validate
 
 
 class KLSchedule:

@@ -30,6 +30,7 @@ PLAIN = {bool, int, float, str, list, tuple}
 OPS: dict[str, "Op"] = {}  # the differentiable ones, by name
 
 
+@functools.cache
 def launcher(backend, family, name):
     """The launcher of an op in a backend: a function with the op's name and arguments."""
     return getattr(load(backend, family), name)

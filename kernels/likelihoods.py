@@ -27,7 +27,7 @@ of all rows after another. Both backends have ``samples_of`` for this in their `
 
 from typing import Any, NamedTuple
 
-from .library import implementation, launcher
+from .library import launcher
 from .rows import samples_in
 
 
@@ -101,7 +101,7 @@ def elbo_launcher(backend, family, name):
 
     def elbo_loss(recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs):
         found = LIKELIHOODS[likelihood]
-        launch = implementation(launcher, backend, found.op, f"launch_{found.op}")
+        launch = launcher(backend, found.op, f"launch_{found.op}")
         options = found.options(width, width_value, zero_logits)
         nll_scale = scale / samples_in(recon, x)
         nll, gradients = launch(recon, x, *options, scale=nll_scale, values="total", needs=needs)

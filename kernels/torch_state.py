@@ -24,9 +24,12 @@ transforming = private(torch._C, "_are_functorch_transforms_active")
 is_batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor")
 
 
+SAYS_TRANSFORMS = hasattr(torch._C, "_are_functorch_transforms_active")
+
+
 def surely_transforming():
     """``transforming``, but False where torch does not say: for what would refuse every call."""
-    return transforming() and hasattr(torch._C, "_are_functorch_transforms_active")
+    return SAYS_TRANSFORMS and transforming()
 
 
 def forward_mode():
