@@ -28,6 +28,15 @@ def accumulate(*tensors):
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
+# Devices with float64. Others may have none, as Apple's MPS has none.
+WITH_FLOAT64 = ("cpu", "cuda", "meta")
+
+
+def in_float64(tensor):
+    """The tensor in float64: where it is, or on the CPU."""
+    return (tensor if tensor.device.type in WITH_FLOAT64 else tensor.cpu()).double()
+
+
 def scalar(number, like):
     """The number as a tensor beside ``like``, in the dtype of its sums.
 
