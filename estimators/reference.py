@@ -257,9 +257,7 @@ def prior_gradients_of(dlr, u, root, needs):
 def importance_weights(log_weights, alpha=0.0):
     """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
-    powered = (
-        torch.zeros_like(log_weights) if alpha == 1 else order_of(alpha, log_weights) * log_weights
-    )
+    powered = torch.zeros_like(log_weights) if alpha == 1 else raised(log_weights, alpha)[0]
     weights = normalised(powered)
     return importance_bound(log_weights, alpha), weights, effective_size(weights)
 
@@ -275,12 +273,25 @@ def order_of(alpha, log_weights):
     return 1.0 - (scalar(alpha, log_weights) if torch.compiler.is_compiling() else alpha)
 
 
+def raised(log_weights, alpha):
+    """(order * (log_weights - shift), order, shift), with the shift of the sample that weighs most.
+
+    Not ``order * log_weights``: a compiler fuses that product with a subtraction that follows, and
+    of equal numbers leaves the rounding error of the product, which may be large.
+    """
+    if alpha == 0:
+        return log_weights, 1.0, 0.0
+    order, values = order_of(alpha, log_weights), log_weights.detach()
+    extreme = values.amax(0) if alpha < 1 else values.amin(0)
+    shift = torch.where(extreme.isfinite(), extreme, 0.0)
+    return order * (log_weights - shift), order, shift
+
+
 def importance_bound(log_weights, alpha=0.0):
     """The bound alone, differentiable."""
     if alpha == 1:
         return log_weights.mean(0)
-    samples, order = len(log_weights), order_of(alpha, log_weights)
-    powered = log_weights if alpha == 0 else order * log_weights
+    samples, (powered, order, shift) = len(log_weights), raised(log_weights, alpha)
     bound = log_sum_exp(powered, 0) - math.log(samples)
     if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
@@ -290,7 +301,7 @@ def importance_bound(log_weights, alpha=0.0):
         excess = torch.where(close, powered - mean, 0.0)
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
-    return bound if alpha == 0 else bound / order
+    return bound if alpha == 0 else bound / order + shift
 
 
 def log_sum_exp(values, dim):
@@ -455,8 +466,16 @@ def laplace_nll(recon, x, log_scale=0.0):
 def poisson_nll(log_rate, x):
     """Twin of :func:`fused_elbo.poisson_nll`."""
     log_rate, x = accumulate(log_rate, x)
-    constant = torch.lgamma(torch.where(x >= 0, x, torch.nan) + 1)
-    return (log_rate.exp() - x * log_rate + constant).flatten(1 - x.dim()).sum(-1)
+    return textbook.poisson_nll_terms(log_rate, x).flatten(1 - x.dim()).sum(-1)
+
+
+def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
+    """Twin of :func:`fused_elbo.negative_binomial_nll`."""
+    if not isinstance(log_theta, torch.Tensor):
+        log_theta = scalar(log_theta, log_mean)
+    log_mean, x, log_theta, zero_logits = accumulate(log_mean, x, log_theta, zero_logits)
+    terms = textbook.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+    return terms.flatten(1 - x.dim()).sum(-1)
 
 
 def categorical_nll(logits, target, all_known=False):
