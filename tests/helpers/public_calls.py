@@ -27,7 +27,7 @@ def public_calls(device, requires_grad=False):
     classes = torch.zeros(BATCH, dtype=torch.int64, device=device)
     log_ratio, recons = t(SAMPLES, BATCH), t(SAMPLES, BATCH, PIXELS)
     images, params = torch.rand(BATCH, 3, 2, 2, device=device), t(BATCH, 10 * MIXTURES, 2, 2)
-    probabilities = torch.rand(BATCH, PIXELS, device=device)
+    probabilities = t(BATCH, PIXELS)
     decoder = torch.nn.Linear(LATENTS, PIXELS, device=device).requires_grad_(requires_grad)
     pair, size = (mu, logvar), 100
     named = {
@@ -44,7 +44,7 @@ def public_calls(device, requires_grad=False):
         "categorical_nll": lambda: F.categorical_nll(recon, classes),
         "rsample_log_ratio": lambda: (
             F.rsample_log_ratio(*pair, SAMPLES),
-            F.rsample_log_ratio(*pair, 2, z, other, gradient="dreg", antithetic=True),
+            F.rsample_log_ratio(*pair, 2, z, other, gradient="path", antithetic=True),
         ),
         "kl_decomposition": lambda: (
             F.kl_decomposition(z, *pair, size),
