@@ -199,14 +199,14 @@ def op_calls(device, rows=3, cols=5):
             *((c, e, a, b, c, d, seed, d, [True] * 4) for keep in keeps if keep),
         ],
         "elbo_loss": [
-            (a, b, None, None, 0.0, e, "bernoulli", 0.5, 0.1, [True, True, False]),
+            (a, b, None, None, 0.0, e, "bernoulli", 0.5, 0.1, [True, True]),
             (a, b, None, None, 0.5, None, "gaussian", 1.0, 1.0, [False, False, False]),
             (a, b, column, None, 0.0, e, "gaussian", 1.0, 1.0, [True, False, True]),
             (a, b, c, None, 0.0, e, "gaussian", 1.0, 1.0, [True, True, True]),
-            (several, b, None, None, 0.0, e, "bernoulli", 1.0, 1.0, [True, True, False]),
+            (several, b, None, None, 0.0, e, "bernoulli", 1.0, 1.0, [True, True]),
             (a, b, c, None, 0.0, e, "laplace", 1.0, 1.0, [True, True, True]),
-            (a, counts, None, None, 0.0, e, "poisson", 1.0, 1.0, [True, False, False]),
-            (several, classes, None, None, 0.0, e, "categorical", 1.0, 1.0, [True, False, False]),
+            (a, counts, None, None, 0.0, e, "poisson", 1.0, 1.0, [True]),
+            (several, classes, None, None, 0.0, e, "categorical", 1.0, 1.0, [True]),
         ],
         "scale_": [(t(rows, cols), torch.tensor(2.0, device=device))],
     }
