@@ -29,7 +29,7 @@ from .reference.reference import accumulate, in_float64, scalar
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns; [...] is the shape of the examples, [K, ...] one a sample."""
+    """The result of an estimator: [...] is the shape of the examples, K the number of samples."""
 
     value: Tensor  # [...]: the bound's estimate in nats, detached
     surrogate: Tensor  # [...]: its gradient is the estimator's, its value means nothing
@@ -426,7 +426,7 @@ INDEPENDENT_ONLY = ("reinforce", "vimco", "dreg")
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is known of an estimator before it is run."""
+    """An estimator's properties, known before it is run."""
 
     function: Callable[..., Any]
     paper: str

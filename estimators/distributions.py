@@ -234,7 +234,7 @@ def _from_loc_and_scale(mu, logvar, loc, scale):
 
 @torch.no_grad()
 def _noise(draw, z, mu, logvar):
-    """Of z what it was drawn from; of elements that no longer are what was drawn, their own."""
+    """The eps that z was drawn with; where z (or mu, logvar) was overwritten, eps recomputed."""
     wide_z, wide_mu, wide_logvar = reference.accumulate(z, mu, logvar)
     zero = wide_mu.new_zeros(()).expand(mu.shape)
     own = (wide_z - wide_mu) * torch.exp(-0.5 * wide_logvar)

@@ -10,7 +10,7 @@ from .dispatch.types import Implementation
 
 
 class BalancedKL(NamedTuple):
-    """What :func:`balanced_kl` returns: one value, two gradients."""
+    """The result of :func:`balanced_kl`: one value with two gradients."""
 
     dyn: Tensor  # trains the prior
     rep: Tensor  # trains the posterior

@@ -77,7 +77,7 @@ def resize(browser, width):
 
 
 def faults(browser, page):
-    """What is wrong with a page, in words."""
+    """The faults of a page, in words."""
     browser.get(page.as_uri())
     yield from (f"console: {entry['message']}" for entry in browser.get_log("browser"))
     yield from (f"no image: {source}" for source in browser.execute_script(BROKEN))

@@ -118,7 +118,7 @@ class DiagonalGaussianDistribution:
             return torch.Tensor([0.0])
         if other is None and self._kl is not None:
             kl, self._kl = self._kl, None
-            # Of a sample without a gradient, where one is wanted now, it is of no use.
+            # The KL of a sample without a gradient is of no use where a gradient is wanted now.
             if kl.requires_grad == (torch.is_grad_enabled() and self.parameters.requires_grad):
                 return kl
         prior = None

@@ -1,4 +1,4 @@
-"""What VDVAE and the hierarchical VAEs after it compute at every level, in log standard deviations.
+"""The KL, the sampler and the likelihood of VDVAE, in log standard deviations.
 
 Each keeps its original's names, order and shapes. ``fused_elbo.rsample_kl_log_std`` is the two in
 one pass, with the KL of each example in place of a tensor of its terms.

@@ -43,7 +43,7 @@ FEW_NORMALS = 1024
 
 
 def torch_normals(shape, like, generator=None, *, impl):
-    """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
+    """Normals of torch.randn, to rounding; on a CPU a kernel draws them faster than torch."""
     wanted = impl != "reference" and like.dtype == torch.float32
     backend = default_backend(like) if wanted else None
     randn = None if backend is None else torch_randn(backend)
@@ -170,7 +170,7 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
 
 def sampler(mu, samples, shape, *, impl):
     """A function of mu and logvar: z [samples..., D] of ``shape``, at one noise for all calls."""
-    # Of torch.distributions a CPU's samples are those of torch.randn, for the same seed.
+    # On a CPU, keep the samples of torch.distributions: torch.randn for the same seed.
     if use_kernels(impl, mu) and (impl != "auto" or mu.device.type != "cpu"):
         seed = noise.draw_seed(mu.device)
 
@@ -310,9 +310,10 @@ def warn_of_data(likelihood, nll):
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
-    """Of each pixel [B, P]; or their sum times ``scale``, with the gradient in the forward pass.
+    """-log p of each pixel [B, P]; with ``scale``, their sum times it.
 
-    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    The sum's gradient comes from the forward pass, except in float16 and under torch.compile, as
+    ``_gradient_in_forward`` says.
     """
     bins = half_bin, right_edge, guard
     params, x = params.flatten(2), x.flatten(2)

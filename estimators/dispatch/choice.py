@@ -1,4 +1,4 @@
-"""Which implementation an ``impl`` means for these tensors: the one reader of ``impl``."""
+"""The choice of an implementation by ``impl`` and the tensors: the one reader of ``impl``."""
 
 import torch
 
@@ -7,7 +7,7 @@ from . import validate
 from .likelihoods import LIKELIHOODS
 from .types import IMPLEMENTATIONS
 
-# Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
+# Below this many classes torch's softmax uses no packed registers, and a kernel is faster.
 FEW_CLASSES = 16
 
 
@@ -52,7 +52,7 @@ def default_backend(*tensors):
 
 
 def plain_on_cpu(tensors):
-    """Whether these are numbers on a CPU that nobody but autograd watches."""
+    """Whether these are CPU tensors with data, and only autograd records what is done with them."""
     return (
         tensors[0].is_cpu
         and not torch.compiler.is_compiling()
@@ -89,27 +89,27 @@ def noise_is_kept(mu, logvar):
 
 
 def where_it_fits(impl, fits):
-    """For a term of a whole loss, where a name of kernels asks for them where there are any."""
+    """The impl for one term of a loss: kernels if they support it, else the reference."""
     return impl if fits or impl == "auto" else "reference"
 
 
 def chosen_impl(impl, other):
-    """Of two that meet in one operation, the one that is no default."""
+    """The impl for an operation on two objects: the first that is not "auto"."""
     return other if impl == "auto" else impl
 
 
 def ordered_by_compiler(alpha):
     """Whether torch.compile sees an order other than IWAE's.
 
-    An op's argument is a constant to it: for every order it would compile anew.
+    The compiler takes an op's argument for a constant, so every order would compile anew.
     """
     return torch.compiler.is_compiling() and alpha != 0
 
 
 def all_known(target, logits):
-    """Whether no class is outside [0, C), as far as to look makes nobody wait.
+    """Whether every class is known to be in [0, C), checked only where reading waits for no device.
 
-    Of 64 examples the look takes 1.5 us; without it torch masks classes and values, for 15 more.
+    The check is cheap beside the masks that the reference needs without it.
     """
     if target.numel() == 0 or not plain_on_cpu((logits, target)):
         return False

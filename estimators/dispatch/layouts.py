@@ -15,16 +15,10 @@ from ..reference import reference
 def flatten(shape, event_dims, *tensors):
     """(shape [..., D], order, tensors) of tensors that broadcast to ``shape``; None stays None.
 
-    The last ``event_dims`` dimensions become one: views, and copies where strides allow none. With
-    0 each latent is a row of its own, [N, 1]. That is no detour: of the KL of 65,536 latents, with
-    gradients, one CPU thread makes 200 us so, and 470 in the reference, element by element; of four
-    samples and their log ratios 1.4 ms, though of each four normals drawn one is used, and 3.6. On
-    an H100 the 41 instructions an element fit into the 79 for which it waits for 8 bytes.
-
-    Halves of a channels_last tensor have gaps, and are copied. To read them as they lie, the
-    channels of a place as a row, and to add up the sums of places takes one CPU thread as long or
-    longer, with gradients: 0.93 of rsample_kl's time and 1.06 of gaussian_kl's for halves
-    [8, 4, 64, 64], 1.20 and 1.30 for [4, 16, 32, 32].
+    The last ``event_dims`` dimensions become one: a view, or a copy where strides allow none. With
+    event_dims=0 every latent is a row [N, 1]. This is still faster than the elementwise reference
+    (see "One latent per row" in docs/kernels.md). Halves of a channels_last tensor have gaps, and
+    are copied: reading them in place would take as long or longer.
     """
     first = len(shape) - (event_dims or len(shape))
     event, size = shape[first:], math.prod(shape[first:])
@@ -44,9 +38,10 @@ def flatten(shape, event_dims, *tensors):
 
 
 def order_in_memory(shape, first, tensors):
-    """The dimensions from ``first`` on, as 0, 1, ..., outermost first; None if they lie so.
+    """The dimensions from ``first`` on, outermost in memory first; None if that is 0, 1, ...
 
-    Those of the first tensor that is not broadcast, by its strides: as torch.randn_like has it.
+    The order is that of the strides of the first tensor that is not broadcast, as in
+    torch.randn_like.
     """
     for tensor in tensors:
         # Lengths first: as in validate.broadcast.
@@ -55,19 +50,19 @@ def order_in_memory(shape, first, tensors):
     else:
         return None
     strides = tensor.stride()[first:]
-    # Places by comparison, for torch.compile sorts no symbolic strides.
+    # Compared rather than sorted: torch.compile cannot sort symbolic strides.
     places = [
         sum(1 for j, t in enumerate(strides) if t > s or (t == s and j < i))
         for i, s in enumerate(strides)
     ]
-    # Of an expanded tensor, with a stride of 0, memory says nothing.
+    # A stride of 0, of an expanded tensor, says nothing about an order in memory.
     if places == list(range(len(strides))) or 0 in strides:
         return None
     return [places.index(place) for place in range(len(strides))]
 
 
 def summed(values, shape, order, event_dims, *samples):
-    """Sums over events; where nothing was summed, values that belong to the latents."""
+    """Sums over events; with event_dims=0 nothing was summed, and values get the latents' shape."""
     return values if event_dims else restore(values, shape, order, *samples)
 
 
@@ -82,7 +77,7 @@ def restore(values, shape, order, *samples):
 
 
 def latent_shape(mean, spread):
-    """That of the mean, which may be the first half of the channels."""
+    """The shape of the mean, which may be the first half of the channels."""
     if spread is not None:
         return mean.shape
     batch, channels, *places = mean.shape
@@ -92,8 +87,9 @@ def latent_shape(mean, spread):
 def latent_rows(shape, *latents):
     """Latents [B, C, ...] as rows, and a function that takes rows back to ``shape``.
 
-    A row is an example; but where the first has its channels last in memory, a place of an image,
-    so that nothing is copied. Of twice as many channels each half of a row has its own.
+    A row is an example. Where the first tensor has its channels last in memory, a row is a place of
+    an image instead, so that nothing is copied. A tensor of means and spreads has twice as many
+    channels: one in each half of a row.
     """
     first = latents[0]
     by_place = first.dim() > 2 and not first.is_contiguous() and is_flat(first.movedim(1, -1))
@@ -107,19 +103,19 @@ def latent_rows(shape, *latents):
 
 
 def is_flat(tensor):
-    """Whether [..., C] is a view of rows, of contiguous columns."""
+    """Whether [..., C] can be viewed as rows with contiguous columns."""
     stride, size = tensor.stride(), tensor.shape
     inner = range(tensor.dim() - 2)
     return stride[-1] == 1 and all(stride[i] == stride[i + 1] * size[i + 1] for i in inner)
 
 
 def of_examples(sums, batch):
-    """[B] of the sums of an example's rows."""
+    """The sums of each example's rows, [B]."""
     return sums if len(sums) == batch else sums.view(batch, -1).sum(1)
 
 
 def likelihood_data(x, recon, likelihood):
-    """What the likelihood's op takes for x: classes are int64."""
+    """x in a dtype that the likelihood's op takes: classes become int64."""
     return x.long() if likelihood.is_categorical else floating(x, recon)
 
 
@@ -139,7 +135,7 @@ def tensor_or_none(value):
 
 
 def example_rows(recon, x):
-    """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
+    """The rows that the likelihoods' ops take: recon [K B, events] and x [B, events]."""
     if recon.dim() == x.dim() == 2 and recon.shape == x.shape:
         return recon, x
     x = x.flatten(1)
@@ -147,7 +143,7 @@ def example_rows(recon, x):
 
 
 def likelihood_rows(recon, x, parameters, likelihood):
-    """Those rows, then the first parameter as tensor and as float, and the others as tensors.
+    """The rows of recon and x, then the width as tensor and as float, then other parameters.
 
     Each event of a categorical likelihood is a row.
     """
@@ -172,7 +168,7 @@ def likelihood_rows(recon, x, parameters, likelihood):
 def parameter_rows(tensor, recon, x, shape):
     """A likelihood's parameter for the rows of recon; None stays None.
 
-    What is constant over an example's events stays one number a row.
+    A parameter that is constant over an example's events stays one number per row.
     """
     if tensor is None:
         return None

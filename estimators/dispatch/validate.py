@@ -12,7 +12,7 @@ from .likelihoods import LIKELIHOODS, WIDTHS, owners
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What a likelihood's data may be, by the word in its record.
+# Dtypes of a likelihood's data, by the word in its record.
 DATA = {
     "real": (*DTYPES, *INTEGERS),
     "unit": (*DTYPES, torch.bool),
@@ -181,7 +181,7 @@ def samples_of_examples(recon, x, name, x_name):
 
 
 def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x"):
-    """The operands of a likelihood, by the names that they go by; returns [B] or [K, B]."""
+    """Check the operands of a likelihood under their names; returns the shape [B] or [K, B]."""
     record = LIKELIHOODS[likelihood]
     dense(name, recon, DTYPES)
     data(record, x, x_name)
@@ -205,7 +205,7 @@ def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x")
 
 
 def data(likelihood, x, name):
-    """Data in a dtype that means something to the likelihood."""
+    """The data must have a dtype that the likelihood can use."""
     if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
         if likelihood.data == "unit" and x.dtype in INTEGERS:
             raise TypeError(
@@ -222,7 +222,7 @@ def data(likelihood, x, name):
 
 
 def samples_of_classes(logits, x, name, x_name):
-    """Like samples_of_examples, of logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
+    """As samples_of_examples, for logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
     samples, shape = logits.dim() - 1 - x.dim(), logits.shape
     if samples < 0 or x.dim() < 1 or shape[samples:-1] != x.shape:
         raise ValueError(
@@ -237,9 +237,9 @@ def samples_of_classes(logits, x, name, x_name):
 
 
 def parameters(likelihood, **given):
-    """The values of the likelihood's parameters, of those that a loss takes for any likelihood.
+    """The values of the likelihood's own parameters, selected from all that a loss takes.
 
-    What a likelihood does not have must not be given.
+    A parameter of another likelihood must not be given.
     """
     names = LIKELIHOODS[likelihood].parameters
     for name, value in given.items():

@@ -1,7 +1,7 @@
-"""The ops in PyTorch, on rows: what differentiates a kernel's results a second time on a CPU.
+"""The ops in PyTorch, on rows: on a CPU autograd differentiates them in a kernel's stead again.
 
-Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin in ``reference``, at
-the noise that the op drew.
+Each function has the arguments of an op of ``kernels/ops.py``, and calls the function of
+``reference`` at the noise that the op drew.
 """
 
 import torch.nn.functional as F

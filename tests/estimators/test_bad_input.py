@@ -821,7 +821,7 @@ OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
 OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
 # Whose data have no gradient.
 OTHERS = *OTHERS, "discretized_mix_logistic_nll", "poisson_nll", "categorical_nll"
-# Those whose examples are the first dimension, so that [:0] leaves none.
+# The functions whose examples are the first dimension, so that [:0] leaves none.
 OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
 
