@@ -25,7 +25,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return effective_size(normalised(log_weights))
 
 
-ON_CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
+ON_CPU: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
 HAS_ARVIZ = importlib.util.find_spec("arviz_stats") is not None
 
 

@@ -319,7 +319,7 @@ def _is_diagonal(independent):
     return isinstance(base, Normal) and independent.reinterpreted_batch_ndims == 1
 
 
-def _mu_and_logvar(independent):
+def _mu_and_logvar(independent) -> tuple[Tensor, Tensor]:
     return independent.base_dist.loc, 2 * independent.base_dist.scale.log()
 
 

@@ -5,14 +5,18 @@ channels_last is a view of [..., D] too, and samples and gradients come back cha
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reference import reference
+from .likelihoods import Likelihood
+from .types import Shape
 
 
-def flatten(shape, event_dims, *tensors):
+def flatten(shape: Shape, event_dims: int, *tensors: Tensor | None) -> Any:
     """(shape [..., D], order, tensors) of tensors that broadcast to ``shape``; None stays None.
 
     The last ``event_dims`` dimensions become one: a view, or a copy where strides allow none. With
@@ -37,7 +41,7 @@ def flatten(shape, event_dims, *tensors):
     return (*shape[:first], *last), order, flat
 
 
-def order_in_memory(shape, first, tensors):
+def order_in_memory(shape: Shape, first: int, tensors: Sequence[Tensor | None]) -> list[int] | None:
     """The dimensions from ``first`` on, outermost in memory first; None if that is 0, 1, ...
 
     The order is that of the strides of the first tensor that is not broadcast, as in
@@ -61,12 +65,14 @@ def order_in_memory(shape, first, tensors):
     return [places.index(place) for place in range(len(strides))]
 
 
-def summed(values, shape, order, event_dims, *samples):
+def summed(
+    values: Tensor, shape: Shape, order: list[int] | None, event_dims: int, *samples: int
+) -> Tensor:
     """Sums over events; with event_dims=0 nothing was summed, and values get the latents' shape."""
     return values if event_dims else restore(values, shape, order, *samples)
 
 
-def restore(values, shape, order, *samples):
+def restore(values: Tensor, shape: Shape, order: list[int] | None, *samples: int) -> Tensor:
     """Flattened values as [*samples, *shape], in the layout of the tensors that were flattened."""
     if order is None:
         return values.reshape((*samples, *shape))
@@ -76,7 +82,7 @@ def restore(values, shape, order, *samples):
     return values.permute(*range(kept), *(kept + order.index(d) for d in range(len(order))))
 
 
-def latent_shape(mean, spread):
+def latent_shape(mean: Tensor, spread: Tensor | None) -> Shape:
     """The shape of the mean, which may be the first half of the channels."""
     if spread is not None:
         return mean.shape
@@ -84,7 +90,7 @@ def latent_shape(mean, spread):
     return torch.Size((batch, channels // 2, *places))
 
 
-def latent_rows(shape, *latents):
+def latent_rows(shape: Shape, *latents: Any) -> Any:
     """Latents [B, C, ...] as rows, and a function that takes rows back to ``shape``.
 
     A row is an example. Where the first tensor has its channels last in memory, a row is a place of
@@ -102,39 +108,39 @@ def latent_rows(shape, *latents):
     return flat, lambda values: values.view(batch, *places, channels).movedim(-1, 1)
 
 
-def is_flat(tensor):
+def is_flat(tensor: Tensor) -> bool:
     """Whether [..., C] can be viewed as rows with contiguous columns."""
     stride, size = tensor.stride(), tensor.shape
     inner = range(tensor.dim() - 2)
     return stride[-1] == 1 and all(stride[i] == stride[i + 1] * size[i + 1] for i in inner)
 
 
-def of_examples(sums, batch):
+def of_examples(sums: Tensor, batch: int) -> Tensor:
     """The sums of each example's rows, [B]."""
     return sums if len(sums) == batch else sums.view(batch, -1).sum(1)
 
 
-def likelihood_data(x, recon, likelihood):
+def likelihood_data(x: Tensor, recon: Tensor, likelihood: Likelihood) -> Tensor:
     """x in a dtype that the likelihood's op takes: classes become int64."""
     return x.long() if likelihood.is_categorical else floating(x, recon)
 
 
-def floating(x, like):
+def floating(x: Tensor, like: Tensor) -> Tensor:
     """Integer data, in the dtype of the sums beside ``like``."""
     if x.is_floating_point():
         return x
     return x.to(torch.float64 if accumulates_in_float64(like) else torch.float32)
 
 
-def accumulates_in_float64(*tensors):
+def accumulates_in_float64(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.dtype == torch.float64 for t in tensors)
 
 
-def tensor_or_none(value):
+def tensor_or_none(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def example_rows(recon, x):
+def example_rows(recon: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The rows that the likelihoods' ops take: recon [K B, events] and x [B, events]."""
     if recon.dim() == x.dim() == 2 and recon.shape == x.shape:
         return recon, x
@@ -142,7 +148,9 @@ def example_rows(recon, x):
     return reshaped(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
 
-def likelihood_rows(recon, x, parameters, likelihood):
+def likelihood_rows(
+    recon: Tensor, x: Tensor, parameters: Sequence[Any], likelihood: Likelihood
+) -> Any:
     """The rows of recon and x, then the width as tensor and as float, then other parameters.
 
     Each event of a categorical likelihood is a row.
@@ -152,6 +160,7 @@ def likelihood_rows(recon, x, parameters, likelihood):
     rows = example_rows(recon, x)
     if not parameters:
         return *rows, None, 0.0
+    width: Any
     width, *others = parameters
     value = 0.0
     if tensor_or_none(width) is None:
@@ -165,7 +174,7 @@ def likelihood_rows(recon, x, parameters, likelihood):
     return *rows, width, value, *others
 
 
-def parameter_rows(tensor, recon, x, shape):
+def parameter_rows(tensor: Tensor | None, recon: Tensor, x: Tensor, shape: Shape) -> Tensor | None:
     """A likelihood's parameter for the rows of recon; None stays None.
 
     A parameter that is constant over an example's events stays one number per row.
@@ -182,7 +191,7 @@ def parameter_rows(tensor, recon, x, shape):
     return tensor.expand(recon.shape).reshape(shape)
 
 
-def as_rows(shape, *tensors):
+def as_rows(shape: Shape, *tensors: Tensor | None) -> Any:
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
     for tensor in tensors:
         # Lengths first: as in validate.broadcast.
@@ -199,12 +208,14 @@ def as_rows(shape, *tensors):
     return [None if t is None else reshaped(t, flat) for t in wide]
 
 
-def reshaped(tensor, shape):
+def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
     """The tensor in this shape, without a node in the graph where it has it."""
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
-def whole_prior(prior_mu, prior_logvar):
+def whole_prior(
+    prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """A prior of which one half is given, with zeros for the other."""
     given = prior_mu if prior_mu is not None else prior_logvar
     if given is None:

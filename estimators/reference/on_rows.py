@@ -61,13 +61,22 @@ def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *options):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     sides = 1 + antithetic
     eps = noise.stream(seed, samples // sides, *mu.shape, first_draw=first_draw)
     eps = reference.with_antithetic(eps) if antithetic else eps
     q = mu, logvar, prior_mu, prior_logvar
-    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+    return reference.log_ratio_at(eps, *q, gradient=gradient, improper_prior=improper_prior)
 
 
 def importance_weights(log_ratio, nll, alpha):

@@ -139,25 +139,27 @@ def rsample_log_ratio(
     gradient="total",
     antithetic=False,
     generator=None,
-    flat=False,
+    improper_prior=False,
 ):
-    """Reference for :func:`fused_elbo.rsample_log_ratio`; ``flat`` is p(z) = 1."""
+    """Reference for :func:`fused_elbo.rsample_log_ratio`; ``improper_prior`` is p(z) = 1."""
     shape = mu.shape if mu.shape == logvar.shape else torch.broadcast_shapes(mu.shape, logvar.shape)
     (like,) = accumulate(mu)
     if antithetic:
         eps = with_antithetic(standard_normal((num_samples // 2, *shape), like, generator))
     else:
         eps = standard_normal((num_samples, *shape), like, generator)
-    return log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat)
+    return log_ratio_at(
+        eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, improper_prior=improper_prior
+    )
 
 
 def log_ratio_at(
-    eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", flat=False
+    eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", improper_prior=False
 ):
-    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
+    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``improper_prior`` is p(z) = 1."""
     operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
     try:
-        z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+        z, log_ratio = LogRatio.apply(*operands, gradient, improper_prior)
     except NotImplementedError as error:  # torch's, which names an autograd function
         raise RuntimeError(
             "rsample_log_ratio has no forward-mode derivative, in the reference as in the kernels"
@@ -177,9 +179,9 @@ class LogRatio(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, flat):
+    def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, improper_prior):
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps)
-        if flat:
+        if improper_prior:
             spread = logvar + textbook.LOG_2PI
             difference = eps.square()
         else:
@@ -194,7 +196,7 @@ class LogRatio(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *operands, ctx.gradient, ctx.flat = inputs
+        *operands, ctx.gradient, ctx.improper_prior = inputs
         ctx.save_for_backward(*operands)  # not z, which is the caller's to write to
         ctx.set_materialize_grads(False)
 
@@ -205,7 +207,7 @@ class LogRatio(torch.autograd.Function):
         at_z = dz
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
-            if not ctx.flat:
+            if not ctx.improper_prior:
                 root: Any = 1.0
                 ratio = std
                 if prior_logvar is not None:

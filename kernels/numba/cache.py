@@ -44,8 +44,8 @@ def folders():
     """
     found = [HERE / "__pycache__"]
     own = "fused_elbo_" + hashlib.sha256(str(HERE).encode()).hexdigest()[:16]
-    if numba.config.CACHE_DIR:
-        return [Path(numba.config.CACHE_DIR) / own, *found]
+    if numba.config.CACHE_DIR:  # type: ignore[attr-defined]  # set at import
+        return [Path(numba.config.CACHE_DIR) / own, *found]  # type: ignore[attr-defined]
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # there is no home
@@ -55,7 +55,7 @@ def folders():
 
 def writable_folders():
     """Those of ``folders`` that new code may be kept in: NUMBA_CACHE_DIR alone, if it is set."""
-    return folders()[:1] if numba.config.CACHE_DIR else folders()
+    return folders()[:1] if numba.config.CACHE_DIR else folders()  # type: ignore[attr-defined]
 
 
 class Cache:
