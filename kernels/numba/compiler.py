@@ -9,16 +9,16 @@ from llvmlite import ir
 from numba import carray, config, extending, njit, types
 from numba.core import cgutils
 from numba.core.base import BaseContext
-from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
+from numba.core.compiler import Flags
 from numba.core.dispatcher import Dispatcher
 
 from .cache import Cache
+from .linking import Helper, Restricted
 
 # What numba promises to nobody, and kernels are compiled with. Where it is gone, the import of this
 # module says so, and nobody is served by half of a backend.
 for owner, names in {
     BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
-    DefaultPassBuilder: "define_nopython_pipeline",
     Dispatcher: "get_compile_result",
     Flags: "forceinline no_cfunc_wrapper no_cpython_wrapper noalias",
     cgutils: "alloca_once_value unpack_tuple",
@@ -52,7 +52,7 @@ def jit(**options):
         if function.__closure__:
             contents = ",".join(described(cell.cell_contents) for cell in function.__closure__)
             function.__qualname__ += "_" + hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return njit(**options)(function)
+        return njit(**{"pipeline_class": Helper, **options})(function)
 
     return decorate
 
@@ -130,14 +130,6 @@ def run_in_threads(typing_context, openmp, threads, function, arguments):
     return types.none(openmp, threads, function, arguments), generate
 
 
-class Restrict(CompilerBase):
-    """Numba's compiler, with all arguments ``noalias``."""
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
 def elementwise(function):
     """A loop over flat arrays, none of which overlaps one that is written.
 
@@ -145,7 +137,7 @@ def elementwise(function):
     a tile is small take a scalar one instead. rsample_log_ratio's backward of 256 samples at
     4 x 16 takes 39 us, and 66 so.
     """
-    return jit(pipeline_class=Restrict, **INTERNAL)(function)
+    return jit(pipeline_class=Restricted, **INTERNAL)(function)
 
 
 def polynomial(*coefficients):

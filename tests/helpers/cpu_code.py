@@ -16,7 +16,7 @@ os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
 
 from numba.core.dispatcher import Dispatcher
 
-from fused_elbo.kernels.numba.compiler import Restrict
+from fused_elbo.kernels.numba.compiler import Restricted
 from helpers.op_calls import op_calls, results_of
 
 FOLDER = "fused_elbo.kernels.numba."
@@ -52,7 +52,7 @@ def inner_loops(name, function):
 def is_loop(function):
     if not isinstance(function, Dispatcher):
         return False
-    return function._compiler.pipeline_class is Restrict or function.__name__ == "lane_sum"
+    return function._compiler.pipeline_class is Restricted or function.__name__ == "lane_sum"
 
 
 def describe(code):
