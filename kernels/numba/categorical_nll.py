@@ -12,7 +12,7 @@ from numba.extending import overload
 from ..rows import accumulator, empty_like_rows
 from .compiler import (
     INTERNAL,
-    Restricted,
+    Restrict,
     bits_of_float,
     elementwise,
     float_of_bits,
@@ -75,7 +75,7 @@ def exps(values):
         values[i] = exp(values[i])
 
 
-@jit(pipeline_class=Restricted, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def sum_exps(values, shift):
     total = values.dtype.type(0.0)
     for i in range(values.size):

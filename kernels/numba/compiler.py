@@ -9,18 +9,20 @@ from llvmlite import ir
 from numba import carray, config, extending, njit, types
 from numba.core import cgutils
 from numba.core.base import BaseContext
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Flags
 from numba.core.dispatcher import Dispatcher
 
 from .cache import Cache
-from .linking import Helper, Restricted
+from .linking import Helper, Restrict
 
 # What numba promises to nobody, and kernels are compiled with. Where it is gone, the import of this
 # module says so, and nobody is served by half of a backend.
 for owner, names in {
     BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
     Dispatcher: "get_compile_result",
-    Flags: "forceinline no_cfunc_wrapper no_cpython_wrapper noalias",
+    Flags: "forceinline no_cfunc_wrapper no_compile no_cpython_wrapper noalias",
+    JITCodeLibrary: "_get_module_for_linking _raise_if_finalized add_ir_module",
     cgutils: "alloca_once_value unpack_tuple",
 }.items():
     operator.attrgetter(*names.split())(owner)
@@ -137,7 +139,7 @@ def elementwise(function):
     a tile is small take a scalar one instead. rsample_log_ratio's backward of 256 samples at
     4 x 16 takes 39 us, and 66 so.
     """
-    return jit(pipeline_class=Restricted, **INTERNAL)(function)
+    return jit(pipeline_class=Restrict, **INTERNAL)(function)
 
 
 def polynomial(*coefficients):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..rows import accumulator
-from .compiler import LANES, Restricted, elementwise, helper, jit, kernel
+from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
 from .device import exp, exp2, fill
 from .launch import RANGE, launch
 from .marginals_log_prob import SCALE, conclude, log_density, to_base_two, whole_blocks
@@ -130,7 +130,7 @@ def add_joint(logs, weights, greatest, total):
         greatest[i], total[i] = top, sum_
 
 
-@jit(pipeline_class=Restricted, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def own_and_prior(z, mu, logvar):
     """-2 log q(z|x) and -2 log p(z) of a row, but for the constant of all densities."""
     real = z.dtype.type
@@ -230,7 +230,7 @@ def to_shares(logs, logsumexp, djoint, dmarginals, weights):
             weights[at] *= dmarginals[i]
 
 
-@jit(pipeline_class=Restricted, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
     """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..rows import accumulator
-from .compiler import LANES, Restricted, elementwise, helper, inline, jit, kernel
+from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel
 from .device import exp, exp2, fill, log
 from .launch import launch
 from .memory import in_place, load, operand, present, tiles, workspace
@@ -89,7 +89,7 @@ def share_and_pull(z, mu, inverse, log_ratio, upstream):
     return share, (share * inverse) * distance, distance
 
 
-@jit(pipeline_class=Restricted, **REASSOCIATED)
+@jit(pipeline_class=Restrict, **REASSOCIATED)
 def add_pulls(z, logsumexp, upstream, weights, at, mu, inverse, constant, dz):
     """The gradient of the rows from a component; and moments of it from the rows."""
     zeroth = first = second = z.dtype.type(0.0)

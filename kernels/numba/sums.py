@@ -7,7 +7,7 @@ as accurate as torch's. A row is summed by one thread, in one order.
 import numpy as np
 from numba import carray
 
-from .compiler import INTERNAL, LANES, Restricted, elementwise, helper, inline, jit, pointer
+from .compiler import INTERNAL, LANES, Restrict, elementwise, helper, inline, jit, pointer
 
 REASSOCIATED = INTERNAL | {"fastmath": {"contract", "reassoc"}}
 
@@ -79,7 +79,7 @@ def row_sums(term):
         for i in range(result.size):
             result[i] = term(tensors, i)
 
-    @jit(pipeline_class=Restricted, **REASSOCIATED)
+    @jit(pipeline_class=Restrict, **REASSOCIATED)
     def sum_terms(tensors, first, count):
         total = tensors[0].dtype.type(0.0)
         for i in range(count):  # unsigned: of an index that may be negative no loop is packed
