@@ -1,6 +1,7 @@
 """``python -m bench.plot [DEVICE ...]``: redraw every chart and table from the committed JSON.
 
-Needs no torch. The same JSON gives the same bytes: figures carry no date and no version.
+Needs no torch. The same JSON gives the same bytes: figures carry no date and no version. Each
+device's folder is written, and with ``--pages`` the figures in README.md and docs/ as well.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from matplotlib import rc_context
 from .harness import runs
 from .reporting import canvas, pages, readme
 from .reporting.results import Device
-from .suites import PAGES, SUITES, write_csv
+from .suites import PAGES, SUITES, charts, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,24 +22,28 @@ def draw(device):
     folder = device.folder / "plots"
     folder.mkdir(exist_ok=True)
     with rc_context(canvas.STYLE):
-        charts = {name: f for suite in SUITES for name, f in suite.charts(device).items()}
+        figures = charts(device)
         for path in folder.glob("*.png"):
-            if path.stem not in charts:
+            if path.stem not in figures:
                 path.unlink()  # a chart of data that is no longer there
-        return [canvas.save(figure, folder / f"{name}.png") for name, figure in charts.items()]
+        return [canvas.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def parsed(name, description, arguments):
-    """(folder of all results, the Devices that were asked for); exits where there are none."""
+def parser_of(name, description):
+    """What the commands that read results have in common."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help="folders of results/; or all")
     parser.add_argument("--results", default="results", metavar="DIR", type=Path)
     parser.add_argument("--latest", action="store_true", help="the device with the newest run")
-    options = parser.parse_args(arguments)
-    return options.results, [Device(folder) for folder in chosen(options)]
+    return parser
 
 
 def chosen(options):
+    """The Devices that were asked for. Exits where there are none."""
+    return [Device(folder) for folder in folders(options)]
+
+
+def folders(options):
     found = runs.devices(options.results)
     if options.devices:
         missing = [d for d in options.devices if options.results / d not in found]
@@ -51,13 +56,16 @@ def chosen(options):
 
 
 def main(arguments=None):
-    folder, devices = parsed("plot", __doc__, arguments)
-    for device in devices:
-        charts = draw(device)
+    parser = parser_of("plot", __doc__)
+    parser.add_argument("--pages", action="store_true", help="write into README.md and docs/ too")
+    options = parser.parse_args(arguments)
+    for device in chosen(options):
+        drawn = draw(device)
         write_csv(device.folder)
-        readme.write(device, charts, SUITES)
-        print(f"{device.folder}: {len(charts)} charts, summary.csv, README.md")
-    pages.fill(ROOT, folder, PAGES)
+        readme.write(device, drawn, SUITES)
+        print(f"{device.folder}: {len(drawn)} charts, summary.csv, README.md")
+    if options.pages:
+        pages.fill(ROOT, options.results, PAGES)
 
 
 if __name__ == "__main__":

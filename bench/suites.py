@@ -1,5 +1,6 @@
 """The suites, in the order of runs and of pages: the one list that commands loop over. No torch."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,20 +13,21 @@ from .operations import tables as operations
 from .quality import charts as quality_charts
 from .quality import results as quality_results
 from .quality import tables as quality
-from .reporting import results
+from .reporting import overview, results
 from .samples import charts as sample_charts
 from .samples import tables as samples
 
 
 class Suite(NamedTuple):
-    """A suite as reports see it; what it times is in the test module of its folder."""
+    """A suite as reports and sessions see it. Its test module says what it times."""
 
-    name: str  # of its folder, and what its rows in the JSON say
+    name: str  # of its folder; its rows in the JSON say it too
     charts: Callable  # of a Device: {file name: figure}
     terminal: Callable  # of a Device: tables
     sections: Callable = lambda device: ()  # of a Device: parts of its README
     pages: dict = {}  # noqa: RUF012 - {marker: function of all Devices and of link: parts}
     files: dict = {}  # noqa: RUF012 - {CSV: function of a Device: a data frame, or None}
+    in_overview: bool = False  # its speed-ups are over baselines; the drop-ins' are over originals
 
 
 SUITES = (
@@ -33,11 +35,13 @@ SUITES = (
         "operations",
         operation_charts.charts,
         operations.terminal,
-        pages={"results": operations.project},
         files={"summary.csv": results.summary},  # of all operations
+        in_overview=True,
     ),
-    Suite("samples", sample_charts.charts, samples.terminal, samples.sections),
-    Suite("mixtures", mixture_charts.charts, mixtures.terminal, mixtures.sections),
+    Suite("samples", sample_charts.charts, samples.terminal, samples.sections, in_overview=True),
+    Suite(
+        "mixtures", mixture_charts.charts, mixtures.terminal, mixtures.sections, in_overview=True
+    ),
     Suite(
         "drop_ins",
         drop_in_charts.charts,
@@ -54,7 +58,26 @@ SUITES = (
         files={"quality.csv": quality_results.measured},
     ),
 )
-PAGES = {marker: section for suite in SUITES for marker, section in suite.pages.items()}
+OVERVIEW = [suite.name for suite in SUITES if suite.in_overview]
+PAGES = {
+    "results": functools.partial(overview.project, suites=OVERVIEW),
+    **{marker: section for suite in SUITES for marker, section in suite.pages.items()},
+}
+
+
+def charts(device):
+    """{file name: figure}, the overview first."""
+    found = overview.charts(device, OVERVIEW)
+    for suite in SUITES:
+        found |= suite.charts(device)
+    return found
+
+
+def terminal(device):
+    """All tables of a device, the overview's first."""
+    yield from overview.terminal(device, OVERVIEW)
+    for suite in SUITES:
+        yield from suite.terminal(device)
 
 
 def write_csv(folder):

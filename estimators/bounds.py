@@ -17,20 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import dispatch, textbook, validate
 from . import sampling as samplers
 from .diagnostics import kl_per_dimension
-from .dispatch import Implementation
-from .functional import (
-    Gradient,
-    Mixture,
-    check_prior,
-    gaussian_kl,
-    gaussian_log_prob,
-    importance_weights,
-)
-from .mixtures import mixture_log_prob
-from .reference import accumulate, scalar
+from .dispatch import calls, validate
+from .dispatch.types import Gradient, Implementation
+from .functional import gaussian_kl, gaussian_log_prob
+from .importance import importance_weights
+from .mixtures import Mixture, check_prior, mixture_log_prob
+from .reference import textbook
+from .reference.reference import accumulate, in_float64, scalar
 
 
 class Estimate(NamedTuple):
@@ -73,12 +68,12 @@ class Draws:
             "eps": self.noise,
         }
         if isinstance(self.prior, Mixture) and not flat:
-            self.z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+            self.z, log_ratio = calls.rsample_log_ratio_to_mixture(
                 *q, self.prior, self.num_samples, **options
             )
         else:
             prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
-            self.z, log_ratio = dispatch.rsample_log_ratio(
+            self.z, log_ratio = calls.rsample_log_ratio(
                 *q, *prior, self.num_samples, **options, flat=flat
             )
         return self.z, log_ratio
@@ -388,7 +383,7 @@ def jackknife(draws, *, order=1):
         )
     log_weights = draws.log_weights()
     # In float64: the coefficients, up to K^m / m!, multiply rounding errors.
-    leaf = log_weights.detach().double().requires_grad_()
+    leaf = in_float64(log_weights.detach()).requires_grad_()
     with torch.enable_grad():
         value: Any = 0.0
         for left_out in range(order + 1):
@@ -397,9 +392,9 @@ def jackknife(draws, *, order=1):
             bounds = log_sums_without(leaf, left_out) - math.log(size)
             value = value + (-1) ** left_out * scale * bounds.mean(0)
         (shares,) = torch.autograd.grad(value.sum(), leaf)
-    weights = torch.where(leaf == -torch.inf, 0.0, shares).to(log_weights.dtype)
+    weights = torch.where(leaf == -torch.inf, 0.0, shares).to(log_weights)
     impossible = log_weights.detach().max(0).values == -torch.inf
-    value = torch.where(impossible, -torch.inf, value).to(log_weights.dtype)
+    value = torch.where(impossible, -torch.inf, value.to(log_weights))
     return log_weights, weighted_sum(weights, log_weights), value
 
 

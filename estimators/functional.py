@@ -1,23 +1,12 @@
-"""The public operations: check the arguments, once, and hand them to ``dispatch``."""
+"""The operations on Gaussians: densities, KL divergences and samples."""
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal
 
-import torch
 from torch import Generator, Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-
-Gradient: TypeAlias = Literal["total", "path", "dreg"]
-GRADIENTS = ("total", "path", "dreg")
-
-
-class Mixture(NamedTuple):
-    """A prior of K diagonal Gaussians, as :func:`mixture_log_prob` takes them."""
-
-    mu: Tensor  # [K, D]
-    logvar: Tensor  # [K, D]; the two are broadcast together
-    log_weights: Tensor | None = None  # [K], normalised where they are used; None is equal weights
+from .dispatch import calls, validate
+from .dispatch.types import GRADIENTS, Gradient, Implementation
+from .mixtures import Mixture, check_prior
 
 
 def gaussian_log_prob(
@@ -64,7 +53,7 @@ def gaussian_log_prob(
     """
     validate.tensors(x=x, mu=mu, logvar=logvar)
     shape = validate.broadcast(event_dims, x=x, mu=mu, logvar=logvar)
-    return dispatch.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
+    return calls.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
 
 
 def gaussian_kl(
@@ -111,7 +100,7 @@ def gaussian_kl(
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
     shape = validate.broadcast(event_dims, **named)
-    return dispatch.gaussian_kl(
+    return calls.gaussian_kl(
         shape, mu, logvar, prior_mu, prior_logvar, event_dims=event_dims, impl=impl
     )
 
@@ -165,7 +154,7 @@ def gaussian_rsample(
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
         num_samples = validate.count("num_samples", num_samples)
-    return dispatch.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
+    return calls.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
 
 
 def rsample_kl(
@@ -235,32 +224,12 @@ def rsample_kl(
     if prior is not None:
         check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims)
         options = {"gradient": gradient, "antithetic": False, "generator": generator, "impl": impl}
-        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
+        z, log_ratio = calls.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
         return z.squeeze(0), -log_ratio.squeeze(0)
-    return dispatch.rsample_kl(
+    return calls.rsample_kl(
         shape, mu, logvar, prior_mu, prior_logvar,
         event_dims=event_dims, generator=generator, impl=impl,
     )  # fmt: skip
-
-
-def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):
-    """The shape [K, D] of components for ``z`` [..., D], the argument ``name``."""
-    shape = validate.broadcast(**{prefix + "mu": mu, prefix + "logvar": logvar})
-    named = {prefix + "mu": mu, prefix + "logvar": logvar}
-    if len(shape) != 2 or shape[0] == 0:
-        raise ValueError(f"expected components [K, D] with K >= 1, got {validate.describe(named)}")
-    if z.dim() == 0 or z.shape[-1] != shape[1]:
-        raise ValueError(
-            f"expected {name} [..., D] and components [K, D] of one D, "
-            f"got {validate.describe({name: z, **named})}"
-        )
-    if log_weights is not None and log_weights.shape != shape[:1]:
-        weights = {prefix + "log_weights": log_weights}
-        raise ValueError(
-            f"expected {prefix}log_weights [K], a number a component, "
-            f"got {validate.describe(weights | named)}"
-        )
-    return shape
 
 
 def rsample_log_ratio(
@@ -335,43 +304,16 @@ def rsample_log_ratio(
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic, event_dims)
     options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
     if prior is None:
-        z, log_ratio = dispatch.rsample_log_ratio(
+        z, log_ratio = calls.rsample_log_ratio(
             shape, *q, num_samples, event_dims=event_dims, **options
         )
     else:
         check_prior(prior, *q, event_dims)
-        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+        z, log_ratio = calls.rsample_log_ratio_to_mixture(
             shape, mu, logvar, prior, num_samples, **options
         )
     log_ratio.gradient_of_q = gradient  # type: ignore[attr-defined]  # for check_gradient
     return z, log_ratio
-
-
-def check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims=1):
-    """A mixture that is the prior of q."""
-    if not isinstance(prior, Mixture):
-        raise TypeError(f"prior must be a Mixture, got {type(prior).__name__}")
-    if prior_mu is not None or prior_logvar is not None:
-        raise ValueError("expected a prior or prior_mu and prior_logvar, got both")
-    if event_dims != 1:
-        raise ValueError(
-            f"event_dims must be 1 with a Mixture as prior, whose components are [K, D], got "
-            f"{event_dims}: flatten mu and logvar"
-        )
-    named = {f"prior.{name}": tensor for name, tensor in prior._asdict().items()}
-    validate.tensors(mu=mu, **named)
-    check_components(torch.broadcast_tensors(mu, logvar)[0], *prior, name="mu", prefix="prior.")
-
-
-def check_gradient(gradient, alpha, num_samples):
-    """Whether ``gradient`` is that of the bound of order ``alpha``: of one sample all are."""
-    alone = {"path": 1, "dreg": 0}.get(gradient, alpha)
-    if alpha != alone and num_samples > 1:
-        right = {0: "'dreg' or 'total'", 1: "'path' or 'total'"}.get(alpha, "'total'")
-        raise ValueError(
-            f"gradient={gradient!r} is biased at alpha={alpha} with {num_samples} samples, it "
-            f"needs alpha={alone}; for this alpha draw with gradient={right}"
-        )
 
 
 def check_samples(
@@ -388,274 +330,3 @@ def check_samples(
     if antithetic and gradient == "dreg":
         raise ValueError("gradient='dreg' needs independent samples, and antithetic=True is given")
     return shape, num_samples
-
-
-def gaussian_nll(
-    recon: Tensor,
-    x: Tensor,
-    recon_logvar: float | Tensor = 0.0,
-    *,
-    impl: Implementation = "auto",
-) -> Tensor:
-    r"""Gaussian negative log-likelihood of each example, in nats.
-
-    .. math:: \tfrac12 \sum_i \big[(x_i - r_i)^2 e^{-\ell_i} + \ell_i + \log 2\pi\big]
-
-    over all event dimensions i. With ``recon_logvar=0.0`` it is half the squared error plus
-    a constant, which is kept: the value is a log-likelihood.
-
-    Equivalent PyTorch::
-
-        F.gaussian_nll_loss(recon, x, recon_logvar.exp(), full=True, reduction="none").sum(...)
-
-    Args:
-        recon: the decoder's mean, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
-        recon_logvar: log variance of the decoder's noise: a float (fixed), a scalar tensor
-            (one learned sigma), or a tensor that broadcasts to ``recon``.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in every
-        tensor (by the kernels on CUDA once, else any number of times).
-
-    Raises:
-        ValueError: also where ``recon`` is neither of the shape of ``x`` nor samples of it:
-            nothing else is broadcast.
-        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
-
-    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.2.
-
-    >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2))
-    tensor([2.8379])
-    """
-    shape = validate.likelihood("gaussian", recon, x, recon_logvar)
-    return dispatch.negative_log_likelihood(
-        shape, recon, x, recon_logvar, likelihood="gaussian", impl=impl
-    )
-
-
-def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
-    r"""Bernoulli negative log-likelihood of each example from logits, in nats.
-
-    .. math:: \sum_i \big[\log(1 + e^{a_i}) - x_i a_i\big]
-
-    over all event dimensions i, for logits a. ``x`` may be anything in [0, 1] (or beyond:
-    the formula is linear in it), as with the usual binary cross-entropy on grey values.
-
-    Equivalent PyTorch::
-
-        F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
-
-    Args:
-        logits: the decoder's output before any sigmoid, ``[B, ...]``, or ``[K, B, ...]`` for
-            K samples of z.
-        x: the data ``[B, ...]``, floating or bool; not copied for the samples. Grey values of 0 to
-            255 need ``x.float() / 255``. On a CPU a negative result, which only data outside
-            [0, 1] have, is a warning.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in both
-        arguments (by the kernels on CUDA once, else any number of times).
-
-    Raises:
-        ValueError: also where ``logits`` is neither of the shape of ``x`` nor samples of it:
-            nothing else is broadcast.
-        TypeError: also an integer ``x``.
-        RuntimeError: as :func:`gaussian_log_prob`.
-
-    Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendix C.1.
-
-    >>> bernoulli_nll(torch.zeros(1, 2), torch.ones(1, 2))
-    tensor([1.3863])
-    """
-    shape = validate.likelihood("bernoulli", logits, x, name="logits")
-    nll = dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
-    dispatch.warn_of_data("bernoulli", nll)
-    return nll
-
-
-def laplace_nll(
-    recon: Tensor,
-    x: Tensor,
-    log_scale: float | Tensor = 0.0,
-    *,
-    impl: Implementation = "auto",
-) -> Tensor:
-    r"""Laplace negative log-likelihood of each example, in nats: L1 with its normaliser.
-
-    .. math:: \sum_i \big[|x_i - r_i| \, e^{-s_i} + s_i + \log 2\big]
-
-    over all event dimensions i. With ``log_scale=0.0`` it is the absolute error plus a constant,
-    which is kept: the value is a log-likelihood. The autoencoders of latent diffusion have it with
-    one learned log scale, a scalar Parameter, and without the log 2.
-
-    Equivalent PyTorch::
-
-        -torch.distributions.Laplace(recon, log_scale.exp()).log_prob(x).flatten(1).sum(1)
-
-    Args:
-        recon: the decoder's median, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
-        x: the data ``[B, ...]``, floating or integer; not copied for the samples.
-        log_scale: s, a float (fixed), a scalar tensor (one learned scale), or a tensor that
-            broadcasts to ``recon``.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in every
-        tensor (by the kernels on CUDA once, else any number of times). Where ``recon`` is x its
-        gradient is 0.
-
-    Raises:
-        ValueError: also where ``recon`` is neither of the shape of ``x`` nor samples of it:
-            nothing else is broadcast.
-        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
-
-    Rombach et al., "High-resolution image synthesis with latent diffusion models", CVPR 2022,
-    appendix G: the loss of its autoencoders, but for the perceptual term.
-
-    >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
-    tensor([3.3863])
-    """
-    shape = validate.likelihood("laplace", recon, x, log_scale)
-    return dispatch.negative_log_likelihood(
-        shape, recon, x, log_scale, likelihood="laplace", impl=impl
-    )
-
-
-def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
-    r"""Poisson negative log-likelihood of each example from log rates, in nats.
-
-    .. math:: \sum_i \big[e^{a_i} - x_i a_i + \log x_i!\big]
-
-    over all event dimensions i, for log rates a and counts x. No host waits for the device to look
-    at counts: a negative one makes its example NaN, and of a fractional one the factorial is
-    :math:`\Gamma(x + 1)`.
-
-    Equivalent PyTorch, whose own ``full=True`` approximates log x!::
-
-        nll = F.poisson_nll_loss(log_rate, x, reduction="none") + torch.lgamma(x + 1)
-        nll.flatten(1).sum(1)
-
-    Args:
-        log_rate: the decoder's output, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
-        x: the counts ``[B, ...]``, floating or integer, without gradient; not copied for the
-            samples.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 if any input is; differentiable in
-        ``log_rate`` (by the kernels on CUDA once, else any number of times).
-
-    Raises:
-        ValueError: also where ``log_rate`` is neither of the shape of ``x`` nor samples of it, or
-            ``x`` requires a gradient.
-        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
-
-    Gopalan, Hofman & Blei, "Scalable recommendation with Poisson factorization", UAI 2015;
-    scvi-tools' ``gene_likelihood="poisson"``.
-
-    >>> poisson_nll(torch.zeros(1, 2), torch.tensor([[0, 3]]))
-    tensor([3.7918])
-    """
-    shape = validate.likelihood("poisson", log_rate, x, name="log_rate")
-    return dispatch.negative_log_likelihood(shape, log_rate, x, likelihood="poisson", impl=impl)
-
-
-def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "auto") -> Tensor:
-    r"""Categorical negative log-likelihood of each example, in nats.
-
-    .. math:: \sum_i \Big[\log \sum_c e^{a_{ic}} - a_{i t_i}\Big]
-
-    over all events i, for logits a of C classes, the last dimension, and classes t: the words of a
-    text, the colours of pixels. No host waits for the device to look at classes: one outside
-    [0, C) makes its example NaN, and none is left out.
-
-    Equivalent PyTorch::
-
-        nll = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-        nll.view(target.shape).flatten(1).sum(1)
-
-    Args:
-        logits: the decoder's output before any softmax, ``[B, ..., C]``, or ``[K, B, ..., C]`` for
-            K samples of z. F.cross_entropy would have the classes second.
-        target: the classes ``[B, ...]``, integer; not copied for the samples.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``[B]`` or ``[K, B]`` in float32, or float64 for float64 logits; differentiable in
-        ``logits`` (by the kernels on CUDA once, else any number of times).
-
-    Raises:
-        ValueError: also where ``logits`` but for their classes are neither of the shape of
-            ``target`` nor samples of it.
-        TypeError: also a ``target`` that is not integer.
-        RuntimeError: as :func:`gaussian_log_prob`.
-
-    Bowman et al., "Generating sentences from a continuous space", CoNLL 2016.
-
-    >>> categorical_nll(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
-    tensor([2.7726])
-    """
-    shape = validate.likelihood("categorical", logits, target, name="logits", x_name="target")
-    return dispatch.negative_log_likelihood(
-        shape, logits, target, likelihood="categorical", impl=impl
-    )
-
-
-class ImportanceWeights(NamedTuple):
-    """A bound, the weights that are its gradient, and their effective sample size."""
-
-    bound: Tensor  # [...]
-    weights: Tensor  # [K, ...], of sum 1 over K
-    ess: Tensor  # [...], in [1, K], or 0 where all weights are
-
-
-def importance_weights(
-    log_weights: Tensor, alpha: float = 0.0, *, impl: Implementation = "auto"
-) -> ImportanceWeights:
-    r"""The importance-weighted bound of K log weights, in nats, and the normalised weights.
-
-    Not checked here: log weights made of a log ratio that :func:`rsample_log_ratio` returned for
-    ``gradient="dreg"`` need alpha = 0, for ``"path"`` alpha = 1; else q's gradient is biased.
-
-    .. math:: \tfrac1a \log \tfrac1K \sum_k w_k^a, \qquad
-              v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad
-              \mathrm{ESS} = 1 \big/ \textstyle\sum_k v_k^2, \qquad a = 1 - \alpha
-
-    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's.
-    Equivalent PyTorch, for alpha = 0::
-
-        torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
-
-    except where all weights of an example are 0: there the bound is -inf, and the weights, and
-    so the gradients, are 0 instead of NaN.
-
-    Args:
-        log_weights: log w_k = log p(x, z_k) - log q(z_k|x), ``[K, ...]``.
-        alpha: the order of Renyi's bound.
-        impl: as in :func:`gaussian_log_prob`.
-
-    Returns:
-        ``(bound, weights, ess)``, in float32, or float64 if any input is. The bound is
-        differentiable (by the kernels on CUDA once, else any number of times); the others are
-        detached.
-
-    Raises:
-        ValueError: ``log_weights`` without samples, or an ``alpha`` that is not finite.
-        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
-
-    Burda et al. 2016, eq. 8; Li & Turner, "Renyi divergence variational inference", NeurIPS
-    2016, eq. 7; Kong, Liu & Wong 1994 (ESS).
-
-    >>> bound, weights, ess = importance_weights(torch.zeros(4, 1))
-    >>> bound, ess
-    (tensor([0.]), tensor([4.]))
-    """
-    validate.tensors(log_weights=log_weights)
-    if log_weights.dim() == 0 or log_weights.shape[0] == 0:
-        shape = tuple(log_weights.shape)
-        raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
-    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
-    return ImportanceWeights(*dispatch.importance_weights(log_weights, alpha, impl=impl))

@@ -1,17 +1,13 @@
 """The loss: -ELBO with the analytic KL, reduced over examples."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-
-Likelihood: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
-Reduction: TypeAlias = Literal["none", "mean", "sum"]
-LIKELIHOODS = ("bernoulli", "gaussian", "laplace", "categorical", "poisson")
-REDUCTIONS = ("none", "mean", "sum")
+from .dispatch import calls, choice, validate
+from .dispatch.likelihoods import NAMES, LikelihoodName
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
 class ELBOParts(NamedTuple):
@@ -22,6 +18,7 @@ class ELBOParts(NamedTuple):
     kl: Tensor
 
 
+@overload
 def elbo_loss(
     recon: Tensor,
     x: Tensor,
@@ -29,7 +26,66 @@ def elbo_loss(
     logvar: Tensor | None = None,
     *,
     kl: Tensor | None = None,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> ELBOParts: ...
+
+
+@overload
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | ELBOParts: ...
+
+
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     prior_mu: Tensor | None = None,
@@ -38,7 +94,7 @@ def elbo_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or ELBOParts with return_parts=True
+) -> Tensor | ELBOParts:
     r"""The VAE loss: the negative evidence lower bound of each example, in nats.
 
     .. math:: -\log p(x \mid z) + \beta \, KL(q(z \mid x) \| p(z)), \qquad z \sim q(z \mid x)
@@ -93,18 +149,18 @@ def elbo_loss(
     >>> elbo_loss(logits, x, mu=torch.ones(4, 2), logvar=torch.zeros(4, 2))
     tensor(3.0794)
     """
-    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
     beta = validate.weight("beta", beta, x)
-    width = validate.width(likelihood, recon_logvar, log_scale)
-    shape = validate.likelihood(likelihood, recon, x, width)
+    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    shape = validate.likelihood(likelihood, recon, x, parameters)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
-        *dispatch.elbo_loss(
+        *calls.elbo_loss(
             shape,
             recon,
             x,
-            width,
+            parameters,
             kl,
             likelihood=likelihood,
             beta=beta,
@@ -112,7 +168,7 @@ def elbo_loss(
             impl=impl,
         )
     )
-    dispatch.warn_of_data(likelihood, parts.nll)
+    calls.warn_of_data(likelihood, parts.nll)
     return parts if return_parts else parts.loss
 
 
@@ -139,7 +195,7 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
         raise ValueError(
             f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
-    return dispatch.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
+    return calls.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
 
 
 class ELBOLoss(torch.nn.Module):
@@ -161,7 +217,7 @@ class ELBOLoss(torch.nn.Module):
     def __init__(
         self,
         *,
-        likelihood: Likelihood = "bernoulli",
+        likelihood: LikelihoodName = "bernoulli",
         recon_logvar: float | Tensor = 0.0,
         log_scale: float | Tensor = 0.0,
         beta: float | Tensor = 1.0,
@@ -170,9 +226,9 @@ class ELBOLoss(torch.nn.Module):
         impl: Implementation = "auto",
     ):
         super().__init__()
-        validate.choice("likelihood", likelihood, LIKELIHOODS)
+        validate.choice("likelihood", likelihood, NAMES)
         validate.choice("reduction", reduction, REDUCTIONS)
-        dispatch.check(impl)
+        choice.check_impl(impl)
         self.likelihood = likelihood
         self.reduction = reduction
         self.return_parts = return_parts
@@ -197,7 +253,7 @@ class ELBOLoss(torch.nn.Module):
         kl: Tensor | None = None,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
-    ) -> Any:  # as elbo_loss
+    ) -> Tensor | ELBOParts:
         """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
             recon,

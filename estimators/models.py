@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import textbook
+from .reference import textbook
 
 LOG_2PI = textbook.LOG_2PI
 
@@ -49,9 +49,13 @@ def gaussian_log_prob(x: Tensor, p: Gaussian) -> Tensor:
 
 
 def kl_divergence(q: Gaussian, p: Gaussian) -> Tensor:
-    """KL(q || p) = 1/2 [tr(P^-1 Q) + d' P^-1 d - D + log |P| - log |Q|], d = mean_p - mean_q.
+    r"""KL divergence of two Gaussians with full covariances, in nats.
 
-    Covariances Q and P. Cover & Thomas, "Elements of Information Theory", 2006, chapter 9.
+    .. math:: KL(q \| p) = \tfrac12 \big[\mathrm{tr}(P^{-1} Q) + d^T P^{-1} d - D + \log |P|
+              - \log |Q|\big]
+
+    with the covariances Q and P, and the difference d of the means. Cover & Thomas, "Elements of
+    Information Theory", 2006, chapter 9.
 
     >>> one = torch.eye(2, dtype=torch.float64)
     >>> kl_divergence(Gaussian(one[0], one), Gaussian(0 * one[0], one))
@@ -66,11 +70,14 @@ def kl_divergence(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def renyi_divergence(q: Gaussian, p: Gaussian, alpha: float) -> Tensor:
-    """D_alpha(q || p) = 1/(alpha - 1) log E_q[(q / p)^(alpha - 1)]; infinite where that is.
+    r"""Renyi divergence of order alpha of two Gaussians, in nats; infinite where the integral is.
 
-    With S = alpha P + (1 - alpha) Q, which must be positive definite,
-    alpha/2 d' S^-1 d - 1 / (2 (alpha - 1)) log(|S| / (|Q|^(1 - alpha) |P|^alpha)). At alpha = 1
-    its limit, the KL. Gil, Alajaji & Linder, "Renyi divergence measures for commonly used
+    .. math:: D_\alpha(q \| p) = \tfrac{1}{\alpha - 1} \log E_q\big[(q / p)^{\alpha - 1}\big]
+              = \tfrac{\alpha}{2} d^T S^{-1} d
+              - \tfrac{1}{2 (\alpha - 1)} \log \frac{|S|}{|Q|^{1 - \alpha} |P|^\alpha}
+
+    with S = alpha P + (1 - alpha) Q, which must be positive definite. At alpha = 1 it is its
+    limit, the KL. Gil, Alajaji & Linder, "Renyi divergence measures for commonly used
     univariate continuous distributions", 2013, table 2 (multivariate Gaussian).
     """
     if alpha == 1:
@@ -94,7 +101,9 @@ def renyi_divergence(q: Gaussian, p: Gaussian, alpha: float) -> Tensor:
 
 
 def chi_square_divergence(p: Gaussian, q: Gaussian) -> Tensor:
-    """chi^2(p || q) = E_q[(p / q)^2] - 1 = exp(D_2(p || q)) - 1.
+    r"""Chi-square divergence of two Gaussians.
+
+    .. math:: \chi^2(p \| q) = E_q\big[(p / q)^2\big] - 1 = e^{D_2(p \| q)} - 1
 
     The limit of K / ESS is 1 + chi^2(posterior || q), so 1 / (1 + chi^2) is the share of
     effective samples. Nielsen & Nock, "On the chi square and higher-order chi distances for
@@ -138,7 +147,7 @@ class LinearGaussianModel:
 
     def _noise(self) -> Tensor:
         """sigma^2, [] or [P]."""
-        return torch.as_tensor(self.noise_variance, dtype=self.weight.dtype)
+        return _beside(self.noise_variance, self.weight)
 
     def full_prior(self) -> Gaussian:
         """p(z) = N(m, S)."""
@@ -216,8 +225,13 @@ class LinearGaussianModel:
         return expected - textbook.gaussian_kl(*q, zero, _log(self.prior, zero))
 
 
+def _beside(value, like):
+    """A tensor, or a number as one, in the dtype and on the device of ``like``."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
 def _log(value, like):
-    return torch.as_tensor(value, dtype=like.dtype).log()
+    return _beside(value, like).log()
 
 
 def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:

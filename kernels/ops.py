@@ -1,19 +1,22 @@
 """The ops, each declared once: schema, what has a gradient, what is saved, shapes of the results.
 
 All take rows: operands are [rows, cols] and their sums [rows], in nats; a prior of None is the
-standard one. Their twins in PyTorch are in ``estimators/reference.py``.
+standard one. Their twins in PyTorch are in ``estimators/reference``.
 """
 
 import torch
 
 from .library import (
+    OPS,
     KernelFunction,
+    at_positions,
     declare,
     gradients_like,
     once_differentiable,
     record,
     spread,
 )
+from .likelihoods import LIKELIHOOD, LIKELIHOODS, elbo_launcher, loss_launcher
 from .rows import accumulator, halves, samples_in
 
 
@@ -22,6 +25,7 @@ from .rows import accumulator, halves, samples_in
     "gaussian_nll(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, int sign)"
     " -> (Tensor nll)",
     gradients=("recon", "x", "logvar"),
+    launchers=LIKELIHOOD,
 )
 def gaussian_nll(recon, x, logvar, logvar_value, sign):
     """-log N(x; recon, diag exp logvar), or the log-density where ``sign`` is -1.
@@ -36,6 +40,7 @@ def gaussian_nll(recon, x, logvar, logvar_value, sign):
     "bernoulli_nll",
     "bernoulli_nll(Tensor recon, Tensor x, bool probabilities) -> (Tensor nll)",
     gradients=("recon", "x"),
+    launchers=LIKELIHOOD,
 )
 def bernoulli_nll(recon, x, probabilities):
     """-log Bernoulli(x), of logits or probabilities recon; x may have fewer rows, as above."""
@@ -46,6 +51,7 @@ def bernoulli_nll(recon, x, probabilities):
     "laplace_nll",
     "laplace_nll(Tensor recon, Tensor x, Tensor? log_scale, float log_scale_value) -> (Tensor nll)",
     gradients=("recon", "x", "log_scale"),
+    launchers=LIKELIHOOD,
 )
 def laplace_nll(recon, x, log_scale, log_scale_value):
     """-log Laplace(x; recon, exp log_scale), of arguments like ``gaussian_nll``'s."""
@@ -56,6 +62,7 @@ def laplace_nll(recon, x, log_scale, log_scale_value):
     "poisson_nll",
     "poisson_nll(Tensor log_rate, Tensor x) -> (Tensor nll)",
     gradients=("log_rate",),
+    launchers=LIKELIHOOD,
 )
 def poisson_nll(log_rate, x):
     """-log Poisson(x; exp log_rate); NaN where x is negative. x may have fewer rows, as above."""
@@ -66,6 +73,7 @@ def poisson_nll(log_rate, x):
     "categorical_nll",
     "categorical_nll(Tensor logits, Tensor target) -> (Tensor nll)",
     gradients=("logits",),
+    launchers=LIKELIHOOD,
 )
 def categorical_nll(logits, target):
     """-log softmax(logits)[target] of rows [rows, classes], for an int64 target [rows] or fewer.
@@ -75,25 +83,10 @@ def categorical_nll(logits, target):
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits))
 
 
-OF_ONE_PARAMETER = {
-    "bernoulli": (bernoulli_nll, (False,)),
-    "probabilities": (bernoulli_nll, (True,)),
-    "poisson": (poisson_nll, ()),
-    "categorical": (categorical_nll, ()),
-}
-
-
-def likelihood_op(likelihood, logvar=None, logvar_value=0.0):
-    """(op, what it takes behind recon and x) of a likelihood by its name.
-
-    "probabilities" are a Bernoulli's instead of logits. ``logvar`` is for a Gaussian its log
-    variance, for a Laplace its log scale.
-    """
-    if likelihood == "gaussian":
-        return gaussian_nll, (logvar, logvar_value, 1)
-    if likelihood == "laplace":
-        return laplace_nll, (logvar, logvar_value)
-    return OF_ONE_PARAMETER[likelihood]
+def likelihood_op(likelihood, width=None, width_value=0.0, zero_logits=None):
+    """(op, its arguments that follow the network's output and x) of a likelihood by its name."""
+    found = LIKELIHOODS[likelihood]
+    return OPS[found.op], found.options(width, width_value, zero_logits)
 
 
 @declare(
@@ -305,6 +298,7 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     "discretized_mix_logistic_nll(Tensor params, Tensor x, float half_bin, float right_edge, "
     "float guard) -> (Tensor nll)",
     gradients=("params",),
+    launchers=LIKELIHOOD,
 )
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     """-log p of each pixel, [B, P], from params [B, 10 mixtures, P] and x [B, 3, P].
@@ -370,14 +364,19 @@ def importance_weights(log_ratio, nll, alpha):
 
 @declare(
     "elbo_loss",
-    "elbo_loss(Tensor recon, Tensor x, Tensor? logvar, float logvar_value, Tensor? kl, "
-    "str likelihood, float beta, float scale, bool[] needs) -> Tensor[]",
+    "elbo_loss(Tensor recon, Tensor x, Tensor? width, Tensor? zero_logits, float width_value, "
+    "Tensor? kl, str likelihood, float beta, float scale, bool[] needs) -> Tensor[]",
+    launchers=(elbo_launcher,),
 )
-def elbo_loss_forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    """[loss, nll, kl, then the wanted gradients of recon, x and logvar]."""
-    acc = accumulator(recon, x, logvar)
+def elbo_loss_forward(
+    recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
+):
+    """[loss, nll, kl, then the gradients that ``needs`` asks of the likelihood's op]."""
+    tensors = recon, x, width, zero_logits
+    positions = OPS[LIKELIHOODS[likelihood].op].gradients
+    acc = accumulator(*tensors)
     totals = [recon.new_empty((), dtype=acc) for _ in range(3)]
-    return [*totals, *gradients_like((recon, x, logvar), needs)]
+    return [*totals, *gradients_like([tensors[position] for position in positions], needs)]
 
 
 @declare("elbo_loss", "scale_(Tensor(a!) tensor, Tensor factor) -> ()")
@@ -394,45 +393,43 @@ class ELBOLoss(KernelFunction):
     """
 
     @staticmethod
-    def forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-        return tuple(
-            elbo_loss_forward(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs)
-        )
+    def forward(recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs):
+        tensors = recon, x, width, zero_logits
+        return tuple(elbo_loss_forward(*tensors, width_value, kl, likelihood, beta, scale, needs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        recon, x, logvar, ctx.logvar_value, kl, ctx.likelihood, ctx.beta, ctx.scale, _ = inputs
-        ctx.save_for_backward(recon, x, logvar, kl)
+        *tensors, ctx.width_value, kl, ctx.likelihood, ctx.beta, ctx.scale, _ = inputs
+        ctx.save_for_backward(*tensors, kl)
         ctx.gradients = output[3:]
         ctx.mark_non_differentiable(*output[3:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def arguments(ctx):
-        recon, x, logvar, kl = ctx.saved_tensors
-        return recon, x, logvar, ctx.logvar_value, kl, ctx.likelihood, ctx.beta, ctx.scale, None
+        *tensors, kl = ctx.saved_tensors
+        return *tensors, ctx.width_value, kl, ctx.likelihood, ctx.beta, ctx.scale, None
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss, dnll, dkl, *_):
-        needs = ctx.needs_input_grad
-        recon, x, logvar, kl = ctx.saved_tensors
+        recon, x, width, zero_logits, kl = ctx.saved_tensors
         factor = weighted_sum((dloss, 1.0), (dnll, 1.0))
         gradients, ctx.gradients = ctx.gradients, None
         if factor is None:
-            gradients = (None, None, None)
-        elif gradients is not None:
-            for gradient in gradients:
-                scale_(gradient, factor)
-            gradients = spread(gradients, needs[:3])
+            gradients = (None,) * 4
         else:
-            grad = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
-            op, options = likelihood_op(ctx.likelihood, logvar, ctx.logvar_value)
-            wanted = list(needs[: op.gradients])
-            gradients = op.backward(grad, recon, x, *options, wanted)
-            gradients = spread(gradients, needs[:3])
+            op, options = likelihood_op(ctx.likelihood, width, ctx.width_value, zero_logits)
+            needs = [ctx.needs_input_grad[position] for position in op.gradients]
+            if gradients is not None:
+                for gradient in gradients:
+                    scale_(gradient, factor)
+            else:
+                dnll = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
+                gradients = op.backward(dnll, recon, x, *options, needs)
+            gradients = at_positions(spread(gradients, needs), op.gradients, 4)
         kl_grad = None
-        if needs[4]:
+        if ctx.needs_input_grad[5]:
             kl_grad = weighted_sum((dloss, ctx.beta * ctx.scale), (dkl, ctx.scale))
             kl_grad = None if kl_grad is None else kl_grad.expand(kl.shape[0])
         return *gradients, None, kl_grad, None, None, None, None
@@ -444,23 +441,26 @@ def weighted_sum(*terms):
     return sum(present[1:], start=present[0]) if present else None
 
 
-def elbo_loss(recon, x, logvar, logvar_value, *, kl, likelihood, beta, scale):
+def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood, beta, scale):
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
-    ``likelihood`` as in ``likelihood_op``, operands as in its op; the nll is the mean over samples.
-    ``kl`` has a number an example, or is None.
+    ``likelihood`` is a name in ``LIKELIHOODS``. The operands are as in its op; the nll is the mean
+    over samples. ``kl`` has one number per example, or is None.
     """
-    operands = (recon, x, logvar)
+    tensors = recon, x, width, zero_logits
     track = torch.is_grad_enabled()
-    needs = [track and t is not None and t.requires_grad for t in operands]
-    options = likelihood, beta, scale, needs
-    return record(ELBOLoss, recon, x, logvar, logvar_value, kl, *options)[:3]
+    positions = OPS[LIKELIHOODS[likelihood].op].gradients
+    wanted = (tensors[position] for position in positions)
+    needs = [track and t is not None and t.requires_grad for t in wanted]
+    options = width_value, kl, likelihood, beta, scale, needs
+    return record(ELBOLoss, *tensors, *options)[:3]
 
 
 @declare(
     "discretized_mix_logistic_nll",
     "discretized_mix_logistic_loss(Tensor params, Tensor x, float half_bin, float right_edge, "
     "float guard, float scale, bool[] needs) -> Tensor[]",
+    launchers=(loss_launcher,),
 )
 def discretized_mix_logistic_loss_forward(params, x, half_bin, right_edge, guard, scale, needs):
     """[scale * sum of the nll of all pixels, then the gradient of params, if it is wanted]."""

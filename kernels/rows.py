@@ -7,8 +7,6 @@ import torch
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 # That of the package's import, long before a kernel's: another one is a forked child.
 PROCESS = os.getpid()
-# The likelihoods that have a width: of a Gaussian its log variance, of a Laplace its log scale.
-LOCATION_SCALE = ("gaussian", "laplace")
 
 
 def accumulator(*tensors):
@@ -29,6 +27,11 @@ def as_rows(tensor):
 def empty_like_rows(tensor, wanted=True):
     """A contiguous output of the tensor's shape and dtype, or None where none is wanted."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format) if wanted else None
+
+
+def padded(needs, count):
+    """``needs`` with False for the missing ones at its end."""
+    return needs if len(needs) == count else (*needs, *(False,) * (count - len(needs)))
 
 
 # To these latent diffusion's autoencoders clamp their log variances.

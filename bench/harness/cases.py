@@ -9,7 +9,7 @@ HIDDEN = 256
 COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
-WITH_K = ("samples", "mixtures")  # suites
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables and legends
 
 
 class Grid(NamedTuple):
@@ -20,21 +20,26 @@ class Grid(NamedTuple):
     dtypes: tuple
     seconds: float  # timing per case and clock, rounds permitting
     rounds: tuple  # fewest and most
+    few: tuple = ()  # more dtypes, in a few cells
 
 
 GRIDS = {
     ("cpu", "smoke"): Grid((64,), (8, 32), FLOAT32, 0.005, (3, 10)),
-    ("cpu", "default"): Grid((64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100)),
+    ("cpu", "default"): Grid(
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64")
+    ),
     ("cpu", "full"): Grid(
-        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100)
+        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100),
+        ("bfloat16", "float16", "float64"),
     ),
     ("cuda", "smoke"): Grid((64, 16384), (64,), FLOAT32, 0.01, (5, 20)),
     # 16384 x 1024 is 16.8M elements: several times the L2, enough to speak of bandwidth.
     ("cuda", "default"): Grid((64, 1024, 16384), (16, 128, 1024), BOTH, 0.05, (21, 100)),
     ("cuda", "full"): Grid(
-        (64, 256, 1024, 4096, 16384, 65536), (8, 32, 128, 512, 1024), BOTH, 0.05, (21, 100)
+        (64, 256, 1024, 4096, 16384, 65536), (8, 32, 128, 512, 1024), BOTH, 0.05, (21, 100),
+        ("float16",),
     ),
-}
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -46,8 +51,8 @@ class Case(NamedTuple):
     latent: int
     dtype: str
     direction: str
-    samples: int = 1  # K: samples or, in the suite "mixtures", components
-    suite: str = "operations"
+    samples: int = 1  # K: of samples, or of components
+    suite: str = ""  # the folder that sweeps it
 
     @property
     def backward(self):
@@ -59,15 +64,12 @@ def case_id(case):
 
     >>> case_id(Case("gaussian_kl", "eager", 64, 16, "float32", "forward"))
     'gaussian_kl-eager-64-16-float32-forward'
-    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8, "samples"))
+    >>> case_id(Case("iwae_step", "eager", 64, 16, "float32", "forward+backward", 8))
     'iwae_step-eager-K8-64-16-float32-forward+backward'
-    >>> case_id(Case("pyro_step", "eager", 64, 32, "float32", "forward+backward", 1, "drop_ins"))
-    'drop_in-pyro_step-eager-64-32-float32-forward+backward'
     """
-    op, provider, *rest, samples, suite = case
-    first = ["drop_in"] if suite == "drop_ins" else []
-    count = [f"K{samples}"] if suite in WITH_K else []
-    return "-".join(map(str, [*first, op, provider, *count, *rest]))
+    op, provider, *rest, samples, _ = case
+    count = [f"K{samples}"] if samples > 1 else []
+    return "-".join(map(str, [op, provider, *count, *rest]))
 
 
 def coarse_first(values):

@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from . import clock, functions, memory, oracle, quiet
-from .cases import WITH_K, case_id
+from . import clock, functions, memory, oracle, quiet, runs
 from .machine import DEVICE
 from .operation import make_inputs, make_upstream
 from .providers import OURS
@@ -19,14 +18,14 @@ _cell = {}
 
 def time_case(benchmark, run, operation, case):
     """What the test of a case does; ``benchmark`` is pytest-benchmark's, ``run`` the Session."""
-    run.skip_if_spent(case_id(case))
+    run.skip_if_spent()
     # Before anything is timed: a large copy throws the caches out.
     run.ceiling()
     shape = f"{case.samples}x{case.batch}x{case.latent}"
     benchmark.group = f"{case.op} {shape} {case.dtype} {case.direction}"
     info = benchmark.extra_info
-    info.update(case._asdict(), status="right")
-    prepared = prepare(operation, case, benchmark, run)
+    info.update(case._asdict(), id=run.identity, status="right")
+    prepared = prepare(operation, case, run)
     info["error"] = prepared.error
     info["compile_seconds"] = prepared.compile_seconds
     info["clock"] = "device" if DEVICE == "cuda" else "host"
@@ -44,7 +43,7 @@ def time_case(benchmark, run, operation, case):
     info.update(other_clocks(prepared, run.grid))
 
 
-def prepare(operation, case, benchmark, run):
+def prepare(operation, case, run):
     """A provider that is wrong, or does not run here, gets a report and no time.
 
     Our own is a failure of the suite then; another's is not, but is shown in the summary.
@@ -56,16 +55,10 @@ def prepare(operation, case, benchmark, run):
     except Exception as error:
         if case.provider in OURS:
             raise
-        status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
-    benchmark.extra_info.update(status=status, reason=reason)
-    run.not_timed.append(dict(benchmark.extra_info))
+        status, reason = "failed", runs.reason(error)
+    run.leave_out(status, reason, **case._asdict())
     outcome = pytest.fail if case.provider in OURS else pytest.skip
     outcome(f"{status}, not timed: {reason}")
-
-
-def first_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def input_sets(operation, case, device):
@@ -98,7 +91,7 @@ class Prepared:
 
         ``function`` replaces the provider's own: that is how the rule is tested.
         """
-        self.case, self.device = case, device
+        self.operation, self.case, self.device = operation, case, device
         provider = case.provider
         self.function = function or functions.get(provider, operation, device, case.samples)
         self.sets = input_sets(operation, case, device)
@@ -199,7 +192,7 @@ def peak_memory(prepared):
         return None
     if prepared.device == "cpu":
         small = case.batch * case.latent < CPU_MEMORY_FROM
-        if (small and case.suite not in WITH_K) or not case.backward:
+        if (small and not prepared.operation.memory_of_small) or not case.backward:
             return None
     return memory.peak_bytes(prepared.call, prepared.sets[0], prepared.device)
 

@@ -46,6 +46,7 @@ def floor(case):
 class Pairwise(Operation):
     tensors: dict  # how many of size [B, K, D] a provider holds at once, backward; measured
     floor: Callable = floor
+    memory_of_small: bool = True
     directions: tuple = DIRECTIONS[:1]
 
     def needed(self, case):

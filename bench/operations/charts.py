@@ -1,28 +1,23 @@
-"""The charts of the operations, and the overview of these, K samples and mixtures. No torch."""
+"""The charts of the operations. No torch."""
 
 import math
 
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
-from ..reporting import canvas, formats
+from ..reporting import canvas
 from ..reporting.canvas import CLOCK_TEXT
-from ..reporting.results import present, providers
-
-# Whose speed-ups are over baselines; the drop-ins' are over originals.
-OWN = ("operations", "samples", "mixtures")
+from ..reporting.results import dtypes, present, providers
 
 
 def charts(device):
     """{name: figure}; empty where nothing was measured."""
     clock, subject = device.clock, device.subject
-    own = device.speedups[device.speedups.suite.isin(OWN)]
-    found = {} if own.empty else {"overview": overview(own, clock, subject)}
+    found = {}
     right = device.right[device.right.suite == "operations"]
     speedups = device.all_speedups[device.all_speedups.suite == "operations"]
-    for dtype in sorted(right.dtype.unique()):
+    for dtype in dtypes(right):
         for direction in DIRECTIONS:
             what, where = f"{direction}, {dtype}", f"{direction.replace('+', '-')}-{dtype}"
             one = right[(right.dtype == dtype) & (right.direction == direction)]
@@ -169,46 +164,3 @@ def peak_memory(table, dtype, subject):
     axis.set_xlabel(f"peak of live allocations ({unit})")
     canvas.legend(figure, names, height)
     return figure
-
-
-def overview(speedups, clock, subject):
-    """Every cell's speed-up as a dot, the geometric mean as a bar, an operation a row."""
-    cells = speedups[speedups.direction == DIRECTIONS[0]]
-    ops = present(cells, OWN)
-    dtypes = sorted(cells.dtype.unique(), reverse=True)
-    height = 0.44 * len(ops) + 1.75
-    title = f"Speed-up of fused_elbo: {DIRECTIONS[0]}, {CLOCK_TEXT[clock]}"
-    figure, axes = canvas.canvas(1, 2, height, title, subject, 0.92, sharey=True)
-    figure.subplots_adjust(left=0.22, wspace=0.06)
-    against = {"best": "over the best baseline", "eager": "over eager PyTorch"}
-    colours = {"float32": "#D55E00", "bfloat16": "#0072B2"}
-    for axis, (column, label) in zip(axes[0], against.items(), strict=True):
-        axis.axvline(1, color="black", linewidth=1)
-        for k, dtype in enumerate(dtypes):
-            shift = (k - (len(dtypes) - 1) / 2) * 0.34
-            for i, op in enumerate(ops):
-                values = cells[(cells.op == op) & (cells.dtype == dtype)][column].dropna()
-                if not values.empty:
-                    draw_cells(axis, values, i + shift, colours[dtype])
-        low = math.floor(min(math.log2(cells[column].min()), -1))
-        high = math.ceil(max(math.log2(cells[column].max()), 1))
-        canvas.speedup_axis(axis, (low, high), (2.0**low / 1.1, 2.0**high * 1.1), label)
-    canvas.labelled_rows(axes[0, 0], ops)
-    handles = [Line2D([], [], color=colours[d], lw=3, label=d) for d in dtypes]
-    figure.legend(
-        handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.3, 0.02)
-    )
-    text = "dots: one (batch, latent), or (K, batch, latent), each; bars: geometric mean"
-    canvas.note(figure, height, 0.09, text, x=0.98, ha="right")
-    return figure
-
-
-def draw_cells(axis, values, y, colour):
-    """Dots of all cells at the height y, and their mean as a labelled bar."""
-    axis.scatter(values, [y] * len(values), s=9, color=colour, alpha=0.45, lw=0)
-    mean = formats.geometric_mean(values)
-    axis.plot([mean] * 2, [y - 0.16, y + 0.16], color=colour, lw=3)
-    axis.annotate(
-        formats.ratio(mean), (mean, y), xytext=(4, 5), size=7, textcoords="offset points",
-        color=colour, weight="bold",
-    )  # fmt: skip

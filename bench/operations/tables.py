@@ -1,40 +1,20 @@
-"""The operations in tables: README.md and the terminal. No torch."""
+"""The operations in tables: the terminal. No torch."""
 
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
-from ..reporting import speedups
 from ..reporting.formats import DASH, digits
-from ..reporting.results import present, providers
+from ..reporting.results import dtypes, present, providers
 from ..reporting.tables import Cell, Table
-from .charts import OWN
-
-PROJECT = (
-    "Speed-up over eager PyTorch / over the best of all baselines in each cell, geometric "
-    "mean over the grid:"
-)
-
-
-def project(devices, link):
-    """For README.md: all devices side by side."""
-    table = speedups.of_devices(devices, OWN, link)
-    return [PROJECT, table] if table else []
 
 
 def terminal(device):
-    """Speed-ups and, at the largest problem, times: a table a dtype and direction."""
-    own = device.right[device.right.suite.isin(OWN) & (device.right.clock == device.clock)]
-    for dtype in sorted(own.dtype.unique(), reverse=True):
+    """Times at the largest problem: a table per dtype and direction."""
+    own = device.right[(device.right.suite == "operations") & (device.right.clock == device.clock)]
+    for dtype in dtypes(own):
         for direction in DIRECTIONS:
-            cells, ratios = (
-                table[(table.direction == direction) & (table.dtype == dtype)]
-                for table in (own, device.speedups)
-            )
-            what = f"{direction}, {dtype}"
+            cells = own[(own.direction == direction) & (own.dtype == dtype)]
             if not cells.empty:
-                yield speedups.speedup_table(ratios, OWN, f"speed-up of fused_elbo: {what}")
-            cells = cells[cells.suite == "operations"]
-            if not cells.empty:
-                yield times(cells, f"time of a call: {what}")
+                yield times(cells, f"time of a call: {direction}, {dtype}")
 
 
 def times(cells, title):

@@ -25,14 +25,12 @@ def peak_bytes(estimator, samples, latent):
 
 @pytest.mark.benchmark(timer=clock.timer(DEVICE))
 def test_quality(benchmark, run, estimator, samples, distance, latent):
-    identity = cases.case_id(estimator, samples, distance, latent)
-    run.skip_if_spent(identity)
+    run.skip_if_spent()
     grid = cases.GRIDS[run.config.getoption("grid")]
     benchmark.group = f"quality K{samples} q{distance:+g} D{latent}"
-    # "id" is what --resume compares.
     info = benchmark.extra_info
     info.update(
-        suite="quality", id=identity, estimator=estimator, samples=samples, distance=distance,
+        suite="quality", id=run.identity, estimator=estimator, samples=samples, distance=distance,
         latent=latent, dtype="float32", batch=cases.BATCH,
         clock="device" if DEVICE == "cuda" else "host",
     )  # fmt: skip

@@ -24,6 +24,12 @@ STYLE = {
     "legend.frameon": False,
     "svg.hashsalt": "fused_elbo",
 }
+DTYPE_COLOURS = {
+    "float32": "#D55E00",
+    "bfloat16": "#0072B2",
+    "float16": "#009E73",
+    "float64": "#CC79A7",
+}
 CLOCK_TEXT = {
     "device": "device time, cold L2",
     "graph": "CUDA-graph replay",

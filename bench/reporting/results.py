@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from ..harness import runs
+from ..harness.cases import DTYPES
 from ..harness.providers import OURS, PROVIDERS
 from . import on_cpu
 
 CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
 KEY = ["op", "provider", *CELL[1:]]
 TIMES = ["median_s", "q1_s", "q3_s", "rounds"]
-OWN = [*CELL, "clock", "suite", "order", "median_s", "peak_bytes"]
+OWN = [*CELL, "clock", "suite", "order", "counts_samples", "median_s", "peak_bytes"]
 SPEEDUPS = [*OWN, "eager", "best", "rival", "beyond_noise", "eager_beyond_noise", "eager_bytes",
             "least_bytes"]  # fmt: skip
 COLUMNS = [
@@ -40,7 +41,10 @@ class Device:
         rows = [row for name, run in self.runs for row in rows_of(name, run)]
         table = pd.DataFrame(rows, columns=[*COLUMNS, "suite"])
         # An operation keeps its place as runs are added: where it was measured first.
-        return table.assign(order=table.op.map({op: i for i, op in enumerate(table.op.unique())}))
+        order = table.op.map({op: i for i, op in enumerate(table.op.unique())})
+        # A suite that has more than one K somewhere states K everywhere.
+        counts_samples = table.groupby("suite").samples.transform("max") > 1
+        return table.assign(order=order, counts_samples=counts_samples)
 
     @cached_property
     def right(self):
@@ -102,6 +106,8 @@ def rows_of(name, run):
                 share = info["floor_bytes"] / stats["median"] / run["copy_bytes_per_s"]
                 yield common | of_case | times(stats) | {"clock": clock, "share_of_copy": share}
     for info in run.get("not_timed", []):
+        if "op" not in info:
+            continue
         yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
 
 
@@ -114,6 +120,11 @@ def present(table, suites=None):
     if suites is not None:
         return [op for suite in suites for op in present(table[table.suite == suite])]
     return table.sort_values("order").op.unique().tolist()
+
+
+def dtypes(table):
+    """The dtypes of a table, in the order of the legend."""
+    return [name for name in DTYPES if (table.dtype == name).any()]
 
 
 def providers(table):

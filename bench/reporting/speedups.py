@@ -1,9 +1,9 @@
 """Tables of speed-ups: of a device, of all devices, of what was lost and what was not timed."""
 
-from ..harness.cases import DIRECTIONS, WITH_K
+from ..harness.cases import DIRECTIONS
 from . import on_cpu
 from .formats import geometric_mean, ratio, seconds
-from .results import present
+from .results import dtypes, present
 from .tables import Cell, Table, tinted
 
 MOST_LOSSES = 20
@@ -18,7 +18,7 @@ NOT_TIMED = ["operation", "provider", "B x D", "dtype", "direction", "status", "
 
 def shape(cell, samples="K = {}, ", times=" x "):
     """B x D, with K in front where there are samples or components."""
-    first = samples.format(cell.samples) if cell.suite in WITH_K else ""
+    first = samples.format(cell.samples) if cell.counts_samples else ""
     return f"{first}{cell.batch}{times}{cell.latent}"
 
 
@@ -45,7 +45,7 @@ def speedup_table(speedups, suites, title=""):
     for op in present(speedups, suites):
         for direction in DIRECTIONS:
             of = speedups[(speedups.op == op) & (speedups.direction == direction)]
-            for dtype in sorted(of.dtype.unique(), reverse=True):
+            for dtype in dtypes(of):
                 rows.append([f"`{op}`", direction, dtype, *summarised(of[of.dtype == dtype])])
     return Table(SPEEDUPS, rows, title)
 
@@ -90,6 +90,17 @@ def not_timed(table):
     return ["## Not timed", Table(NOT_TIMED, rows)]
 
 
+def not_timed_in_short(run):
+    """Lines for the terminal: what one run did not time, once for each operation and provider."""
+    found = {}
+    for row in run["not_timed"]:
+        key = row["status"], row.get("provider"), row.get("op") or row.get("id")
+        found.setdefault(key, []).append(str(row["reason"]))
+    for (status, provider, op), reasons in found.items():
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        yield f"{status}, not timed: {provider or ''} {op}: {reasons[0]}{more}"
+
+
 def of_devices(devices, suites, link):
     """Forward + backward over eager / over the best, a column a device and dtype; None if empty."""
     columns = {}
@@ -98,7 +109,7 @@ def of_devices(devices, suites, link):
         cells = cells[cells.suite.isin(suites)]
         shown = device.infos(device.right[device.right.suite.isin(suites)])
         kind = on_cpu.in_headers(shown) if device.on_cpu else ""
-        for dtype in sorted(cells.dtype.unique(), reverse=True):
+        for dtype in dtypes(cells):
             columns[f"{link(device)}, {kind}{dtype}"] = cells[cells.dtype == dtype]
     ops = {op: None for s in suites for cells in columns.values() for op in present(cells, [s])}
     rows = [

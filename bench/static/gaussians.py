@@ -12,12 +12,12 @@ def cases(t):
         StaticCase(
             "gaussian_log_prob forward",
             3,
-            lambda: nll(t.a, t.b, t.c, 0.0, sign=-1, output="rows"),
+            lambda: nll(t.a, t.b, t.c, 0.0, -1, values="rows"),
         ),
         StaticCase(
             "gaussian_log_prob backward",
             6,
-            lambda: nll(t.a, t.b, t.c, 0.0, sign=-1, grad=grad, needs=(True,) * 3),
+            lambda: nll(t.a, t.b, t.c, 0.0, -1, dnll=grad, needs=(True,) * 3),
         ),
         StaticCase("gaussian_kl forward", 2, lambda: kl(t.q)),
         StaticCase("gaussian_kl backward", 4, lambda: kl(t.q, grad=grad, needs=OF_Q)),

@@ -18,15 +18,15 @@ def cases(t):
     recon, x, width = t.a, t.b, t.c
     samples, grad = t.full(SAMPLES).view(-1, t.cols), t.sums(SAMPLES * ROWS)
     fixed, learned = (recon, x, None, 0.0), (recon, x, width, 0.0)
-    probabilities = {"probabilities": True, "forward": "tiles"}
+    logits, probabilities = (recon, x, False), (recon, x, True)
     classes = torch.empty(ROWS, dtype=torch.int64)
     return [
-        *passes("gaussian_nll", gaussian, fixed, t.rows),
-        *passes("gaussian_nll learned", gaussian, learned, t.rows),
-        *passes("gaussian_nll samples", gaussian, (samples, *fixed[1:]), grad, ALL[:2]),
-        *passes("bernoulli_nll samples", bernoulli, (samples, x), grad, ALL[:2]),
-        *passes("bernoulli_nll", bernoulli, (recon, x), t.rows),
-        *passes("bernoulli_nll probabilities", bernoulli, (recon, x), t.rows, **probabilities),
+        *passes("gaussian_nll", gaussian, (*fixed, 1), t.rows),
+        *passes("gaussian_nll learned", gaussian, (*learned, 1), t.rows),
+        *passes("gaussian_nll samples", gaussian, (samples, *fixed[1:], 1), grad, ALL[:2]),
+        *passes("bernoulli_nll samples", bernoulli, (samples, x, False), grad, ALL[:2]),
+        *passes("bernoulli_nll", bernoulli, logits, t.rows),
+        *passes("bernoulli_nll probabilities", bernoulli, probabilities, t.rows, forward="total"),
         *passes("laplace_nll", laplace, fixed, t.rows),
         *passes("laplace_nll learned", laplace, learned, t.rows, ALL[2:]),
         *passes("poisson_nll", poisson, (recon, x), t.rows),
@@ -35,24 +35,22 @@ def cases(t):
     ]
 
 
-def passes(name, launch, inputs, grad, which=ALL, *, contract=True, forward="rows", **options):
+def passes(name, launch, inputs, grad, which=ALL, *, contract=True, forward="rows"):
     """The passes of a likelihood, whose gradients are those of recon and of a width.
 
     Every tensor among ``inputs`` is read once, and every gradient is written once.
     """
     read = [isinstance(tensor, torch.Tensor) for tensor in inputs]
-    needs = (True, False, *read[2:3]) if len(inputs) > 2 else (True, False)
+    needs = (True, False, True) if sum(read) > 2 else (True,)
     calls = {
-        FORWARD: {"output": forward},
-        BACKWARD: {"grad": grad, "needs": needs},
-        BOTH: {"needs": needs, "scale": 0.5, "output": "tiles"},
+        FORWARD: {"values": forward},
+        BACKWARD: {"dnll": grad, "needs": needs},
+        BOTH: {"needs": needs, "scale": 0.5, "values": "total"},
     }
 
     def case(which):
         written = sum(needs) if "needs" in calls[which] else 0
         operands = sum(read) + written if contract else None
-        return StaticCase(
-            f"{name} {which}", operands, lambda: launch(*inputs, **calls[which], **options)
-        )
+        return StaticCase(f"{name} {which}", operands, lambda: launch(*inputs, **calls[which]))
 
     return [case(one) for one in which]

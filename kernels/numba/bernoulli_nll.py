@@ -8,7 +8,7 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 import numpy as np
 import torch
 
-from ..rows import accumulator, empty_like_rows
+from ..rows import accumulator, empty_like_rows, padded
 from .compiler import elementwise, inline, kernel
 from .device import exp, fill, log, log1m_half, log1p_unit
 from .launch import launch, samples_of
@@ -26,7 +26,7 @@ from .memory import (
 from .sums import add_rows, row_sums
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
-LEAST_VARIANCE = torch.tensor(1e-12).item()
+LEAST_VARIANCE = torch.tensor(1e-12, dtype=torch.float32, device="cpu").item()
 
 
 @inline
@@ -163,17 +163,12 @@ def bernoulli_nll_kernel(
         store(dx_ptr, tile, dx)
 
 
-def launch_bernoulli_nll(
-    recon, x, probabilities, *, dnll=None, scale=1.0, values, needs=(False,) * 2
-):
-    """The nll [rows of recon] if ``values`` are wanted, and the gradients that ``needs`` asks of.
-
-    x may have fewer rows than recon, which then holds samples one after another.
-    """
-    samples, x = samples_of(recon, x, needs[1])
+def launch_bernoulli_nll(recon, x, probabilities, *, dnll=None, scale=1.0, values=None, needs=()):
+    needs_recon, needs_x = padded(needs, 2)
+    samples, x = samples_of(recon, x, needs_x)
     acc = accumulator(recon, x)
     nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
-    gradients = [empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])]
+    gradients = [empty_like_rows(recon, needs_recon), empty_like_rows(x, needs_x)]
     launch(
         bernoulli_nll_kernel,
         acc,
@@ -185,13 +180,3 @@ def launch_bernoulli_nll(
         cost=0.4 * samples,
     )
     return nll, [g for g in gradients if g is not None]
-
-
-def bernoulli_nll(recon, x, probabilities):
-    """The nll of each row of recon: logits, or probabilities."""
-    return launch_bernoulli_nll(recon, x, probabilities, values=True)[0]
-
-
-def bernoulli_nll_backward(dnll, recon, x, probabilities, needs):
-    """The wanted gradients, from dnll [rows of recon]."""
-    return launch_bernoulli_nll(recon, x, probabilities, dnll=dnll, values=False, needs=needs)[1]

@@ -205,16 +205,12 @@ def categorical_nll_kernel(
                 store(dlogits_ptr, here, dlogits)
 
 
-def launch_categorical_nll(logits, targets, *, dnll=None, scale=1.0, values, needs=(False,)):
-    """The nll [rows of logits] if ``values`` are wanted, and its gradient in a list if needed.
-
-    There may be fewer targets than rows of logits, which then holds samples one after another.
-    """
+def launch_categorical_nll(logits, targets, *, dnll=None, scale=1.0, values=None, needs=()):
     samples, targets = samples_of(logits, targets, False)
     targets = targets.contiguous()
     acc = accumulator(logits)
     nll = torch.empty(logits.shape[0], dtype=acc, device="cpu") if values else None
-    dlogits = empty_like_rows(logits, needs[0])
+    dlogits = empty_like_rows(logits, any(needs))
     launch(
         categorical_nll_kernel,
         acc,
@@ -230,13 +226,3 @@ def launch_categorical_nll(logits, targets, *, dnll=None, scale=1.0, values, nee
         cost=0.6 * samples,
     )
     return nll, [] if dlogits is None else [dlogits]
-
-
-def categorical_nll(logits, target):
-    """The nll of each row of logits."""
-    return launch_categorical_nll(logits, target, values=True)[0]
-
-
-def categorical_nll_backward(dnll, logits, target, needs):
-    """The wanted gradients, from dnll [rows of logits]."""
-    return launch_categorical_nll(logits, target, dnll=dnll, values=False, needs=needs)[1]

@@ -268,13 +268,13 @@ def operand_of_examples(tensor):
 
 
 def launch_discretized_mix_logistic_nll(
-    params, x, half_bin, right_edge, guard, *, dnll=None, scale=1.0, values, needs=False
+    params, x, half_bin, right_edge, guard, *, dnll=None, scale=1.0, values=None, needs=()
 ):
-    """The nll [B, P] if ``values`` are wanted, and the gradient of params if it is needed."""
+    """Launch on params [B, 10 mixtures, P] and x [B, 3, P]; a row is a pixel, [B, P]."""
     examples, channels, pixels = params.shape
     acc = accumulator(params, x)
     nll = torch.empty(examples, pixels, dtype=acc, device="cpu") if values else None
-    dparams = empty_like_rows(params, needs)
+    dparams = empty_like_rows(params, any(needs))
     launch(
         discretized_mix_logistic_nll_kernel,
         acc,
@@ -293,25 +293,4 @@ def launch_discretized_mix_logistic_nll(
         *operand_of_examples(dparams),
         cost=COST / 10,
     )
-    return nll, [dparams] if needs else []
-
-
-def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
-    """The nll of each pixel [B, P]."""
-    given = params, x, half_bin, right_edge, guard
-    return launch_discretized_mix_logistic_nll(*given, values=True)[0]
-
-
-def discretized_mix_logistic_nll_backward(dnll, params, x, half_bin, right_edge, guard, needs):
-    """The wanted gradient, from dnll [B, P]."""
-    given = params, x, half_bin, right_edge, guard
-    options = {"dnll": dnll, "values": False, "needs": needs[0]}
-    return launch_discretized_mix_logistic_nll(*given, **options)[1]
-
-
-def discretized_mix_logistic_loss(params, x, half_bin, right_edge, guard, scale, needs):
-    """[scale * sum of the nll of all pixels, and the gradient of params if it is needed]."""
-    given = params, x, half_bin, right_edge, guard
-    options = {"scale": scale, "values": True, "needs": needs[0]}
-    nll, gradients = launch_discretized_mix_logistic_nll(*given, **options)
-    return [nll.sum() * scale, *gradients]
+    return nll, [] if dparams is None else [dparams]

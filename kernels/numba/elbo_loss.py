@@ -5,31 +5,12 @@ likelihood kernels write it in the forward pass, while their inputs are in the c
 then only multiplies by that factor, in place, and not even that where it is 1.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import torch
 
-from ..rows import LOCATION_SCALE, samples_in
-from .bernoulli_nll import launch_bernoulli_nll
-from .categorical_nll import launch_categorical_nll
 from .compiler import helper, kernel
-from .gaussian_nll import launch_gaussian_nll
-from .laplace_nll import launch_laplace_nll
 from .launch import launch
 from .memory import as_row, load, operand, present, target, tiles_of, workspace
-from .poisson_nll import launch_poisson_nll
 from .sums import lane_sum
-
-LIKELIHOODS: dict[str, Callable[..., Any]] = {
-    "bernoulli": partial(launch_bernoulli_nll, probabilities=False),
-    "probabilities": partial(launch_bernoulli_nll, probabilities=True),
-    "gaussian": launch_gaussian_nll,
-    "laplace": launch_laplace_nll,
-    "poisson": launch_poisson_nll,
-    "categorical": launch_categorical_nll,
-}
 
 
 @helper
@@ -56,34 +37,26 @@ def total_kernel(
     target(kl_out, number, scratch[0])[0] = kl
 
 
-def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    """[loss, nll, kl, then the wanted gradients of recon, x and logvar].
-
-    ``likelihood`` is the name of an op's, or "probabilities" for a Bernoulli one whose recon are
-    not logits. ``recon`` and x are as the op has them, ``kl`` is a number an example or None.
-    """
-    nll_scale = scale / samples_in(recon, x)
-    width = (logvar, logvar_value) if likelihood in LOCATION_SCALE else ()
-    launch_nll = LIKELIHOODS[likelihood]
-    rows, gradients = launch_nll(recon, x, *width, values=True, scale=nll_scale, needs=needs)
+def launch_total(nll, kl, nll_scale, kl_scale, beta):
+    """(loss, nll, kl) of numbers nll [n] and kl [rows], or of no KL."""
     kl_rows = 0 if kl is None else kl.shape[0]
-    totals = [torch.empty((), dtype=rows.dtype, device="cpu") for _ in range(3)]
+    totals = [torch.empty((), dtype=nll.dtype, device="cpu") for _ in range(3)]
     launch(
         total_kernel,
-        rows.dtype,
+        nll.dtype,
         1,
-        max(rows.shape[0], kl_rows),
-        rows.shape[0],
+        max(nll.shape[0], kl_rows),
+        nll.shape[0],
         kl_rows,
         beta,
         nll_scale,
-        scale,
-        as_row(rows),
+        kl_scale,
+        as_row(nll),
         as_row(kl),
         *map(operand, totals),
         cost=0.0,  # by one thread
     )
-    return [*totals, *gradients]
+    return totals
 
 
 def scale_(tensor, factor):

@@ -24,15 +24,3 @@ laplace_nll_kernel = location_scale_kernel(
     "laplace_nll_kernel", magnitude, sign_of, 1.0, math.log(2)
 )
 launch_laplace_nll = partial(launch_location_scale, laplace_nll_kernel)
-
-
-def laplace_nll(recon, x, log_scale, log_scale_value):
-    """The nll of each row of recon."""
-    return launch_laplace_nll(recon, x, log_scale, log_scale_value, values=True)[0]
-
-
-def laplace_nll_backward(dnll, recon, x, log_scale, log_scale_value, needs):
-    """The wanted gradients, from dnll [rows of recon]."""
-    return launch_laplace_nll(
-        recon, x, log_scale, log_scale_value, dnll=dnll, values=False, needs=needs
-    )[1]

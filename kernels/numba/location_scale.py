@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from ..rows import accumulator, empty_like_rows
+from ..rows import accumulator, empty_like_rows, padded
 from .compiler import elementwise, helper, kernel
 from .device import exp_normal, exp_scaled, fill
 from .launch import launch, samples_of
@@ -162,23 +162,23 @@ def launch_location_scale(
     dnll=None,
     scale=1.0,
     sign=1,
-    values,
-    needs=(False,) * 3,
+    values=None,
+    needs=(),
 ):
-    """The nll [rows of recon] if ``values`` are wanted, and the gradients that ``needs`` asks of.
+    """Launch on operands as the op has them; ``density`` is one of the kernels.
 
-    ``density`` is one of the kernels, ``width`` [rows, cols], [rows, 1] or None for the float. x
-    may have fewer rows than recon, which then holds samples one after another.
+    ``width`` is [rows, cols], [rows, 1] or None for the float.
     """
-    samples, x = samples_of(recon, x, needs[1])
+    needs_recon, needs_x, needs_width = padded(needs, 3)
+    samples, x = samples_of(recon, x, needs_x)
     acc = accumulator(recon, x, width)
     nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
-    drecon, dx = empty_like_rows(recon, needs[0]), empty_like_rows(x, needs[1])
+    drecon, dx = empty_like_rows(recon, needs_recon), empty_like_rows(x, needs_x)
     dwidth, row_dwidth, wide = None, None, width
     if width is not None and width.shape == recon.shape:
-        dwidth = empty_like_rows(width, needs[2])
+        dwidth = empty_like_rows(width, needs_width)
     elif width is not None:
-        row_dwidth = torch.empty(recon.shape[0], dtype=acc, device="cpu") if needs[2] else None
+        row_dwidth = torch.empty(recon.shape[0], dtype=acc, device="cpu") if needs_width else None
         wide = width.expand(recon.shape)
     tensors = recon, x, wide, dnll, nll, drecon, dx, dwidth, row_dwidth
     launch(

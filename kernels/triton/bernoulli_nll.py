@@ -10,7 +10,7 @@ from .device import divide, exp_scaled, log1m_half, log1p_unit
 from .one_parameter import launch_one_parameter
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
-LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12).item())
+LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12, dtype=torch.float32, device="cpu").item())
 
 
 @triton.jit
@@ -53,14 +53,6 @@ def terms_of_probabilities(p, x, PTX: tl.constexpr):
     return nll, divide(p - x, variance, PTX), dx
 
 
-def launch_bernoulli_nll(recon, x, *, probabilities=False, **options):
+def launch_bernoulli_nll(recon, x, probabilities, **options):
     terms = terms_of_probabilities if probabilities else terms_of_logits
     return launch_one_parameter(terms, recon, x, **options)
-
-
-def bernoulli_nll(recon, x, probabilities):
-    return launch_bernoulli_nll(recon, x, probabilities=probabilities, output="rows")[0]
-
-
-def bernoulli_nll_backward(dnll, recon, x, probabilities, needs):
-    return launch_bernoulli_nll(recon, x, probabilities=probabilities, grad=dnll, needs=needs)[1]

@@ -1,6 +1,6 @@
 """Categorical negative log-likelihood of each row of logits: logsumexp(logits) - logits[target].
 
-One kernel serves forward (``nll``), backward (``grad`` in, gradient out) and both at once, with
+One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and both at once, with
 ``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
 which it reads again for the gradient.
 """
@@ -50,11 +50,11 @@ def gradient_of_piece(logits, col, target, greatest, total, PTX: tl.constexpr):
 def categorical_nll_kernel(
     logits_ptr,
     target_ptr,
-    grad_ptr,
+    dnll_ptr,
     nll_ptr,
     dlogits_ptr,
     logits_stride,
-    grad_stride,
+    dnll_stride,
     scale: tl.float64,
     rows,  # of target, and of logits for every sample
     cols,
@@ -92,8 +92,8 @@ def categorical_nll_kernel(
             store_rows(nll_ptr, nll, row, valid, tl.num_programs(1).to(tl.int64) * rows, 1)
 
     if dlogits_ptr is not None:
-        if grad_ptr is not None:
-            grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
+        if dnll_ptr is not None:
+            grad = load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
         else:
             grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
         grad = tl.where(known[:, None], grad, float("nan"))
@@ -109,35 +109,23 @@ def categorical_nll_kernel(
                 store_tile(dlogits_ptr, row, here, cols, inside, grad * gradient)
 
 
-def launch_categorical_nll(logits, target, *, grad=None, scale=1.0, output=None, needs=(False,)):
-    """Launch on logits [samples * rows, classes] and target [rows].
-
-    ``output`` is None, "rows" (the nll [rows of logits]) or "tiles" (partial sums, one a program).
-    Returns it with the gradient of logits if ``needs`` asks for it, in a list.
-    """
+def launch_categorical_nll(logits, target, *, dnll=None, scale=1.0, values=None, needs=()):
+    """Launch on logits [samples * rows, classes] and target [rows]."""
     logits = as_rows(logits)
     samples, target = samples_of(logits, target)
     tiles = tiling(len(target), logits.shape[1], logits, samples=samples)
     pieces = tiles.col_tiles
     tiles = tiles._replace(programs=divide_up(len(target), tiles.block_rows))
-    nll = partial_sums(logits, tiles._replace(col_tiles=1), output, samples)
-    dlogits = empty_like_rows(logits, needs[0])
+    nll = partial_sums(logits, tiles._replace(col_tiles=1), values, samples)
+    dlogits = empty_like_rows(logits, any(needs))
     launch_tiles(
         categorical_nll_kernel,
         tiles,
-        [logits, target.contiguous(), grad, nll, dlogits],
+        [logits, target.contiguous(), dnll, nll, dlogits],
         [logits],
-        [stride_of(grad), scale],
+        [stride_of(dnll), scale],
         programs=samples,
         WHOLE=pieces == 1,
-        SUM_ROWS=output == "tiles",
+        SUM_ROWS=values == "total",
     )
     return nll, [] if dlogits is None else [dlogits]
-
-
-def categorical_nll(logits, target):
-    return launch_categorical_nll(logits, target, output="rows")[0]
-
-
-def categorical_nll_backward(dnll, logits, target, needs):
-    return launch_categorical_nll(logits, target, grad=dnll, needs=needs)[1]

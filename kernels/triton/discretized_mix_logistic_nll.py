@@ -1,7 +1,7 @@
 """Discretised mixture of logistics, -log p of each RGB pixel: the likelihood of PixelCNN++.
 
 A program has all mixtures of some pixels in registers, [mixtures, pixels], so that each number is
-read once. One kernel serves forward, backward (``grad`` in, gradients out) and both at once, with
+read once. One kernel serves forward, backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every pixel: outputs that are None are not computed.
 
 Of a bin of half width h, at a distance c from the mean, with m = |c| / scale and t = h / scale, the
@@ -100,7 +100,7 @@ def store_number(ptr, number, pixels, mask, value):
 def discretized_mix_logistic_nll_kernel(
     params_ptr,
     x_ptr,
-    grad_ptr,
+    dnll_ptr,
     nll_ptr,
     dparams_ptr,
     params_stride,
@@ -109,8 +109,8 @@ def discretized_mix_logistic_nll_kernel(
     x_stride,
     x_channel_stride,
     x_pixel_stride,
-    grad_stride,
-    grad_pixel_stride,
+    dnll_stride,
+    dnll_pixel_stride,
     mixtures,
     pixels,
     params_size,  # of an example
@@ -164,8 +164,8 @@ def discretized_mix_logistic_nll_kernel(
         where = nll_ptr + example * pixels + wide
         tl.store(where, normaliser - joint, mask=valid)
     if dparams_ptr is not None:
-        if grad_ptr is not None:
-            where = grad_ptr + example * grad_stride + wide * grad_pixel_stride
+        if dnll_ptr is not None:
+            where = dnll_ptr + example * dnll_stride + wide * dnll_pixel_stride
             grad = tl.load(where, mask=valid, other=0.0).to(ACC)
         else:
             grad = tl.full((1, BLOCK_PIXELS), scale, ACC)
@@ -188,19 +188,19 @@ def discretized_mix_logistic_nll_kernel(
 
 
 def launch_discretized_mix_logistic_nll(
-    params, x, half_bin, right_edge, guard, *, grad=None, scale=1.0, values, needs=False
+    params, x, half_bin, right_edge, guard, *, dnll=None, scale=1.0, values=None, needs=()
 ):
-    """The nll [B, P] if ``values`` are wanted, and the gradient of params if it is needed."""
+    """Launch on params [B, 10 mixtures, P] and x [B, 3, P]; a row is a pixel, [B, P]."""
     examples, channels, pixels = params.shape
     acc, mixtures = accumulator(params, x), channels // 10
     nll = params.new_empty((examples, pixels), dtype=acc) if values else None
-    dparams = empty_like_rows(params, needs)
+    dparams = empty_like_rows(params, any(needs))
     block = power_of_two(mixtures)
     # No longer than a row of pixels; in float64 half as many, of two registers each.
     most = ELEMENTS // 2 if acc == torch.float64 else ELEMENTS
     block_pixels = max(1, min(most // block, power_of_two(pixels)))
     tiles = divide_up(pixels, block_pixels)
-    strides = *params.stride(), *x.stride(), *((0, 0) if grad is None else grad.stride())
+    strides = *params.stride(), *x.stride(), *((0, 0) if dnll is None else dnll.stride())
     scalars = half_bin, math.log(half_bin), right_edge, guard, scale
     constexprs = {
         "BLOCK_MIXTURES": block,
@@ -213,28 +213,7 @@ def launch_discretized_mix_logistic_nll(
         launch(
             discretized_mix_logistic_nll_kernel,
             (examples * tiles,),
-            [params, x, grad, nll, dparams, *strides, *sizes, *scalars],
+            [params, x, dnll, nll, dparams, *strides, *sizes, *scalars],
             constexprs,
         )
-    return nll, [dparams] if needs else []
-
-
-def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
-    """The nll of each pixel [B, P]."""
-    given = params, x, half_bin, right_edge, guard
-    return launch_discretized_mix_logistic_nll(*given, values=True)[0]
-
-
-def discretized_mix_logistic_nll_backward(dnll, params, x, half_bin, right_edge, guard, needs):
-    """The wanted gradient, from dnll [B, P]."""
-    given = params, x, half_bin, right_edge, guard
-    options = {"grad": dnll, "values": False, "needs": needs[0]}
-    return launch_discretized_mix_logistic_nll(*given, **options)[1]
-
-
-def discretized_mix_logistic_loss(params, x, half_bin, right_edge, guard, scale, needs):
-    """[scale * sum of the nll of all pixels, and the gradient of params if it is needed]."""
-    given = params, x, half_bin, right_edge, guard
-    options = {"scale": scale, "values": True, "needs": needs[0]}
-    nll, gradients = launch_discretized_mix_logistic_nll(*given, **options)
-    return [nll.sum() * scale, *gradients]
+    return nll, [] if dparams is None else [dparams]

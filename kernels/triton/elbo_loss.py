@@ -5,31 +5,13 @@ the likelihood kernels write it in the forward pass, where their inputs are in r
 Backward then only multiplies by that factor, in place, and not even that where it is 1.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import triton
 import triton.language as tl
 
-from ..rows import LOCATION_SCALE, samples_in
-from .bernoulli_nll import launch_bernoulli_nll
-from .categorical_nll import launch_categorical_nll
 from .device import narrowed
-from .gaussian_nll import launch_gaussian_nll
-from .laplace_nll import launch_laplace_nll
 from .launch import divide_up, launch, triton_dtype
-from .poisson_nll import launch_poisson_nll
 
 BLOCK = 4096
-LIKELIHOODS: dict[str, Callable[..., Any]] = {
-    "bernoulli": launch_bernoulli_nll,
-    "probabilities": functools.partial(launch_bernoulli_nll, probabilities=True),
-    "gaussian": launch_gaussian_nll,
-    "laplace": launch_laplace_nll,
-    "poisson": launch_poisson_nll,
-    "categorical": launch_categorical_nll,
-}
 
 
 @triton.jit
@@ -76,16 +58,13 @@ def scale_kernel(tensor_ptr, factor_ptr, n, BLOCK: tl.constexpr):
         tl.store(tensor_ptr + offset, value, mask=offset < n)
 
 
-def elbo_loss(recon, x, logvar, logvar_value, kl, likelihood, beta, scale, needs):
-    nll_scale = scale / samples_in(recon, x)
-    options = {"scale": nll_scale, "output": "tiles", "needs": needs}
-    width = (logvar, logvar_value) if likelihood in LOCATION_SCALE else ()
-    nll, gradients = LIKELIHOODS[likelihood](recon, x, *width, **options)
+def launch_total(nll, kl, nll_scale, kl_scale, beta):
+    """(loss, nll, kl) of numbers nll [n] and kl [rows], or of no KL."""
     totals = [nll.new_empty(()) for _ in range(3)]
     rows, kl_stride = (0, 0) if kl is None else (kl.shape[0], kl.stride(0))
-    arguments = [nll, kl, *totals, nll.numel(), rows, kl_stride, beta, nll_scale, scale]
+    arguments = [nll, kl, *totals, nll.numel(), rows, kl_stride, beta, nll_scale, kl_scale]
     launch(total_kernel, (1,), arguments, {"BLOCK": BLOCK, "ACC": triton_dtype(nll.dtype)})
-    return [*totals, *gradients]
+    return totals
 
 
 def scale_(tensor, factor):

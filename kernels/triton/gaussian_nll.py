@@ -6,14 +6,6 @@ from .device import square
 from .location_scale import launch_location_scale
 
 
-def launch_gaussian_nll(recon, x, logvar, logvar_value, **options):
-    options |= {"DISTANCE": square, "RATE": 0.5, "CONSTANT": math.log(2 * math.pi)}
+def launch_gaussian_nll(recon, x, logvar, logvar_value, sign, **options):
+    options |= {"DISTANCE": square, "RATE": 0.5, "CONSTANT": math.log(2 * math.pi), "sign": sign}
     return launch_location_scale(recon, x, logvar, logvar_value, **options)
-
-
-def gaussian_nll(recon, x, logvar, logvar_value, sign):
-    return launch_gaussian_nll(recon, x, logvar, logvar_value, sign=sign, output="rows")[0]
-
-
-def gaussian_nll_backward(dnll, recon, x, logvar, logvar_value, sign, needs):
-    return launch_gaussian_nll(recon, x, logvar, logvar_value, grad=dnll, sign=sign, needs=needs)[1]

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..rows import accumulator
-from .gaussian_nll import gaussian_nll, gaussian_nll_backward
+from .gaussian_nll import launch_gaussian_nll
 from .marginals_log_prob import marginals_log_prob, marginals_log_prob_backward
 from .mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
 
@@ -15,7 +15,7 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     joint, of_all = mixture_log_prob(z, *components, None, dataset_size)
     marginals, of_each = marginals_log_prob(z, *components, None, dataset_size)
-    own = gaussian_nll(mu, z, logvar, 0.0, -1)
+    own = launch_gaussian_nll(mu, z, logvar, 0.0, -1, values="rows")[0]
     squares = z.to(own.dtype).square().sum(1)
     prior = -0.5 * (squares + z.shape[1] * math.log(2 * math.pi))
     acc = accumulator(z, mu, logvar, all_mu, all_logvar)
@@ -49,7 +49,8 @@ def kl_decomposition_backward(
         add(marginals_log_prob_backward(third - second, z, *components, *options), places)
     own = [needs[place] for place in (1, 0, 2)]
     if any(own):
-        add(gaussian_nll_backward(first, mu, z, logvar, 0.0, -1, own), (1, 0, 2))
+        operands = mu, z, logvar, 0.0, -1
+        add(launch_gaussian_nll(*operands, dnll=first, needs=own)[1], (1, 0, 2))
     if needs[0]:
         add([(third[:, None] * z).to(z.dtype)], (0,))
     return [found[place] for place in sorted(found)]

@@ -18,11 +18,3 @@ def magnitude(residual):
 def launch_laplace_nll(recon, x, log_scale, log_scale_value, **options):
     options |= {"DISTANCE": magnitude, "RATE": 1.0, "CONSTANT": math.log(2)}
     return launch_location_scale(recon, x, log_scale, log_scale_value, **options)
-
-
-def laplace_nll(recon, x, log_scale, log_scale_value):
-    return launch_laplace_nll(recon, x, log_scale, log_scale_value, output="rows")[0]
-
-
-def laplace_nll_backward(dnll, recon, x, log_scale, log_scale_value, needs):
-    return launch_laplace_nll(recon, x, log_scale, log_scale_value, grad=dnll, needs=needs)[1]

@@ -92,11 +92,11 @@ def sum_stages(partial, stages):
     return partial.sum(0) if stages > 1 else partial
 
 
-def partial_sums(tensor, tiles, output, samples=1):
-    """Where a kernel writes its sums: a stage for each tile of a row, or [programs] for "tiles"."""
-    if output == "rows":
+def partial_sums(tensor, tiles, values, samples=1):
+    """Where a kernel writes its sums: a stage per tile of a row, or [programs] for "total"."""
+    if values == "rows":
         return in_stages(tiles.col_tiles, tensor.shape[:1], tiles.acc, tensor.device)
-    if output == "tiles":
+    if values == "total":
         return torch.empty(tiles.programs * samples, dtype=tiles.acc, device=tensor.device)
     return None
 

@@ -2,7 +2,7 @@
 with t = (x - recon) exp(-RATE width). Of a Gaussian the width is its log variance and the distance
 a square; of a Laplace the log scale, and |t|.
 
-One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
 ``SIGN`` = -1 turns it into the log-density.
 """
@@ -10,7 +10,7 @@ once, with ``scale`` for the gradient of every row: outputs that are None are no
 import triton
 import triton.language as tl
 
-from ..rows import as_rows, empty_like_rows
+from ..rows import as_rows, empty_like_rows, padded
 from .device import (
     exp_scaled,
     load_rows,
@@ -37,7 +37,7 @@ def location_scale_kernel(
     recon_ptr,
     x_ptr,
     width_ptr,
-    grad_ptr,
+    dnll_ptr,
     nll_ptr,
     drecon_ptr,
     dx_ptr,
@@ -45,7 +45,7 @@ def location_scale_kernel(
     recon_stride,
     x_stride,
     width_stride,
-    grad_stride,
+    dnll_stride,
     width_value: tl.float64,
     scale: tl.float64,
     rows,  # of x, and of recon for every sample
@@ -95,8 +95,8 @@ def location_scale_kernel(
         else:
             store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
 
-    if grad_ptr is not None:
-        grad = SIGN * load_rows(grad_ptr, row, valid, grad_stride, ACC)
+    if dnll_ptr is not None:
+        grad = SIGN * load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC) * SIGN
     dx = grad * (slope * inverse)
@@ -118,46 +118,46 @@ def launch_location_scale(
     width,
     width_value,
     *,
-    grad=None,
+    dnll=None,
     scale=1.0,
     sign=1,
-    output=None,
-    needs=(False,) * 3,
+    values=None,
+    needs=(),
     **density,
 ):
     """Launch on operands as the op has them; ``density`` has DISTANCE, RATE and CONSTANT.
 
-    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a
-    program). Returns it with the gradients that ``needs`` asks of (recon, x, width).
+    ``width`` is [rows, cols], [rows, 1] or None for the float.
     """
+    needs_recon, needs_x, needs_width = padded(needs, 3)
     recon, x, width = as_rows(recon), as_rows(x), as_rows(width)
     samples, x_rows = samples_of(recon, x)
     per_element = width is not None and width.shape[1] == x.shape[1]
-    full, narrow = [recon, x_rows], [width, grad]
+    full, narrow = [recon, x_rows], [width, dnll]
     if per_element:
-        full, narrow = [recon, x_rows, width], [grad]
+        full, narrow = [recon, x_rows, width], [dnll]
     tiles = tiling(*x_rows.shape, *full, samples=samples)
-    nll = partial_sums(recon, tiles, output, samples)
-    drecon = empty_like_rows(recon, needs[0])
-    dx = empty_samples(x, recon, tiles.acc, needs[1])
+    nll = partial_sums(recon, tiles, values, samples)
+    drecon = empty_like_rows(recon, needs_recon)
+    dx = empty_samples(x, recon, tiles.acc, needs_x)
     if per_element:
-        dwidth = empty_like_rows(width, needs[2])
+        dwidth = empty_like_rows(width, needs_width)
     else:
-        dwidth = partial_sums(recon, tiles, "rows" if needs[2] else None)
+        dwidth = partial_sums(recon, tiles, "rows" if needs_width else None)
     launch_tiles(
         location_scale_kernel,
         tiles,
-        [recon, x_rows, width, grad, nll, drecon, dx, dwidth],
+        [recon, x_rows, width, dnll, nll, drecon, dx, dwidth],
         full,
         [*(stride_of(t) for t in narrow), width_value, scale],
         programs=samples,
         **density,
         WIDTH="value" if width is None else "element" if per_element else "row",
         SIGN=sign,
-        SUM_ROWS=output == "tiles",
+        SUM_ROWS=values == "total",
     )
-    if needs[2] and not per_element:
+    if needs_width and not per_element:
         dwidth = sum_stages(dwidth, tiles.col_tiles).to(width.dtype)[:, None]
-    if output == "rows":
+    if values == "rows":
         nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x), dwidth) if g is not None]

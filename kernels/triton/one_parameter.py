@@ -1,13 +1,13 @@
 """Negative log-likelihoods of one parameter an element, row sums: a Bernoulli's, a Poisson's.
 
-One kernel serves forward (``nll``), backward (``grad`` in, gradients out) and both at
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
 """
 
 import triton
 import triton.language as tl
 
-from ..rows import as_rows, empty_like_rows
+from ..rows import as_rows, empty_like_rows, padded
 from .device import load_rows, load_tile, store_rows, store_tile, store_tile_sum, tile
 from .launch import (
     empty_samples,
@@ -25,13 +25,13 @@ from .launch import (
 def one_parameter_kernel(
     recon_ptr,
     x_ptr,
-    grad_ptr,
+    dnll_ptr,
     nll_ptr,
     drecon_ptr,
     dx_ptr,
     recon_stride,
     x_stride,
-    grad_stride,
+    dnll_stride,
     scale: tl.float64,
     rows,  # of x, and of recon for every sample
     cols,
@@ -59,8 +59,8 @@ def one_parameter_kernel(
         else:
             store_rows(nll_ptr, nll, row, valid, tl.num_programs(1).to(tl.int64) * rows, col_tiles)
 
-    if grad_ptr is not None:
-        grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
+    if dnll_ptr is not None:
+        grad = load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
     if drecon_ptr is not None:
@@ -69,28 +69,25 @@ def one_parameter_kernel(
         store_tile(dx_ptr, row, col, cols, mask, grad * dx)
 
 
-def launch_one_parameter(terms, recon, x, *, grad=None, scale=1.0, output=None, needs=(False,) * 2):
-    """Launch on operands as the op has them.
-
-    ``output`` is None, "rows" (the sums [rows]) or "tiles" (their partial sums, one a program).
-    Returns it with the gradients that ``needs`` asks of (recon, x).
-    """
+def launch_one_parameter(terms, recon, x, *, dnll=None, scale=1.0, values=None, needs=()):
+    """The launcher of such a likelihood; ``..likelihoods`` says what it takes and returns."""
+    needs_recon, needs_x = padded(needs, 2)
     recon, x = as_rows(recon), as_rows(x)
     samples, x_rows = samples_of(recon, x)
     tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples)
-    nll = partial_sums(recon, tiles, output, samples)
-    drecon = empty_like_rows(recon, needs[0])
-    dx = empty_samples(x, recon, tiles.acc, needs[1])
+    nll = partial_sums(recon, tiles, values, samples)
+    drecon = empty_like_rows(recon, needs_recon)
+    dx = empty_samples(x, recon, tiles.acc, needs_x)
     launch_tiles(
         one_parameter_kernel,
         tiles,
-        [recon, x_rows, grad, nll, drecon, dx],
+        [recon, x_rows, dnll, nll, drecon, dx],
         [recon, x_rows],
-        [stride_of(grad), scale],
+        [stride_of(dnll), scale],
         programs=samples,
         TERMS=terms,
-        SUM_ROWS=output == "tiles",
+        SUM_ROWS=values == "total",
     )
-    if output == "rows":
+    if values == "rows":
         nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]

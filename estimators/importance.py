@@ -1,16 +1,76 @@
-"""Importance-weighted losses: K samples of z for each example, all at once or in chunks."""
+"""Importance-weighted bounds: K samples of z for each example, all at once or in chunks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import dispatch, events, noise, validate
-from .dispatch import Implementation
-from .functional import Gradient, Mixture, check_gradient, check_prior, check_samples
-from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
+from ..kernels.torch_state import surely_transforming
+from .dispatch import calls, layouts, validate
+from .dispatch.likelihoods import LIKELIHOODS, NAMES, LikelihoodName
+from .dispatch.types import REDUCTIONS, Gradient, Implementation, Reduction
+from .functional import check_samples
+from .mixtures import Mixture, check_prior
+from .reference import noise
+
+
+class ImportanceWeights(NamedTuple):
+    """A bound, the weights that are its gradient, and their effective sample size."""
+
+    bound: Tensor  # [...]
+    weights: Tensor  # [K, ...], of sum 1 over K
+    ess: Tensor  # [...], in [1, K], or 0 where all weights are
+
+
+def importance_weights(
+    log_weights: Tensor, alpha: float = 0.0, *, impl: Implementation = "auto"
+) -> ImportanceWeights:
+    r"""The importance-weighted bound of K log weights, in nats, and the normalised weights.
+
+    Not checked here: log weights made of a log ratio that :func:`rsample_log_ratio` returned for
+    ``gradient="dreg"`` need alpha = 0, for ``"path"`` alpha = 1; else q's gradient is biased.
+
+    .. math:: \tfrac1a \log \tfrac1K \sum_k w_k^a, \qquad
+              v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad
+              \mathrm{ESS} = 1 \big/ \textstyle\sum_k v_k^2, \qquad a = 1 - \alpha
+
+    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's.
+    Equivalent PyTorch, for alpha = 0::
+
+        torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
+
+    except where all weights of an example are 0: there the bound is -inf, and the weights, and
+    so the gradients, are 0 instead of NaN.
+
+    Args:
+        log_weights: log w_k = log p(x, z_k) - log q(z_k|x), ``[K, ...]``.
+        alpha: the order of Renyi's bound.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``(bound, weights, ess)``, in float32, or float64 if any input is. The bound is
+        differentiable (by the kernels on CUDA once, else any number of times); the others are
+        detached.
+
+    Raises:
+        ValueError: ``log_weights`` without samples, or an ``alpha`` that is not finite.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Burda et al. 2016, eq. 8; Li & Turner, "Renyi divergence variational inference", NeurIPS
+    2016, eq. 7; Kong, Liu & Wong 1994 (ESS).
+
+    >>> bound, weights, ess = importance_weights(torch.zeros(4, 1))
+    >>> bound, ess
+    (tensor([0.]), tensor([4.]))
+    """
+    validate.tensors(log_weights=log_weights)
+    if log_weights.dim() == 0 or log_weights.shape[0] == 0:
+        shape = tuple(log_weights.shape)
+        raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
+    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    return ImportanceWeights(*calls.importance_weights(log_weights, alpha, impl=impl))
 
 
 class IWAEParts(NamedTuple):
@@ -22,19 +82,67 @@ class IWAEParts(NamedTuple):
     ess: Tensor  # [B]: the weights' effective sample size
 
 
+@overload
 def iwae_loss(
     recon: Tensor,
     x: Tensor,
     log_ratio: Tensor,
     *,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
+
+
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     r"""The loss of an importance-weighted autoencoder: minus its bound of log p(x), in nats.
 
     A ``log_ratio`` whose ``gradient`` would be biased at this alpha is an error, if it comes as
@@ -88,16 +196,93 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
-    shape = check_samples_of("recon", recon, x, log_ratio, width, likelihood)
+    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    shape = check_samples_of("recon", recon, x, log_ratio, parameters, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
-    nll = dispatch.negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
-    dispatch.warn_of_data(likelihood, nll)
-    bound, weights, ess, log_weights = dispatch.importance_bound(
+    nll = calls.negative_log_likelihood(
+        shape, recon, x, parameters, likelihood=likelihood, impl=impl
+    )
+    calls.warn_of_data(likelihood, nll)
+    bound, weights, ess, log_weights = calls.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
 
 
 def chunked_iwae_loss(
@@ -113,7 +298,7 @@ def chunked_iwae_loss(
     prior: Mixture | None = None,
     gradient: Gradient = "total",
     antithetic: bool = False,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
@@ -121,7 +306,7 @@ def chunked_iwae_loss(
     return_parts: bool = False,
     generator: Generator | None = None,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     """:func:`iwae_loss` where K samples through the decoder do not fit into memory.
 
     Draws ``num_samples`` samples, runs the decoder over ``chunk_size`` of them at a time, and
@@ -165,12 +350,12 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    if torch._C._are_functorch_transforms_active():
+    if surely_transforming():
         raise RuntimeError(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
         )
-    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     validate.tensors(mu=mu, logvar=logvar)
     event_dims = max(mu.dim() - 1, logvar.dim() - 1, 1)
@@ -185,12 +370,12 @@ def chunked_iwae_loss(
     check_gradient(gradient, alpha, num_samples)
     of_latents, order = shape, None
     if event_dims > 1:
-        shape, order, (mu, logvar, prior_mu, prior_logvar) = events.flatten(shape, event_dims, *q)
+        shape, order, (mu, logvar, prior_mu, prior_logvar) = layouts.flatten(shape, event_dims, *q)
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     seed = noise.draw_seed(mu.device, generator)
 
     def log_weights_of(first_sample, size, mu, logvar):
-        z, log_ratio = dispatch.samples_of_stream(
+        z, log_ratio = calls.samples_of_stream(
             shape,
             mu,
             logvar,
@@ -204,12 +389,12 @@ def chunked_iwae_loss(
             impl=impl,
             flat=prior is not None,
         )
-        recon = decoder(events.restore(z, of_latents, order, size))
-        values = check_samples_of("decoder(z)", recon, x, log_ratio, width, likelihood)
+        recon = decoder(layouts.restore(z, of_latents, order, size))
+        values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)
         if prior is not None:
-            log_ratio = log_ratio + dispatch.log_prior(z, prior, impl=impl)
-        return log_ratio - dispatch.negative_log_likelihood(
-            values, recon, x, width, likelihood=likelihood, impl=impl
+            log_ratio = log_ratio + calls.log_prior(z, prior, impl=impl)
+        return log_ratio - calls.negative_log_likelihood(
+            values, recon, x, parameters, likelihood=likelihood, impl=impl
         )
 
     weights: Any = None
@@ -236,20 +421,31 @@ def chunked_iwae_loss(
                     tensor.register_hook(times_share(first_sample, size))
         chunks.append(checkpoint(log_weights_of, first_sample, size, *own, use_reentrant=False))
     log_weights = torch.cat(chunks)
-    bound, weights, ess = dispatch.importance_weights(log_weights, alpha, impl=impl)
+    bound, weights, ess = calls.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
+def check_gradient(gradient, alpha, num_samples):
+    """Whether ``gradient`` is that of the bound of order ``alpha``: of one sample all are."""
+    alone = {"path": 1, "dreg": 0}.get(gradient, alpha)
+    if alpha != alone and num_samples > 1:
+        right = {0: "'dreg' or 'total'", 1: "'path' or 'total'"}.get(alpha, "'total'")
+        raise ValueError(
+            f"gradient={gradient!r} is biased at alpha={alpha} with {num_samples} samples, it "
+            f"needs alpha={alone}; for this alpha draw with gradient={right}"
+        )
+
+
 def check_options(likelihood, recon_logvar, log_scale, alpha, reduction):
     """Returns ``alpha``, and what the likelihood has of the two before it."""
-    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
-    width = validate.width(likelihood, recon_logvar, log_scale)
-    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), width
+    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), parameters
 
 
-def check_samples_of(name, recon, x, log_ratio, width, likelihood):
+def check_samples_of(name, recon, x, log_ratio, parameters, likelihood):
     """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B].
 
     Of a categorical likelihood recon is [K, B, ..., C].
@@ -257,8 +453,9 @@ def check_samples_of(name, recon, x, log_ratio, width, likelihood):
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
-    validate.data(likelihood, x, "x")
-    classes = ", C" if likelihood == "categorical" else ""
+    record = LIKELIHOODS[likelihood]
+    validate.data(record, x, "x")
+    classes = ", C" if record.is_categorical else ""
     events = recon.shape[1:-1] if classes else recon.shape[1:]
     fits = recon.dim() > 1 and events == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:
@@ -268,7 +465,7 @@ def check_samples_of(name, recon, x, log_ratio, width, likelihood):
             f"expected {name} [K, B, ...{classes}], x [B, ...] and log_ratio [K, B], K >= 1, "
             f"got {shapes}{hint}"
         )
-    return validate.likelihood(likelihood, recon, x, width, name=name)
+    return validate.likelihood(likelihood, recon, x, parameters, name=name)
 
 
 def reduced(values, reduction):
