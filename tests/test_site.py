@@ -20,7 +20,9 @@ import fused_elbo.compat
 import fused_elbo.distributions
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
 WIDTHS = 1280, 400
 # Markup that was not rendered: LaTeX commands, roles and directives, doubled back-quotes, fences.
