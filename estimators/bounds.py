@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import dispatch, textbook, validate
 from . import sampling as samplers
+from . import textbook
 from .diagnostics import kl_per_dimension
-from .dispatch import Implementation
+from .dispatch import calls, validate
+from .dispatch.types import Implementation
 from .functional import (
     Gradient,
     Mixture,
@@ -30,7 +31,7 @@ from .functional import (
     importance_weights,
 )
 from .mixtures import mixture_log_prob
-from .reference import accumulate, scalar
+from .reference import accumulate, in_float64, scalar
 
 
 class Estimate(NamedTuple):
@@ -73,12 +74,12 @@ class Draws:
             "eps": self.noise,
         }
         if isinstance(self.prior, Mixture) and not flat:
-            self.z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+            self.z, log_ratio = calls.rsample_log_ratio_to_mixture(
                 *q, self.prior, self.num_samples, **options
             )
         else:
             prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
-            self.z, log_ratio = dispatch.rsample_log_ratio(
+            self.z, log_ratio = calls.rsample_log_ratio(
                 *q, *prior, self.num_samples, **options, flat=flat
             )
         return self.z, log_ratio
@@ -388,7 +389,7 @@ def jackknife(draws, *, order=1):
         )
     log_weights = draws.log_weights()
     # In float64: the coefficients, up to K^m / m!, multiply rounding errors.
-    leaf = log_weights.detach().double().requires_grad_()
+    leaf = in_float64(log_weights.detach()).requires_grad_()
     with torch.enable_grad():
         value: Any = 0.0
         for left_out in range(order + 1):
@@ -397,9 +398,9 @@ def jackknife(draws, *, order=1):
             bounds = log_sums_without(leaf, left_out) - math.log(size)
             value = value + (-1) ** left_out * scale * bounds.mean(0)
         (shares,) = torch.autograd.grad(value.sum(), leaf)
-    weights = torch.where(leaf == -torch.inf, 0.0, shares).to(log_weights.dtype)
+    weights = torch.where(leaf == -torch.inf, 0.0, shares).to(log_weights)
     impossible = log_weights.detach().max(0).values == -torch.inf
-    value = torch.where(impossible, -torch.inf, value).to(log_weights.dtype)
+    value = torch.where(impossible, -torch.inf, value.to(log_weights))
     return log_weights, weighted_sum(weights, log_weights), value
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import validate
-from .dispatch import Implementation
+from .dispatch import validate
+from .dispatch.types import Implementation
 from .functional import gaussian_kl
 from .reference import effective_size, in_units_of_prior, normalised
 
@@ -25,6 +25,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return effective_size(normalised(log_weights))
 
 
+ON_CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
 HAS_ARVIZ = importlib.util.find_spec("arviz_stats") is not None
 
 
@@ -55,8 +56,8 @@ def pareto_smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             "(for Python 3.11 and newer)"
         )
     shape = log_weights.shape[1:]
-    columns = log_weights.detach().double().cpu().reshape(len(log_weights), math.prod(shape)).T
-    found = torch.tensor([_smoothed(c) for c in columns], dtype=torch.float64).view(-1, 2)
+    columns = log_weights.detach().cpu().double().reshape(len(log_weights), math.prod(shape)).T
+    found = torch.tensor([_smoothed(c) for c in columns], **ON_CPU).view(-1, 2)
     mean, k = (column.view(shape).to(log_weights) for column in found.unbind(1))
     return mean, k
 
@@ -182,7 +183,8 @@ def gradient_noise(
             raise ValueError("loss() must return a tensor of one number")
         gradients = torch.autograd.grad(value, parameters)
         flat = torch.cat([g.reshape(1, -1).cpu() for g in gradients], 1)
-        sums.add(flat, torch.tensor([replicate * BLOCKS // num_replicates]))
+        block = torch.tensor([replicate * BLOCKS // num_replicates], device="cpu")
+        sums.add(flat, block)
     return GradientNoise(*with_error(mean_variance, sums), *with_error(signal_to_noise, sums))
 
 
@@ -231,12 +233,12 @@ def mean_variance(_mean, variance, _count):
 
 def with_error(statistic, sums):
     """A statistic of the moments, and its standard error by a bootstrap over blocks."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(sums.blocks, (RESAMPLES, sums.blocks), generator=generator)
-    shares = torch.zeros(RESAMPLES, sums.blocks, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.full(drawn.shape, 1 / sums.blocks, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randint(sums.blocks, (RESAMPLES, sums.blocks), generator=generator, device="cpu")
+    shares = torch.zeros(RESAMPLES, sums.blocks, **ON_CPU).scatter_add_(
+        1, drawn, torch.full(drawn.shape, 1 / sums.blocks, **ON_CPU)
     )
-    even = torch.full((1, sums.blocks), 1 / sums.blocks, dtype=torch.float64)
+    even = torch.full((1, sums.blocks), 1 / sums.blocks, **ON_CPU)
     value = statistic(*sums.moments(even), sums.count)
     # One at a time: a model has more parameters than 200 copies of their moments leave room for.
     resampled = torch.cat([statistic(*sums.moments(s), sums.count) for s in shares.split(1)])

@@ -6,9 +6,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-from .loss import REDUCTIONS, Reduction
+from .dispatch import calls, choice, validate
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
 def discretized_mix_logistic_nll(
@@ -97,14 +96,14 @@ def discretized_mix_logistic_nll(
             f"x must be floating, in [-1, 1], got {x.dtype}: pass 2 * x.float() / {2**bits - 1} - 1"
         )
     check_image(params, x, num_mixtures)
-    if x.numel() > 0 and dispatch.plain_on_cpu((x,)):
+    if x.numel() > 0 and choice.plain_on_cpu((x,)):
         check_levels(x, bits)
     bins = 1 / (2**bits - 1), float(right_edge), 0.0
     if reduction == "none":
-        return dispatch.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
+        return calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
     batch = x.shape[0]
     scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-    return dispatch.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
+    return calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
 
 
 def check_image(params, x, num_mixtures, *, names=("params", "x")):

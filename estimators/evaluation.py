@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import diagnostics, validate
+from . import diagnostics, reference
 from .bounds import estimate
-from .dispatch import Implementation
+from .dispatch import validate
+from .dispatch.types import Implementation
 from .functional import Mixture
 
 TRUSTED = 0.7  # the largest k of weights that are to be trusted (Vehtari et al. 2024)
@@ -164,11 +165,11 @@ def _summary(log_weights):
     """All that is said of log weights [K, ...]."""
     samples = len(log_weights)
     # In float64: a sum over 5,000 weights should not cost digits of the bound.
-    wide = log_weights.double()
+    wide = reference.in_float64(log_weights)
     bound = torch.logsumexp(wide, 0) - math.log(samples)
     ess = diagnostics.effective_sample_size(wide)
     variance = (samples / ess - 1).clamp(min=0.0) / (samples - 1) if samples > 1 else ess * math.nan
     smoothed, k = diagnostics.pareto_smoothed(wide) if diagnostics.HAS_ARVIZ else (None, None)
     values: Any = bound, variance.sqrt(), ess, smoothed, k
-    values = (t if t is None else t.to(log_weights.dtype) for t in values)
+    values = (t if t is None else t.to(log_weights) for t in values)
     return LogLikelihood._make([*values, samples])

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
+from .dispatch import calls, validate
+from .dispatch.likelihoods import LIKELIHOODS
+from .dispatch.types import Implementation
 
 Gradient: TypeAlias = Literal["total", "path", "dreg"]
 GRADIENTS = ("total", "path", "dreg")
@@ -64,7 +65,7 @@ def gaussian_log_prob(
     """
     validate.tensors(x=x, mu=mu, logvar=logvar)
     shape = validate.broadcast(event_dims, x=x, mu=mu, logvar=logvar)
-    return dispatch.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
+    return calls.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
 
 
 def gaussian_kl(
@@ -111,7 +112,7 @@ def gaussian_kl(
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
     shape = validate.broadcast(event_dims, **named)
-    return dispatch.gaussian_kl(
+    return calls.gaussian_kl(
         shape, mu, logvar, prior_mu, prior_logvar, event_dims=event_dims, impl=impl
     )
 
@@ -165,7 +166,7 @@ def gaussian_rsample(
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
         num_samples = validate.count("num_samples", num_samples)
-    return dispatch.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
+    return calls.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
 
 
 def rsample_kl(
@@ -235,9 +236,9 @@ def rsample_kl(
     if prior is not None:
         check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims)
         options = {"gradient": gradient, "antithetic": False, "generator": generator, "impl": impl}
-        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
+        z, log_ratio = calls.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
         return z.squeeze(0), -log_ratio.squeeze(0)
-    return dispatch.rsample_kl(
+    return calls.rsample_kl(
         shape, mu, logvar, prior_mu, prior_logvar,
         event_dims=event_dims, generator=generator, impl=impl,
     )  # fmt: skip
@@ -335,12 +336,12 @@ def rsample_log_ratio(
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic, event_dims)
     options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
     if prior is None:
-        z, log_ratio = dispatch.rsample_log_ratio(
+        z, log_ratio = calls.rsample_log_ratio(
             shape, *q, num_samples, event_dims=event_dims, **options
         )
     else:
         check_prior(prior, *q, event_dims)
-        z, log_ratio = dispatch.rsample_log_ratio_to_mixture(
+        z, log_ratio = calls.rsample_log_ratio_to_mixture(
             shape, mu, logvar, prior, num_samples, **options
         )
     log_ratio.gradient_of_q = gradient  # type: ignore[attr-defined]  # for check_gradient
@@ -390,6 +391,17 @@ def check_samples(
     return shape, num_samples
 
 
+def nll_of_examples(likelihood, recon, x, *parameters, impl) -> Tensor:
+    """-log p(x|z) of each example, of arguments under the names of the likelihood's function."""
+    record = LIKELIHOODS[likelihood]
+    shape = validate.likelihood(
+        likelihood, recon, x, parameters, name=record.recon, x_name=record.x
+    )
+    return calls.negative_log_likelihood(
+        shape, recon, x, parameters, likelihood=likelihood, impl=impl
+    )
+
+
 def gaussian_nll(
     recon: Tensor,
     x: Tensor,
@@ -429,10 +441,7 @@ def gaussian_nll(
     >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([2.8379])
     """
-    shape = validate.likelihood("gaussian", recon, x, recon_logvar)
-    return dispatch.negative_log_likelihood(
-        shape, recon, x, recon_logvar, likelihood="gaussian", impl=impl
-    )
+    return nll_of_examples("gaussian", recon, x, recon_logvar, impl=impl)
 
 
 def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
@@ -470,9 +479,8 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     >>> bernoulli_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([1.3863])
     """
-    shape = validate.likelihood("bernoulli", logits, x, name="logits")
-    nll = dispatch.negative_log_likelihood(shape, logits, x, likelihood="bernoulli", impl=impl)
-    dispatch.warn_of_data("bernoulli", nll)
+    nll = nll_of_examples("bernoulli", logits, x, impl=impl)
+    calls.warn_of_data("bernoulli", nll)
     return nll
 
 
@@ -518,10 +526,7 @@ def laplace_nll(
     >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([3.3863])
     """
-    shape = validate.likelihood("laplace", recon, x, log_scale)
-    return dispatch.negative_log_likelihood(
-        shape, recon, x, log_scale, likelihood="laplace", impl=impl
-    )
+    return nll_of_examples("laplace", recon, x, log_scale, impl=impl)
 
 
 def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
@@ -559,8 +564,7 @@ def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     >>> poisson_nll(torch.zeros(1, 2), torch.tensor([[0, 3]]))
     tensor([3.7918])
     """
-    shape = validate.likelihood("poisson", log_rate, x, name="log_rate")
-    return dispatch.negative_log_likelihood(shape, log_rate, x, likelihood="poisson", impl=impl)
+    return nll_of_examples("poisson", log_rate, x, impl=impl)
 
 
 def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "auto") -> Tensor:
@@ -598,10 +602,7 @@ def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "a
     >>> categorical_nll(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
     tensor([2.7726])
     """
-    shape = validate.likelihood("categorical", logits, target, name="logits", x_name="target")
-    return dispatch.negative_log_likelihood(
-        shape, logits, target, likelihood="categorical", impl=impl
-    )
+    return nll_of_examples("categorical", logits, target, impl=impl)
 
 
 class ImportanceWeights(NamedTuple):
@@ -658,4 +659,4 @@ def importance_weights(
         shape = tuple(log_weights.shape)
         raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
     alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
-    return ImportanceWeights(*dispatch.importance_weights(log_weights, alpha, impl=impl))
+    return ImportanceWeights(*calls.importance_weights(log_weights, alpha, impl=impl))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
+from .dispatch import calls, validate
+from .dispatch.types import Implementation
 
 
 class BalancedKL(NamedTuple):
@@ -84,7 +84,7 @@ def rsample_kl_log_std(
         # An expansion to the same shape would be a node of the graph.
         prior_mu, prior_log_std = (t if t.shape == mu.shape else t.expand(mu.shape) for t in whole)
     form = "log_std", float(soft_clamp), float(std_offset)
-    return dispatch.posterior_sample_kl(
+    return calls.posterior_sample_kl(
         mu, log_std, prior_mu, prior_log_std, form, generator=generator, impl=impl
     )
 
@@ -140,4 +140,4 @@ def balanced_kl(
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     free_nats = float(validate.number("free_nats", free_nats, 0.0, validate.FINITE))
     operands = mu, logvar, prior_mu, prior_logvar
-    return BalancedKL(*dispatch.balanced_kl(shape, *operands, free_nats, impl=impl))
+    return BalancedKL(*calls.balanced_kl(shape, *operands, free_nats, impl=impl))

@@ -7,10 +7,12 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import dispatch, events, noise, validate
-from .dispatch import Implementation
+from ..kernels.torch_state import surely_transforming
+from . import noise
+from .dispatch import calls, layouts, validate
+from .dispatch.likelihoods import LIKELIHOODS, NAMES, LikelihoodName
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 from .functional import Gradient, Mixture, check_gradient, check_prior, check_samples
-from .loss import LIKELIHOODS, REDUCTIONS, Likelihood, Reduction
 
 
 class IWAEParts(NamedTuple):
@@ -27,7 +29,7 @@ def iwae_loss(
     x: Tensor,
     log_ratio: Tensor,
     *,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
@@ -88,12 +90,14 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
-    shape = check_samples_of("recon", recon, x, log_ratio, width, likelihood)
+    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    shape = check_samples_of("recon", recon, x, log_ratio, parameters, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
-    nll = dispatch.negative_log_likelihood(shape, recon, x, width, likelihood=likelihood, impl=impl)
-    dispatch.warn_of_data(likelihood, nll)
-    bound, weights, ess, log_weights = dispatch.importance_bound(
+    nll = calls.negative_log_likelihood(
+        shape, recon, x, parameters, likelihood=likelihood, impl=impl
+    )
+    calls.warn_of_data(likelihood, nll)
+    bound, weights, ess, log_weights = calls.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
     loss = reduced(-bound, reduction)
@@ -113,7 +117,7 @@ def chunked_iwae_loss(
     prior: Mixture | None = None,
     gradient: Gradient = "total",
     antithetic: bool = False,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     alpha: float = 0.0,
@@ -165,12 +169,12 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    if torch._C._are_functorch_transforms_active():
+    if surely_transforming():
         raise RuntimeError(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
         )
-    alpha, width = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     validate.tensors(mu=mu, logvar=logvar)
     event_dims = max(mu.dim() - 1, logvar.dim() - 1, 1)
@@ -185,12 +189,12 @@ def chunked_iwae_loss(
     check_gradient(gradient, alpha, num_samples)
     of_latents, order = shape, None
     if event_dims > 1:
-        shape, order, (mu, logvar, prior_mu, prior_logvar) = events.flatten(shape, event_dims, *q)
+        shape, order, (mu, logvar, prior_mu, prior_logvar) = layouts.flatten(shape, event_dims, *q)
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     seed = noise.draw_seed(mu.device, generator)
 
     def log_weights_of(first_sample, size, mu, logvar):
-        z, log_ratio = dispatch.samples_of_stream(
+        z, log_ratio = calls.samples_of_stream(
             shape,
             mu,
             logvar,
@@ -204,12 +208,12 @@ def chunked_iwae_loss(
             impl=impl,
             flat=prior is not None,
         )
-        recon = decoder(events.restore(z, of_latents, order, size))
-        values = check_samples_of("decoder(z)", recon, x, log_ratio, width, likelihood)
+        recon = decoder(layouts.restore(z, of_latents, order, size))
+        values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)
         if prior is not None:
-            log_ratio = log_ratio + dispatch.log_prior(z, prior, impl=impl)
-        return log_ratio - dispatch.negative_log_likelihood(
-            values, recon, x, width, likelihood=likelihood, impl=impl
+            log_ratio = log_ratio + calls.log_prior(z, prior, impl=impl)
+        return log_ratio - calls.negative_log_likelihood(
+            values, recon, x, parameters, likelihood=likelihood, impl=impl
         )
 
     weights: Any = None
@@ -236,20 +240,20 @@ def chunked_iwae_loss(
                     tensor.register_hook(times_share(first_sample, size))
         chunks.append(checkpoint(log_weights_of, first_sample, size, *own, use_reentrant=False))
     log_weights = torch.cat(chunks)
-    bound, weights, ess = dispatch.importance_weights(log_weights, alpha, impl=impl)
+    bound, weights, ess = calls.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
 def check_options(likelihood, recon_logvar, log_scale, alpha, reduction):
     """Returns ``alpha``, and what the likelihood has of the two before it."""
-    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
-    width = validate.width(likelihood, recon_logvar, log_scale)
-    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), width
+    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), parameters
 
 
-def check_samples_of(name, recon, x, log_ratio, width, likelihood):
+def check_samples_of(name, recon, x, log_ratio, parameters, likelihood):
     """For x [B, ...] recon, which goes by ``name``, must be [K, B, ...] and log_ratio [K, B].
 
     Of a categorical likelihood recon is [K, B, ..., C].
@@ -257,8 +261,9 @@ def check_samples_of(name, recon, x, log_ratio, width, likelihood):
     Returns [K, B].
     """
     validate.tensors(**{name: recon, "log_ratio": log_ratio})
-    validate.data(likelihood, x, "x")
-    classes = ", C" if likelihood == "categorical" else ""
+    record = LIKELIHOODS[likelihood]
+    validate.data(record, x, "x")
+    classes = ", C" if record.is_categorical else ""
     events = recon.shape[1:-1] if classes else recon.shape[1:]
     fits = recon.dim() > 1 and events == x.shape and log_ratio.shape == recon.shape[:2]
     if not fits or len(recon) == 0:
@@ -268,7 +273,7 @@ def check_samples_of(name, recon, x, log_ratio, width, likelihood):
             f"expected {name} [K, B, ...{classes}], x [B, ...] and log_ratio [K, B], K >= 1, "
             f"got {shapes}{hint}"
         )
-    return validate.likelihood(likelihood, recon, x, width, name=name)
+    return validate.likelihood(likelihood, recon, x, parameters, name=name)
 
 
 def reduced(values, reduction):

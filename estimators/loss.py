@@ -1,17 +1,13 @@
 """The loss: -ELBO with the analytic KL, reduced over examples."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
-
-Likelihood: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
-Reduction: TypeAlias = Literal["none", "mean", "sum"]
-LIKELIHOODS = ("bernoulli", "gaussian", "laplace", "categorical", "poisson")
-REDUCTIONS = ("none", "mean", "sum")
+from .dispatch import calls, choice, validate
+from .dispatch.likelihoods import NAMES, LikelihoodName
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
 class ELBOParts(NamedTuple):
@@ -29,7 +25,7 @@ def elbo_loss(
     logvar: Tensor | None = None,
     *,
     kl: Tensor | None = None,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     prior_mu: Tensor | None = None,
@@ -93,18 +89,18 @@ def elbo_loss(
     >>> elbo_loss(logits, x, mu=torch.ones(4, 2), logvar=torch.zeros(4, 2))
     tensor(3.0794)
     """
-    validate.choice("likelihood", likelihood, LIKELIHOODS)
+    validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
     beta = validate.weight("beta", beta, x)
-    width = validate.width(likelihood, recon_logvar, log_scale)
-    shape = validate.likelihood(likelihood, recon, x, width)
+    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    shape = validate.likelihood(likelihood, recon, x, parameters)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
-        *dispatch.elbo_loss(
+        *calls.elbo_loss(
             shape,
             recon,
             x,
-            width,
+            parameters,
             kl,
             likelihood=likelihood,
             beta=beta,
@@ -112,7 +108,7 @@ def elbo_loss(
             impl=impl,
         )
     )
-    dispatch.warn_of_data(likelihood, parts.nll)
+    calls.warn_of_data(likelihood, parts.nll)
     return parts if return_parts else parts.loss
 
 
@@ -139,7 +135,7 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
         raise ValueError(
             f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
-    return dispatch.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
+    return calls.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
 
 
 class ELBOLoss(torch.nn.Module):
@@ -161,7 +157,7 @@ class ELBOLoss(torch.nn.Module):
     def __init__(
         self,
         *,
-        likelihood: Likelihood = "bernoulli",
+        likelihood: LikelihoodName = "bernoulli",
         recon_logvar: float | Tensor = 0.0,
         log_scale: float | Tensor = 0.0,
         beta: float | Tensor = 1.0,
@@ -170,9 +166,9 @@ class ELBOLoss(torch.nn.Module):
         impl: Implementation = "auto",
     ):
         super().__init__()
-        validate.choice("likelihood", likelihood, LIKELIHOODS)
+        validate.choice("likelihood", likelihood, NAMES)
         validate.choice("reduction", reduction, REDUCTIONS)
-        dispatch.check(impl)
+        choice.check_impl(impl)
         self.likelihood = likelihood
         self.reduction = reduction
         self.return_parts = return_parts

@@ -5,10 +5,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import dispatch, validate
-from .dispatch import Implementation
+from .dispatch import calls, validate
+from .dispatch.likelihoods import LikelihoodName
+from .dispatch.types import Implementation, Reduction
 from .functional import check_components
-from .loss import Likelihood, Reduction, elbo_loss
+from .loss import elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]
 AGGREGATES = ("stratified", "weighted", "aggregate")
@@ -65,7 +66,7 @@ def mixture_log_prob(
     """
     validate.tensors(z=z, mu=mu, logvar=logvar, log_weights=log_weights)
     shape = check_components(z, mu, logvar, log_weights)
-    return dispatch.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
+    return calls.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
 
 
 class KLDecomposition(NamedTuple):
@@ -153,11 +154,11 @@ def kl_decomposition(
         size_of_data_set(len(z), dataset_size, dataset, estimator)
     stratified_of = dataset_size if estimator == "stratified" else None
     q = z, mu, logvar, all_mu, all_logvar
-    terms = dispatch.kl_decomposition(*q, stratified_of, impl=impl)
+    terms = calls.kl_decomposition(*q, stratified_of, impl=impl)
     if estimator == "weighted":
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms
-        excess = torch.as_tensor(dataset_size, dtype=first.dtype, device=first.device).log()
+        excess = first.new_full((), dataset_size).log()  # on its device: nothing waits for a copy
         latents = z.shape[1]
         terms = first + excess, second + (latents - 1) * excess, third - latents * excess
     return KLDecomposition(*terms)
@@ -214,7 +215,7 @@ def elbo_tc_loss(
     dimension_wise: float = 1.0,
     estimator: Aggregate = "stratified",
     dataset: tuple[Tensor, Tensor] | None = None,
-    likelihood: Likelihood = "bernoulli",
+    likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
     reduction: Reduction = "mean",

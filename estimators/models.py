@@ -147,7 +147,7 @@ class LinearGaussianModel:
 
     def _noise(self) -> Tensor:
         """sigma^2, [] or [P]."""
-        return torch.as_tensor(self.noise_variance, dtype=self.weight.dtype)
+        return _beside(self.noise_variance, self.weight)
 
     def full_prior(self) -> Gaussian:
         """p(z) = N(m, S)."""
@@ -225,8 +225,13 @@ class LinearGaussianModel:
         return expected - textbook.gaussian_kl(*q, zero, _log(self.prior, zero))
 
 
+def _beside(value, like):
+    """A tensor, or a number as one, in the dtype and on the device of ``like``."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
 def _log(value, like):
-    return torch.as_tensor(value, dtype=like.dtype).log()
+    return _beside(value, like).log()
 
 
 def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:

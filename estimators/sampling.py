@@ -3,7 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from . import reference, validate
+from . import reference
+from .dispatch import validate
 
 SAMPLINGS = ("independent", "antithetic", "sobol")
 
@@ -58,11 +59,14 @@ def _sobol(num_samples, like, generator):
         )
     device = like.device
     seed = torch.randint(2**62, (), generator=generator, device=device).item()
-    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
-    points = engine.draw(num_samples, dtype=torch.float64).to(device)
-    shift = torch.rand(like.shape, dtype=torch.float64, device=device, generator=generator)
+    with torch.device("cpu"):  # torch's engine is on the default device
+        engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+        points = engine.draw(num_samples, dtype=torch.float64)
+    wide = torch.float64 if device.type in reference.WITH_FLOAT64 else torch.float32
+    shift = torch.rand(like.shape, dtype=wide, device=device, generator=generator)
+    shift = reference.in_float64(shift)
     shape = (num_samples, *(1,) * (like.dim() - 1), dimension)
-    uniform = (points.view(shape) + shift) % 1.0
+    uniform = (points.to(shift.device).view(shape) + shift) % 1.0
     # Centred in its cell: 0 and 1 have infinite quantiles.
     tiny = torch.finfo(torch.float64).eps
-    return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).to(like.dtype)
+    return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)).to(like)

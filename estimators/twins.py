@@ -4,8 +4,6 @@ Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin i
 the noise that the op drew.
 """
 
-from typing import Any
-
 import torch.nn.functional as F
 
 from . import noise, reference
@@ -77,18 +75,9 @@ def importance_weights(log_ratio, nll, alpha):
     return reference.importance_bound(log_ratio if nll is None else log_ratio - nll, alpha)
 
 
-def elbo_loss(recon, x, logvar, zero_logits, logvar_value, kl, likelihood, beta, scale, needs):
-    twins: dict[str, Any] = {
-        "bernoulli": (bernoulli_nll, False),
-        "probabilities": (bernoulli_nll, True),
-        "gaussian": (gaussian_nll, logvar, logvar_value, 1),
-        "laplace": (laplace_nll, logvar, logvar_value),
-        "poisson": (poisson_nll,),
-        "categorical": (categorical_nll,),
-    }
-    twin, *options = twins[likelihood]
-    nll = twin(recon, x, *options)
-    nll = nll.view(-1, len(x)).mean(0).sum() * scale
+def elbo_loss(nll, batch, kl, beta, scale):
+    """(loss, nll, kl) of the likelihood's rows, which are samples of ``batch`` examples."""
+    nll = nll.view(-1, batch).mean(0).sum() * scale
     if kl is None:
         return nll, nll
     kl = kl.sum().to(nll.dtype) * scale

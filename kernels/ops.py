@@ -441,7 +441,7 @@ def weighted_sum(*terms):
     return sum(present[1:], start=present[0]) if present else None
 
 
-def elbo_loss(recon, x, width, width_value, *, zero_logits=None, kl, likelihood, beta, scale):
+def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood, beta, scale):
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
     ``likelihood`` is a name in ``LIKELIHOODS``. The operands are as in its op; the nll is the mean

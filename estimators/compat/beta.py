@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from .. import validate
+from ..dispatch import validate
 from . import tcvae, vae
 
 ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]

@@ -11,9 +11,9 @@ each color too little, with t half a bin over the scale: 2.1 of 8 bits, 31 of 5 
 import torch
 from torch import Tensor
 
-from .. import dispatch, validate
 from ..discretized import check_data, check_image
-from ..dispatch import Implementation
+from ..dispatch import calls, validate
+from ..dispatch.types import Implementation
 from .nn_functional import in_torch_dtype
 
 GUARD = 1e-5
@@ -67,7 +67,7 @@ def vdvae_discretized_mix_logistic_loss(
     check_data("x", x)
     params, pixels = l.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
     half_bin = 1 / 31 if low_bit else 1 / 255
-    nll = dispatch.discretized_mix_logistic_nll(params, pixels, half_bin, 0.999, GUARD, impl=impl)
+    nll = calls.discretized_mix_logistic_nll(params, pixels, half_bin, 0.999, GUARD, impl=impl)
     return in_torch_dtype(nll.mean(1) / 3, l)
 
 
@@ -122,5 +122,5 @@ def nvae_disc_mix_logistic_log_prob(
     if seen and not ((samples >= 0) & (samples <= 1)).all():
         raise ValueError("samples must be in [0, 1]")
     bins = 1 / (2**num_bits - 1), 0.99, GUARD
-    nll = dispatch.discretized_mix_logistic_nll(param, 2 * samples - 1, *bins, impl=impl)
+    nll = calls.discretized_mix_logistic_nll(param, 2 * samples - 1, *bins, impl=impl)
     return in_torch_dtype(-nll.view(samples.shape[0], *samples.shape[2:]), param)

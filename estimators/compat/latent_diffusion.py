@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from .. import dispatch, validate
-from ..dispatch import Implementation
+from ..dispatch import calls, choice, layouts, validate
+from ..dispatch.types import Implementation
 
 FORM = "clamped_logvar", 0.0, 0.0
 EVENT = [1, 2, 3]  # the dimensions that the KL sums over
@@ -70,7 +70,7 @@ class DiagonalGaussianDistribution:
         self, parameters: Tensor, deterministic: bool = False, *, impl: Implementation = "auto"
     ):
         validate.tensors(parameters=parameters)
-        dispatch.check(impl)
+        choice.check_impl(impl)
         if parameters.dim() < 2 or parameters.shape[1] % 2 or 0 in parameters.shape[1:]:
             shape = validate.describe({"parameters": parameters})
             raise ValueError(f"expected [B, 2 C, ...], means and log variances, got {shape}")
@@ -105,7 +105,7 @@ class DiagonalGaussianDistribution:
             return self.mean + self.std * self._noise(generator)
         own = self.impl in ("triton", "numba") or self.parameters.is_cuda
         eps = None if own and generator is None else self._noise(generator)
-        z, kl = dispatch.posterior_sample_kl(
+        z, kl = calls.posterior_sample_kl(
             self._operand, None, None, None, FORM, eps=eps, impl=self.impl
         )
         if z.dim() == 4:  # of others it is not the original's
@@ -128,7 +128,7 @@ class DiagonalGaussianDistribution:
             prior = other._operand
         operands = self._operand, None, prior, None
         elementwise = self.parameters.dim() != 4
-        kl = dispatch.posterior_kl(*operands, FORM, elementwise=elementwise, impl=self.impl)
+        kl = calls.posterior_kl(*operands, FORM, elementwise=elementwise, impl=self.impl)
         return (kl.sum(EVENT) if elementwise else kl).to(self._operand.dtype)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
@@ -147,13 +147,13 @@ class DiagonalGaussianDistribution:
 
         In the dtype of the parameters, for in another one the same seed draws other numbers.
         """
-        shape = dispatch.latent_shape(self.parameters, None)
+        shape = layouts.latent_shape(self.parameters, None)
         several = generator if isinstance(generator, list) else [generator]
         shape = (1, *shape[1:]) if len(several) > 1 else shape
         like = self.parameters
         if several[0] is not None and several[0].device != like.device:
             like = like.new_empty(0, device=several[0].device)
-        drawn = [dispatch.torch_normals(shape, like, g, impl=self.impl) for g in several]
+        drawn = [calls.torch_normals(shape, like, g, impl=self.impl) for g in several]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(self.parameters.device)
 
     def _alike(self, other):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import dispatch, validate
-from ..dispatch import Implementation
+from ..dispatch import calls, choice, validate
+from ..dispatch.types import Implementation
 from ..reference import accumulate
 from ..textbook import LOG_2PI
 
@@ -58,8 +58,8 @@ def mse_loss(
     """
     legacy = size_average is not None or reduce is not None
     fits = not legacy and weight is None and fits_kernel(reduction, input, target)
-    fits = fits and not dispatch.left_to_torch(impl, input, "gaussian")
-    if not dispatch.use_kernels(impl, input, target, fits=fits):
+    fits = fits and not choice.left_to_torch(impl, input, "gaussian")
+    if not choice.use_kernels(impl, input, target, fits=fits):
         arguments = (input, target, size_average, reduce, reduction, weight)
         return F.mse_loss(*arguments)  # type: ignore[arg-type,call-arg]  # their stub has no weight
     total = _likelihood_sum(input, target, UNIT_NORMALISER, likelihood="gaussian", impl=impl)
@@ -104,8 +104,8 @@ def binary_cross_entropy_with_logits(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce, pos_weight))
     fits = plain and fits_kernel(reduction, input, target)
-    fits = fits and not dispatch.left_to_torch(impl, input, "bernoulli")
-    if not dispatch.use_kernels(impl, input, target, fits=fits):
+    fits = fits and not choice.left_to_torch(impl, input, "bernoulli")
+    if not choice.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy_with_logits(
             input, target, weight, size_average, reduce, reduction, pos_weight
         )
@@ -156,10 +156,10 @@ def binary_cross_entropy(
     """
     plain = all(argument is None for argument in (weight, size_average, reduce))
     fits = plain and fits_kernel(reduction, input, target, probabilities=True)
-    if not dispatch.use_kernels(impl, input, target, fits=fits):
+    if not choice.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
-    if dispatch.is_numba(total) and total.isnan():  # torch says what is wrong with them
+    if choice.looks_are_free(total) and total.isnan():  # torch says what is wrong with them
         return F.binary_cross_entropy(input, target, reduction=reduction)
     return _reduced(total, input, reduction)
 
@@ -216,7 +216,7 @@ def gaussian_nll_loss(
     v = _clamped(_variance(var, input), eps)
     (wide,) = accumulate(v)  # a logarithm in half precision is off by more than its variance
     fits = _alike(input, wide) and fits_kernel(reduction, input, target)
-    if dispatch.use_kernels(impl, input, target, fits=fits):
+    if choice.use_kernels(impl, input, target, fits=fits):
         total = _likelihood_sum(input, target, wide.log(), likelihood="gaussian", impl=impl)
         if not full:
             total = total - input.numel() * (0.5 * LOG_2PI)
@@ -287,7 +287,7 @@ def _alike(a, b):
     return a.dtype == b.dtype or validate.autocast_mixes(a, b)
 
 
-def _likelihood_sum(recon, x, recon_logvar=0.0, *, likelihood, impl):
+def _likelihood_sum(recon, x, *parameters, likelihood, impl):
     """The negative log-likelihood summed over everything, its gradient had on the way.
 
     A vector is one example.
@@ -295,7 +295,7 @@ def _likelihood_sum(recon, x, recon_logvar=0.0, *, likelihood, impl):
     if recon.dim() == 1:
         recon, x = recon.unsqueeze(0), x.unsqueeze(0)
     options = {"likelihood": likelihood, "beta": 1.0, "reduction": "sum", "impl": impl}
-    return dispatch.elbo_loss(recon.shape[:1], recon, x, recon_logvar, None, **options)[0]
+    return calls.elbo_loss(recon.shape[:1], recon, x, parameters, None, **options)[0]
 
 
 def _reduced(total, input, reduction):

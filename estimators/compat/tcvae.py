@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import dispatch, textbook, validate
-from ..dispatch import Implementation
+from .. import textbook
+from ..dispatch import calls, choice, validate
+from ..dispatch.types import Implementation
 from ..functional import gaussian_log_prob
 from ..mixtures import kl_decomposition, mixture_log_prob
 from ..reference import accumulate
@@ -254,7 +255,7 @@ class DisvaeBtcvaeLoss:
         impl: Implementation = "auto",
     ):
         validate.choice("rec_dist", rec_dist, ("bernoulli", "gaussian", "laplace"))
-        dispatch.check(impl)
+        choice.check_impl(impl)
         self.n_data = validate.count("n_data", n_data)
         self.alpha = alpha
         self.beta = beta
@@ -380,7 +381,7 @@ class AntixKBetaTCVAELoss:
         model: torch.nn.Module | None = None,
         impl: Implementation = "auto",
     ):
-        dispatch.check(impl)
+        choice.check_impl(impl)
         self.anneal_steps = anneal_steps
         self.alpha = alpha
         self.beta = beta
@@ -583,7 +584,7 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
         joint, marginals = textbook.aggregate_log_probs(z, mu, logvar, power * matrix, matrix)
     else:
         each = power * log_weights, log_weights
-        most = dispatch.aggregate_log_probs(z, mu, logvar, log_weights=each, impl=impl)
+        most = calls.aggregate_log_probs(z, mu, logvar, log_weights=each, impl=impl)
         odd = torch.cat([log_weights[1:2], log_weights[1:]])
         row = textbook.aggregate_log_probs(z[-2:-1], mu, logvar, power * odd, odd)
         joint, marginals = (m.slice_scatter(r, 0, -2, -1) for m, r in zip(most, row, strict=True))

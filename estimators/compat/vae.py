@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from .. import dispatch, validate
-from ..dispatch import Implementation
+from ..dispatch import calls, choice, validate
+from ..dispatch.types import Implementation
 from ..functional import gaussian_kl, gaussian_log_prob, gaussian_nll, importance_weights
 from ..reference import accumulate
 from .nn_functional import (
@@ -343,7 +343,7 @@ class AntixKBetaVAELoss:
         impl: Implementation = "auto",
     ):
         validate.choice("loss_type", loss_type, ("H", "B"))
-        dispatch.check(impl)
+        choice.check_impl(impl)
         self.beta = beta
         self.gamma = gamma
         self.max_capacity = max_capacity
@@ -517,7 +517,7 @@ def _kl_of_normals(q, p, form, impl, names=("q", "q.scale", "p", "p.scale")):
     if (p[0] is None) != (p[1] is None):  # the other half is that of N(0, 1)
         zero = q[0].new_zeros(())
         p = (zero, p[1]) if p[0] is None else (p[0], zero + 1)
-    return dispatch.normal_kl(shape, q, p, form, impl=impl), shape
+    return calls.normal_kl(shape, q, p, form, impl=impl), shape
 
 
 def pythae_reconstruction(recon_x, x, reconstruction_loss, impl):
@@ -557,24 +557,24 @@ def mean_squared_error(impl, **images):
     if recon.shape != x.shape:
         names = " and ".join(images)
         raise ValueError(f"expected {names} of one shape, got {validate.describe(images)}")
-    impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x))
+    impl = choice.where_it_fits(impl, fits_kernel("mean", recon, x))
     return mse_loss(recon, x, impl=impl)
 
 
 def bernoulli_cross_entropy(recon, x, reduction, impl):
     """``F.binary_cross_entropy``, by a kernel where there is one."""
-    impl = dispatch.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
+    impl = choice.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
     return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
 
 
 def _cross_entropies(recon, x, impl):
     """From probabilities [K, B, P], of each sample: [K, B]."""
     fits = fits_kernel("sum", recon[0], x, probabilities=True)
-    impl = dispatch.where_it_fits(impl, fits)
-    if dispatch.use_kernels(impl, recon, x, fits=fits):
+    impl = choice.where_it_fits(impl, fits)
+    if choice.use_kernels(impl, recon, x, fits=fits):
         options = {"likelihood": "probabilities", "impl": impl}
-        nll = dispatch.negative_log_likelihood(recon.shape[:2], recon, x, **options)
-        if not dispatch.is_numba(nll) or not nll.isnan().any():
+        nll = calls.negative_log_likelihood(recon.shape[:2], recon, x, **options)
+        if not choice.looks_are_free(nll) or not nll.isnan().any():
             return nll
     recon, x = (t.float() if t.dtype == torch.float16 else t for t in (recon, x))
     return F.binary_cross_entropy(recon, x.expand_as(recon), reduction="none").sum(-1)

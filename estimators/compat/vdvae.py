@@ -7,8 +7,8 @@ one pass, with the KL of each example in place of a tensor of its terms.
 import torch
 from torch import Tensor
 
-from .. import dispatch, validate
-from ..dispatch import Implementation
+from ..dispatch import calls, layouts, validate
+from ..dispatch.types import Implementation
 
 FORM = "log_std", 0.0, 0.0
 
@@ -57,11 +57,11 @@ def gaussian_analytical_kl(
     shape = validate.broadcast(**named)
     q = in_batches(mu1, shape), in_batches(logsigma1, shape)
     p = in_batches(mu2, shape), in_batches(logsigma2, shape)
-    kl = dispatch.posterior_kl(*q, *p, FORM, elementwise=True, impl=impl)
+    kl = calls.posterior_kl(*q, *p, FORM, elementwise=True, impl=impl)
     dtype = mu1.dtype
     for tensor in named.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return dispatch.view(kl, shape).to(dtype)
+    return layouts.reshaped(kl, shape).to(dtype)
 
 
 def draw_gaussian_diag_samples(
@@ -102,13 +102,13 @@ def draw_gaussian_diag_samples(
     eps = None
     if impl in ("auto", "reference") and not mu.is_cuda:
         if mu.is_contiguous():
-            eps = dispatch.torch_normals(mu.shape, mu, impl=impl)
+            eps = calls.torch_normals(mu.shape, mu, impl=impl)
         else:  # what torch draws into other layouts are other numbers
             eps = torch.empty_like(mu).normal_(0.0, 1.0)
         eps = in_batches(eps, shape)
     q = in_batches(mu, shape), in_batches(logsigma, shape)
-    z, _ = dispatch.posterior_sample_kl(*q, None, None, FORM, eps=eps, impl=impl)
-    return dispatch.view(z, shape)
+    z, _ = calls.posterior_sample_kl(*q, None, None, FORM, eps=eps, impl=impl)
+    return layouts.reshaped(z, shape)
 
 
 def in_batches(tensor, shape):

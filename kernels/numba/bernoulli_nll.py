@@ -26,7 +26,7 @@ from .memory import (
 from .sums import add_rows, row_sums
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
-LEAST_VARIANCE = torch.tensor(1e-12).item()
+LEAST_VARIANCE = torch.tensor(1e-12, dtype=torch.float32, device="cpu").item()
 
 
 @inline

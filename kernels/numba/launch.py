@@ -99,10 +99,11 @@ def rows_at_a_time(rows, cols, work, threads):
     return max(tile, int(rows * RANGE / work))
 
 
-def launch(kernel, acc, rows, cols, *arguments, cost):
+def launch(kernel, acc, rows, cols, *arguments, cost, together=1):
     """Run ``kernel(queue, step, rows, cols, scratch, *arguments)``, in one thread or in several.
 
     ``cost`` is about what one thread takes for an element, in nanoseconds on a core with AVX-512.
+    One thread takes all of each ``together`` rows.
 
     The threads take short ranges of rows from one queue, so that results do not depend on how many
     there are, and who is interrupted holds up nobody.
@@ -110,6 +111,7 @@ def launch(kernel, acc, rows, cols, *arguments, cost):
     queue, work = np.zeros(3, np.int64), rows * cols * cost
     threads = threads_for(work)
     step = rows if threads == 1 else rows_at_a_time(rows, cols, work, threads)
+    step = -(-step // together) * together
     call(kernel, OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
     if threads > 1 and queue[1] < rows:
         raise MemoryError("no memory for the buffers of a kernel")

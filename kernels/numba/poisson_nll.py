@@ -1,19 +1,18 @@
 """Poisson negative log-likelihood, row sums: exp(log_rate) - x log_rate + log x!.
 
+That is x (t - log(1 + t)) with t = exp(log_rate) / x - 1, and what the nll is at its least, t = 0:
+nothing cancels (``counts``).
+
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every row.
 """
 
-import math
-from typing import Any
-
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 
 from ..rows import accumulator, empty_like_rows
-from .compiler import INTERNAL, elementwise, inline, kernel, polynomial
+from .compiler import elementwise, inline, kernel
+from .counts import count_constant, deviance
 from .device import exp, fill, log
 from .launch import launch, samples_of
 from .memory import (
@@ -29,49 +28,7 @@ from .memory import (
 )
 from .sums import row_sums
 
-INLINE: Any = {**INTERNAL, "forceinline": True}
-# log y! = y (y - 1) FEW(y) for 0 <= y <= 3/2, with relative error 6e-8
-FEW = polynomial(
-    0.5772156119346619, -0.2452465295791626, 0.1553199589252472, -0.1140766367316246,
-    0.08698200434446335, -0.061683591455221176, 0.03586243465542793, -0.014995669946074486,
-    0.0038559860549867153, -0.0004492785083130002,
-)  # fmt: skip
-# log x! = (x + 1/2) log x - x + log(2 pi) / 2 + STIRLING(1 / x^2) / x, to 3e-9 from x = 4 on
-STIRLING = polynomial(1 / 12, -1 / 360, 1 / 1260, -1 / 1680)
-
-
-def log_factorial(x):
-    """log Gamma(x + 1) for x >= 0."""
-    raise NotImplementedError
-
-
-@overload(log_factorial, jit_options=INLINE)  # too long for LLVM to do it by itself
-def _(x):
-    if x == types.float32:
-        return lambda x: log_factorial_32(x)
-    return lambda x: math.lgamma(x + 1.0)
-
-
-@inline
-def one_less(product, y):
-    """x! = product y! with y one less, down to 3/2."""
-    more = y >= np.float32(1.5)
-    return (product * y if more else product), (y - np.float32(1.0) if more else y)
-
-
-@inline
-def log_factorial_32(x):
-    """Below 4 by x! = x (x - 1) ... y!: exact of integers, but for the rounding of log."""
-    product, y = one_less(np.float32(1.0), x)
-    product, y = one_less(product, y)
-    product, y = one_less(product, y)
-    small = x < np.float32(4.0)
-    logarithm = log(product if small else x)
-    inverse = np.float32(1.0) / x
-    tail = np.float32(0.5) * logarithm + np.float32(0.5 * math.log(2 * math.pi))
-    tail += inverse * STIRLING(inverse * inverse)
-    large = x * (logarithm - np.float32(1.0)) + tail
-    return logarithm + y * (y - np.float32(1.0)) * FEW(y) if small else large
+SMALLEST = 2.0**-126  # counts below, if any, are no more than a zero
 
 
 @inline
@@ -82,15 +39,25 @@ def valid(x):
 
 
 @elementwise
-def log_factorials(x, result):
-    for i in range(result.size):
-        result[i] = log_factorial(valid(x[i]))
+def constants_of_counts(x, constant, inverse, log_x):
+    """What is one for all samples; 0 where x is, whose nll is the rate."""
+    real = x.dtype.type
+    for i in range(x.size):
+        positive = x[i] >= real(SMALLEST)
+        count = x[i] if positive else real(1.0)
+        logarithm = log(count)
+        least = count_constant(count, logarithm)
+        constant[i] = least if positive else real(0.0) * valid(x[i])
+        inverse[i] = real(1.0) / count if positive else real(0.0)
+        log_x[i] = logarithm if positive else real(0.0)
 
 
 @row_sums
 def nll_of_counts(tensors, i):
-    log_rate, x, constant = tensors
-    return (exp(log_rate[i]) - x[i] * log_rate[i]) + constant[i]
+    log_rate, x, constant, inverse, log_x = tensors
+    rate = exp(log_rate[i])
+    far = deviance((rate - x[i]) * inverse[i], log_rate[i] - log_x[i])
+    return constant[i] + (x[i] * far if inverse[i] > type(rate)(0.0) else rate)
 
 
 @elementwise
@@ -109,14 +76,15 @@ def poisson_nll_kernel(
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])
-        grad, constant = scratch[0][: x.size], scratch[6][: x.size]
+        grad, size = scratch[0][: x.size], x.size
+        constant, inverse, log_x = scratch[6][:size], scratch[7][:size], scratch[8][:size]
         if present(nll_ptr):
-            log_factorials(x, constant)
+            constants_of_counts(x, constant, inverse, log_x)
         for k in range(samples):
             here = sample_of(tile, k, rows)
             log_rate = load(log_rate_ptr, here, scratch[2])
             if present(nll_ptr):
-                given = log_rate, x, constant
+                given = log_rate, x, constant, inverse, log_x
                 nll_of_counts(given, here, cols, 1.0, partial[k:], nll_ptr, scratch[3])
             if present(dnll_ptr):
                 grad = load(dnll_ptr, here, scratch[4])

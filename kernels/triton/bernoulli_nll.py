@@ -10,7 +10,7 @@ from .device import divide, exp_scaled, log1m_half, log1p_unit
 from .one_parameter import launch_one_parameter
 
 # Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
-LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12).item())
+LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12, dtype=torch.float32, device="cpu").item())
 
 
 @triton.jit

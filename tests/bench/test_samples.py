@@ -22,7 +22,7 @@ from bench.operations.entries import eager_bernoulli_nll
 from bench.reporting.results import Device
 from bench.samples import cases, entries, largest, results, tables
 from bench.samples.entries import ENTRIES
-from fused_elbo.estimators import dispatch
+from fused_elbo.estimators.dispatch import calls
 from helpers import fake_runs
 
 OURS = "fused_elbo"
@@ -125,12 +125,12 @@ def test_oracle_finds(op, function, message):
 
 def test_oracle_sees_the_chunks(monkeypatch):
     """Chunks that all draw the first one's noise are found out."""
-    right = dispatch.samples_of_stream
+    right = calls.samples_of_stream
 
     def first_again(*arguments, first_sample, **options):
         return right(*arguments, first_sample=0, **options)
 
-    monkeypatch.setattr(dispatch, "samples_of_stream", first_again)
+    monkeypatch.setattr(calls, "samples_of_stream", first_again)
     with pytest.raises(oracle.WrongResultError, match="correlation of samples"):
         measure.Prepared(ENTRIES["iwae_step"], case_of("iwae_step", "fused_elbo-chunked"), "cpu")
 

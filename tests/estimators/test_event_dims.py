@@ -19,8 +19,9 @@ from fused_elbo import (
     rsample_kl,
     rsample_log_ratio,
 )
-from fused_elbo.estimators import dispatch, noise
+from fused_elbo.estimators import noise
 from fused_elbo.estimators.diagnostics import active_units, kl_per_dimension
+from fused_elbo.estimators.dispatch import calls
 from helpers.copies import Copies
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, normal
@@ -199,8 +200,8 @@ def test_kl_per_channel_or_latent(impl, device):
 
 def spy(monkeypatch, name):
     """The arguments of every call of an op."""
-    seen, op = [], getattr(dispatch.ops, name)
-    monkeypatch.setattr(dispatch.ops, name, lambda *a: seen.append(a) or op(*a))
+    seen, op = [], getattr(calls.ops, name)
+    monkeypatch.setattr(calls.ops, name, lambda *a: seen.append(a) or op(*a))
     return seen
 
 

@@ -23,7 +23,7 @@ from fused_elbo import (
     laplace_nll,
     poisson_nll,
 )
-from fused_elbo.estimators import dispatch
+from fused_elbo.estimators.dispatch import calls, choice
 from helpers.accuracy import ATOL, rounding
 from helpers.machine import KERNELS
 
@@ -339,7 +339,7 @@ def test_what_is_left_to_torch(device, monkeypatch):
 
     def taken(likelihood, *shape, learned=False):
         recon = torch.empty(shape)
-        return not dispatch.left_to_torch("auto", recon, likelihood, learned)
+        return not choice.left_to_torch("auto", recon, likelihood, learned)
 
     assert not taken("laplace", 2**8, 2**7)
     assert taken("laplace", 2**8, 2**8)
@@ -350,7 +350,7 @@ def test_what_is_left_to_torch(device, monkeypatch):
     assert not taken("categorical", 64, 64)
     assert taken("categorical", 2**10, 2**8)
     ran = []
-    monkeypatch.setattr(dispatch.reference, "laplace_nll", lambda *a: ran.append(a) or one)
+    monkeypatch.setattr(calls.reference, "laplace_nll", lambda *a: ran.append(a) or one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one, impl="numba")
     assert len(ran) == 1
@@ -385,18 +385,18 @@ class TestLookAtClasses:
     @pytest.mark.parametrize("classes", [[0, 4], [-1, 0], [0, 5], [2**40, 0], [0, -(2**63)]])
     def test_numbers(self, classes):
         known = all(0 <= c < 5 for c in classes)
-        assert dispatch.all_known(torch.tensor(classes), self.logits) == known
+        assert choice.all_known(torch.tensor(classes), self.logits) == known
 
     def test_none(self):
-        assert not dispatch.all_known(torch.zeros(0, dtype=torch.int64), self.logits[:0])
+        assert not choice.all_known(torch.zeros(0, dtype=torch.int64), self.logits[:0])
         assert categorical_nll(self.logits[:0], torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
     def test_not_where_to_look_is_to_wait(self):
         target = torch.zeros(2, dtype=torch.int64)
-        assert dispatch.all_known(target, self.logits)
-        assert not dispatch.all_known(target.to("meta"), self.logits.to("meta"))
+        assert choice.all_known(target, self.logits)
+        assert not choice.all_known(target.to("meta"), self.logits.to("meta"))
         with FakeTensorMode() as mode:
-            assert not dispatch.all_known(*map(mode.from_tensor, (target, self.logits)))
+            assert not choice.all_known(*map(mode.from_tensor, (target, self.logits)))
 
     def test_not_in_a_graph_for_other_classes(self):
         """Of what is traced at known classes others are NaN all the same."""

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
+from .likelihoods import LIKELIHOODS, WIDTHS, owners
+
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-OF_DATA = {
-    "gaussian": (*DTYPES, *INTEGERS),
-    "laplace": (*DTYPES, *INTEGERS),
-    "poisson": (*DTYPES, *INTEGERS),
-    "bernoulli": (*DTYPES, torch.bool),
-    "categorical": INTEGERS,
+# What a likelihood's data may be, by the word in its record.
+DATA = {
+    "real": (*DTYPES, *INTEGERS),
+    "unit": (*DTYPES, torch.bool),
+    "counts": (*DTYPES, *INTEGERS),
+    "classes": INTEGERS,
 }
 STRIDED = torch.strided
 
@@ -92,7 +94,7 @@ def dense(name, tensor, dtypes):
 
 
 def how_to_convert(value):
-    return ": torch.as_tensor makes one of it" if hasattr(value, "__array__") else ""
+    return "; convert it with torch.as_tensor" if hasattr(value, "__array__") else ""
 
 
 def same_device(**named):
@@ -178,45 +180,45 @@ def samples_of_examples(recon, x, name, x_name):
     return recon.shape[: samples + 1]
 
 
-WIDTHS = {"gaussian": "recon_logvar", "laplace": "log_scale"}
-
-
-def likelihood(likelihood, recon, x, width=0.0, *, name="recon", x_name="x"):
+def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x"):
     """The operands of a likelihood, by the names that they go by; returns [B] or [K, B]."""
+    record = LIKELIHOODS[likelihood]
     dense(name, recon, DTYPES)
-    data(likelihood, x, x_name)
+    data(record, x, x_name)
     if x.device != recon.device:
         same_device(**{name: recon, x_name: x})
-    if likelihood == "categorical":
+    if record.is_categorical:
         return samples_of_classes(recon, x, name, x_name)
-    if likelihood == "poisson" and x.requires_grad:
+    if record.data == "counts" and x.requires_grad:
         raise ValueError(f"{x_name} are counts and have no gradient: pass {x_name}.detach()")
     shape = samples_of_examples(recon, x, name, x_name)
-    if likelihood in WIDTHS:
-        width_name = WIDTHS[likelihood]
-        if isinstance(width, torch.Tensor):
-            dense(width_name, width, DTYPES)
-            same_device(**{name: recon, width_name: width})
-            within(recon.shape, **{width_name: width})
-        else:
-            number(width_name, width)
+    for parameter, value in zip(record.parameters, parameters, strict=True):
+        if isinstance(value, torch.Tensor):
+            dense(parameter, value, DTYPES)
+            same_device(**{name: recon, parameter: value})
+            within(recon.shape, **{parameter: value})
+        elif parameter == record.width:
+            number(parameter, value)
+        elif value is not None:
+            dense(parameter, value, DTYPES)  # says that it is no tensor
     return shape
 
 
 def data(likelihood, x, name):
     """Data in a dtype that means something to the likelihood."""
     if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
-        if likelihood == "bernoulli" and x.dtype in INTEGERS:
+        if likelihood.data == "unit" and x.dtype in INTEGERS:
             raise TypeError(
                 f"{name} of a Bernoulli must be floating, in [0, 1], or bool, got {x.dtype}: pass "
                 f"{name}.float() / 255 for grey values of 0 to 255, {name}.bool() for 0 and 1"
             )
-        if likelihood != "bernoulli" and x.dtype == torch.bool:
-            convert = "long" if likelihood == "categorical" else "float"
+        if likelihood.data != "unit" and x.dtype == torch.bool:
+            convert = "long" if likelihood.is_categorical else "float"
             raise TypeError(
-                f"{name} of likelihood {likelihood!r} must not be bool: pass {name}.{convert}()"
+                f"{name} of likelihood {likelihood.name!r} must not be bool: "
+                f"pass {name}.{convert}()"
             )
-    dense(name, x, OF_DATA[likelihood])
+    dense(name, x, DATA[likelihood.data])
 
 
 def samples_of_classes(logits, x, name, x_name):
@@ -234,23 +236,20 @@ def samples_of_classes(logits, x, name, x_name):
     return shape[: samples + 1]
 
 
-def width(likelihood, recon_logvar, log_scale):
-    """A Gaussian's ``recon_logvar`` or a Laplace's ``log_scale``, and 0.0 of other likelihoods.
+def parameters(likelihood, **given):
+    """The values of the likelihood's parameters, of those that a loss takes for any likelihood.
 
     What a likelihood does not have must not be given.
     """
-    found: Any = 0.0
-    given = {"recon_logvar": recon_logvar, "log_scale": log_scale}
-    for owner, name in WIDTHS.items():
-        value = given[name]
-        learned = isinstance(value, torch.Tensor)
-        if likelihood == owner:
-            found = value
-        elif learned or value != 0.0:
-            raise ValueError(f"{name} is an argument of likelihood={owner!r} only")
-        if not learned:
+    names = LIKELIHOODS[likelihood].parameters
+    for name, value in given.items():
+        is_tensor, is_width = isinstance(value, torch.Tensor), name in WIDTHS
+        if name not in names and (is_tensor or value != (0.0 if is_width else None)):
+            allowed = " or ".join(map(repr, owners(name)))
+            raise ValueError(f"{name} is an argument of likelihood={allowed} only")
+        if is_width and not is_tensor:
             number(name, value)
-    return found
+    return tuple(given[name] for name in names)
 
 
 def within(shape, **named):

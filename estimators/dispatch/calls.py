@@ -1,0 +1,435 @@
+"""One function for each operation: checked arguments in, the op or the reference out.
+
+``shape`` is what the latent arguments broadcast to, [..., D] or with ``event_dims`` for D, or that
+of a likelihood's values, [B] or [K, B].
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...kernels import library, ops
+from .. import noise, reference, textbook, twins
+from . import layouts
+from .choice import (
+    all_known,
+    default_backend,
+    left_to_torch,
+    noise_is_kept,
+    ordered_by_compiler,
+    plain_on_cpu,
+    use_kernels,
+    where_it_fits,
+)
+from .layouts import (
+    accumulates_in_float64,
+    as_rows,
+    latent_rows,
+    latent_shape,
+    likelihood_data,
+    likelihood_rows,
+    of_examples,
+    reshaped,
+    tensor_or_none,
+    whole_prior,
+)
+from .likelihoods import LIKELIHOODS
+
+# Normals below which torch.randn itself takes no longer than a kernel that draws the same.
+FEW_NORMALS = 1024
+
+
+def torch_normals(shape, like, generator=None, *, impl):
+    """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
+    wanted = impl != "reference" and like.dtype == torch.float32
+    backend = default_backend(like) if wanted else None
+    randn = None if backend is None else torch_randn(backend)
+    # Sizes last: export guards what is compared.
+    if randn is None or math.prod(shape) < FEW_NORMALS:
+        return reference.standard_normal(shape, like, generator)
+    return randn(shape, generator or torch.default_generator)
+
+
+def torch_randn(backend):
+    """A backend's function for torch's normals, or None."""
+    module = backend.torch_normals
+    return None if module is None else library.launcher(backend, module, "randn")
+
+
+def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:
+    if event_dims != 1:
+        flat, order, tensors = layouts.flatten(shape, event_dims, x, mu, logvar)
+        log_prob = gaussian_log_prob(flat, *tensors, impl=impl)
+        return layouts.summed(log_prob, shape, order, event_dims)
+    if not use_kernels(impl, x, mu, logvar):
+        return reference.gaussian_log_prob(x, mu, logvar)
+    mu, x, logvar = as_rows(shape, mu, x, logvar)
+    return reshaped(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
+
+
+def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
+    """``shape`` [K, D] is that of the components."""
+    mu, logvar = mu.expand(shape), logvar.expand(shape)
+    if log_weights is not None:
+        (log_weights,) = reference.accumulate(log_weights)
+        log_weights = torch.log_softmax(log_weights, 0)
+    if not use_kernels(impl, z, mu, logvar, log_weights):
+        return reference.mixture_log_prob(z, mu, logvar, log_weights)
+    (flat,) = as_rows(z.shape, z)
+    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
+
+
+def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
+    """(log q(z), sum_d log q(z_d)) of components [K, D], with weights for either."""
+    if not use_kernels(impl, z, mu, logvar, *log_weights):
+        return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
+    joint, marginals = log_weights
+    return (
+        ops.mixture_log_prob(z, mu, logvar, joint, None),
+        ops.marginals_log_prob(z, mu, logvar, marginals, None),
+    )
+
+
+def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None, *, impl):
+    """The three terms; components [K, D] that are None are q of these examples."""
+    q = z, mu, logvar, all_mu, all_logvar
+    if not use_kernels(impl, *q):
+        return reference.kl_decomposition(*q, stratified_of)
+    return ops.kl_decomposition(*q, stratified_of)
+
+
+def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:
+    if event_dims != 1:
+        q = mu, logvar, prior_mu, prior_logvar
+        flat, order, q = layouts.flatten(shape, event_dims, *q)
+        kl = gaussian_kl(flat, *q, impl=impl)
+        return layouts.summed(kl, shape, order, event_dims)
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
+        return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
+    kl = ops.gaussian_kl(*as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar)))
+    return reshaped(kl, shape[:-1])
+
+
+def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
+    """(dyn, rep)."""
+    # Under torch.compile what torch differentiates in one graph.
+    fits = not torch.compiler.is_compiling()
+    if not use_kernels(where_it_fits(impl, fits), mu, logvar, prior_mu, prior_logvar, fits=fits):
+        return reference.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
+    mu, logvar, prior_mu, prior_logvar = as_rows(shape, mu, logvar, prior_mu, prior_logvar)
+    dyn, rep = ops.balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats)
+    return reshaped(dyn, shape[:-1]), reshaped(rep, shape[:-1])
+
+
+def normal_kl(shape, q, p, form, *, impl):
+    """The KL [...] of latents [..., D]; either a mean and a spread, ``p`` two None for N(0, I)."""
+    if not use_kernels(impl, *q, *p):
+        pairs = [reference.gaussian_of(mean, spread, form) for mean, spread in (q, p)]
+        return reference.gaussian_kl(*pairs[0], *pairs[1])
+    return reshaped(ops.posterior_kl(*as_rows(shape, *q, *p), form, 0.0, 0.0, False), shape[:-1])
+
+
+def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, impl):
+    """The KL [B] of latents [B, C, ...], or of each of them; operands as the op has them."""
+    operands = q, q_spread, prior, prior_spread
+    if not use_kernels(impl, *operands):
+        arguments: Any = (*operands, *form, elementwise)
+        return reference.posterior_kl(*arguments)
+    flat, back = latent_rows(latent_shape(q, q_spread), *operands)
+    kl = ops.posterior_kl(*flat, *form, elementwise)
+    return back(kl) if elementwise else of_examples(kl, len(q))
+
+
+def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, generator=None, impl):
+    """(z, the KL [B]) at the noise ``eps``, which by default the kernel or the reference draws."""
+    operands = q, q_spread, prior, prior_spread
+    shape = latent_shape(q, q_spread)
+    if not use_kernels(impl, *operands, eps):
+        if eps is None:
+            (wide,) = reference.accumulate(q)
+            eps = reference.standard_normal(shape, wide, generator)
+        return reference.posterior_sample_kl(*operands, eps, *form)
+    flat, back = latent_rows(shape, *operands, eps)
+    seed = noise.draw_seed(q.device, generator) if eps is None else None
+    keep_noise = eps is None and noise_is_kept(q, q if q_spread is None else q_spread)
+    z, kl = ops.posterior_sample_kl(*flat, seed, *form, keep_noise)
+    return back(z), of_examples(kl, len(q))
+
+
+def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tensor:
+    if not use_kernels(impl, mu, logvar):
+        return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
+    seed = noise.draw_seed(mu.device, generator)
+    keep_noise = num_samples is None and noise_is_kept(mu, logvar)
+    z = ops.rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    return reshaped(z, shape if num_samples is None else (num_samples, *shape))
+
+
+def sampler(mu, samples, shape, *, impl):
+    """A function of mu and logvar: z [samples..., D] of ``shape``, at one noise for all calls."""
+    # Of torch.distributions a CPU's samples are those of torch.randn, for the same seed.
+    if use_kernels(impl, mu) and (impl != "auto" or mu.device.type != "cpu"):
+        seed = noise.draw_seed(mu.device)
+
+        def draw_again(mu, logvar):
+            q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
+            return ops.rsample(*q, seed, samples, False).view(shape)
+
+        return draw_again
+    # Backward needs this noise in any case.
+    (wide,) = reference.accumulate(mu)
+    eps = torch_normals(shape, wide, impl=impl)
+
+    def draw(mu, logvar):
+        wide_mu, wide_logvar = reference.accumulate(mu, logvar)
+        return textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
+
+    return draw
+
+
+def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, generator, impl):
+    if event_dims != 1:
+        q = mu, logvar, prior_mu, prior_logvar
+        flat, order, q = layouts.flatten(shape, event_dims, *q)
+        z, kl = rsample_kl(flat, *q, generator=generator, impl=impl)
+        return layouts.restore(z, shape, order), layouts.summed(kl, shape, order, event_dims)
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
+        return reference.rsample_kl(mu, logvar, prior_mu, prior_logvar, generator=generator)
+    seed = noise.draw_seed(mu.device, generator)
+    q = as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar))
+    z, kl = ops.rsample_kl(*q, seed, noise_is_kept(mu, logvar))
+    return reshaped(z, shape), reshaped(kl, shape[:-1])
+
+
+def rsample_log_ratio(
+    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, event_dims=1, gradient, antithetic,
+    generator, impl, flat=False, eps=None,
+):  # fmt: skip
+    """``eps()`` is the reference's noise [K, ..., D], by default its own.
+
+    ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
+    """
+    q = mu, logvar, prior_mu, prior_logvar
+    if event_dims != 1:
+        options = {"gradient": gradient, "antithetic": antithetic, "generator": generator}
+        options |= {"num_samples": num_samples, "impl": impl}
+        of_rows, order, q = layouts.flatten(shape, event_dims, *q)
+        z, log_ratio = rsample_log_ratio(of_rows, *q, **options)
+        log_ratio = layouts.summed(log_ratio, shape, order, event_dims, num_samples)
+        return layouts.restore(z, shape, order, num_samples), log_ratio
+    if use_kernels(impl, *q):
+        seed = noise.draw_seed(mu.device, generator)
+        return _kernel_samples(shape, q, num_samples, seed, 0, gradient, flat, antithetic)
+    if eps is not None:
+        return reference.log_ratio_at(eps(), *q, gradient=gradient, flat=flat)
+    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "flat": flat}
+    return reference.rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar, **options)
+
+
+def rsample_log_ratio_to_mixture(shape, mu, logvar, mixture, num_samples, *, impl, **options):
+    """The same for a prior (mu, logvar, log_weights) of components [K, D]."""
+    z, minus_log_q = rsample_log_ratio(
+        shape, mu, logvar, None, None, num_samples, impl=impl, flat=True, **options
+    )
+    return z, minus_log_q + log_prior(z, mixture, impl=impl)
+
+
+def log_prior(z, mixture, *, impl):
+    """log p(z): a function of z like the decoder's, whatever the gradient of q."""
+    components = torch.broadcast_shapes(mixture.mu.shape, mixture.logvar.shape)
+    return mixture_log_prob(components, z, *mixture, impl=impl)
+
+
+def samples_of_stream(
+    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, seed, first_sample, gradient,
+    antithetic, impl, flat=False,
+):  # fmt: skip
+    """rsample_log_ratio for samples ``first_sample``, ... of the kernels' noise stream.
+
+    The reference draws from the stream's twin: chunks of samples are those of one call.
+    """
+    q = mu, logvar, prior_mu, prior_logvar
+    if use_kernels(impl, *q):
+        options = gradient, flat, antithetic
+        return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
+    sides = 1 + antithetic
+    sizes = num_samples // sides, math.prod(shape[:-1]), shape[-1]
+    eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(sizes[0], *shape)
+    eps = reference.with_antithetic(eps) if antithetic else eps
+    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+
+
+def _kernel_samples(shape, q, num_samples, seed, first_sample, gradient, flat, antithetic):
+    mu, logvar, *prior = q
+    first_draw = first_sample // 2 if antithetic else first_sample
+    options = seed, first_draw, num_samples, gradient, flat, antithetic
+    z, log_ratio = ops.rsample_log_ratio(
+        *as_rows(shape, mu, logvar, *whole_prior(*prior)), *options
+    )
+    return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
+
+
+def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl) -> Tensor:
+    """-log p(x|z) of each example, or of every sample of it.
+
+    ``parameters`` are the values of those that the likelihood's record names.
+    """
+    record = LIKELIHOODS[likelihood]
+    x = likelihood_data(x, recon, record)
+    given = [tensor_or_none(value) for value in parameters]
+    learned = bool(given) and given[0] is not None
+    fits = not left_to_torch(impl, recon, likelihood, learned)
+    if not use_kernels(impl, recon, x, *given, fits=fits):
+        options = (all_known(x, recon),) if record.is_categorical else parameters
+        return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
+    recon, x, *rest = likelihood_rows(recon, x, parameters, record)
+    op, options = ops.likelihood_op(likelihood, *rest)
+    nll = op(recon, x, *options)
+    if nll.numel() != math.prod(shape):  # one number for each event
+        nll = nll.view(math.prod(shape), -1).sum(-1)
+    return reshaped(nll, shape)
+
+
+def warn_of_data(likelihood, nll):
+    """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
+
+    A look at the result costs less than one at x, and sees every x whose loss falls below zero.
+    """
+    if LIKELIHOODS[likelihood].data != "unit" or nll.numel() == 0 or not plain_on_cpu((nll,)):
+        return
+    least = (nll if nll.dim() == 0 else nll.detach().amin()).item()
+    if least < 0:
+        warnings.warn(
+            f"a Bernoulli has a negative log-likelihood of {least:.6g} nats here, which only data "
+            "outside [0, 1] can have: scale x, as by x / 255 for grey values of 0 to 255",
+            stacklevel=3,
+        )
+
+
+def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
+    """Of each pixel [B, P]; or their sum times ``scale``, with the gradient in the forward pass.
+
+    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    """
+    bins = half_bin, right_edge, guard
+    params, x = params.flatten(2), x.flatten(2)
+    kernels = use_kernels(impl, params, x)
+    in_forward = params.dtype != torch.float16 and not torch.compiler.is_compiling()
+    if kernels and scale is not None and in_forward:
+        return ops.discretized_mix_logistic_loss(params, x, *bins, scale)
+    function = ops if kernels else reference
+    nll = function.discretized_mix_logistic_nll(params, x, *bins)
+    return nll if scale is None else nll.sum() * scale
+
+
+def elbo_loss(shape, recon, x, parameters, kl, *, likelihood, beta, reduction, impl):
+    """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
+    given = [tensor_or_none(value) for value in (*parameters, beta)]
+    if reduction != "none" and _gradient_in_forward(impl, recon, x, kl, *given):
+        batch, record = x.shape[0], LIKELIHOODS[likelihood]
+        scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
+        x = likelihood_data(x, recon, record)
+        operands = likelihood_rows(recon, x, parameters, record)
+        options = {"likelihood": likelihood, "scale": scale}
+        if not isinstance(beta, Tensor):
+            return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
+        nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
+        kl = getattr(kl.to(nll.dtype), reduction)()
+        return weighted_loss(nll, kl, beta), nll, kl
+    nll = negative_log_likelihood(shape, recon, x, parameters, likelihood=likelihood, impl=impl)
+    if nll.dim() > 1:
+        nll = nll.flatten(0, -2).mean(0)
+    if kl is not None and kl.dtype != nll.dtype:
+        nll, kl = reference.accumulate(nll, kl)
+    loss = nll if kl is None else weighted_loss(nll, kl, beta)
+    if reduction == "none":
+        return loss, nll, kl
+    return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
+
+
+def weighted_loss(nll, kl, beta):
+    """nll + beta kl, in their dtype."""
+    if isinstance(beta, Tensor):
+        return nll + beta.to(nll.dtype) * kl
+    if torch.compiler.is_compiling():  # for every alpha it would compile anew
+        return nll + beta * kl
+    return torch.add(nll, kl, alpha=beta)
+
+
+def _gradient_in_forward(impl, recon, x, kl, *others):
+    """Whether the likelihood's gradient can be had in the forward pass.
+
+    Not in float16, whose range 1/B times a gradient may leave before the loss scale is in; nor
+    where the KL is in float64 and the likelihood's sum is not; nor under torch.compile, which fuses
+    the factor's multiplication and the reduction itself. ``others`` are the likelihood's parameters
+    and, last, beta.
+    """
+    if recon.dtype == torch.float16 or torch.compiler.is_compiling():
+        return False
+    if kl is not None and kl.dtype == torch.float64:
+        *parameters, _ = others
+        if not accumulates_in_float64(recon, x, *parameters):
+            return False
+    return use_kernels(impl, recon, x, kl, *others)
+
+
+def importance_weights(log_weights, alpha, *, impl):
+    """(bound, weights, ess)."""
+    if not use_kernels(impl, log_weights) or ordered_by_compiler(alpha):
+        return reference.importance_weights(log_weights, alpha)
+    shape = log_weights.shape[1:]
+    flat = reshaped(log_weights, (len(log_weights), math.prod(shape)))
+    bound, weights, ess, _ = ops.importance_weights(flat, None, float(alpha))
+    return (
+        reshaped(bound, shape),
+        reshaped(weights, log_weights.shape),
+        reshaped(ess, shape),
+    )
+
+
+def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
+    """(bound, weights, ess, log weights) of log_ratio - nll [K, B]; the bound has a gradient.
+
+    Weights and ess may be None where nobody wants them.
+    """
+    if use_kernels(impl, nll, log_ratio) and not ordered_by_compiler(alpha):
+        return ops.importance_weights(log_ratio, nll, float(alpha))
+    log_weights = log_ratio - nll
+    bound, weights, ess = reference.importance_bound(log_weights, alpha), None, None
+    if with_weights:
+        _, weights, ess = reference.importance_weights(log_weights.detach(), alpha)
+    return bound, weights, ess, log_weights
+
+
+def elbo_loss_on_rows(
+    recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
+):
+    """The op of a whole loss in PyTorch, as ``twins`` has the others."""
+    op, options = ops.likelihood_op(likelihood, width, width_value, zero_logits)
+    return twins.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
+
+
+TWINS: dict[Any, Any] = {
+    ops.gaussian_kl.function: reference.gaussian_kl,
+    ops.rsample.function: twins.rsample,
+    ops.rsample_kl.function: twins.rsample_kl,
+    ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.posterior_kl.function: reference.posterior_kl,
+    ops.posterior_sample_kl.function: twins.posterior_sample_kl,
+    ops.mixture_log_prob.function: reference.mixture_log_prob,
+    ops.marginals_log_prob.function: reference.marginals_log_prob,
+    ops.kl_decomposition.function: reference.kl_decomposition,
+    ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
+    ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
+    ops.BalancedKL: reference.balanced_kl,
+    ops.ImportanceWeights: twins.importance_weights,
+    ops.ELBOLoss: elbo_loss_on_rows,
+}
+for name in LIKELIHOODS:
+    op, _ = ops.likelihood_op(name)
+    TWINS[op.function] = getattr(twins, f"{op.__name__}")
+for function, twin in TWINS.items():
+    function.twin = staticmethod(twin)

@@ -1,0 +1,117 @@
+"""Which implementation an ``impl`` means for these tensors: the one reader of ``impl``."""
+
+import torch
+
+from ...kernels import backends, library, torch_state
+from . import validate
+from .likelihoods import LIKELIHOODS
+from .types import IMPLEMENTATIONS
+
+# Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
+FEW_CLASSES = 16
+
+
+def check_impl(impl):
+    validate.choice("impl", impl, IMPLEMENTATIONS)
+
+
+def use_kernels(impl, *tensors, fits=True):
+    """Whether ``impl`` means the kernels for these tensors, of which some may be None.
+
+    ``fits``: whether there is one for the other arguments.
+
+    >>> use_kernels("reference", torch.zeros(2))
+    False
+    """
+    if impl == "auto":
+        return fits and default_backend(*tensors) is not None
+    check_impl(impl)
+    if impl == "reference":
+        return False
+    backends.require(backends.BACKENDS[impl], tensors[0])
+    if not fits:
+        raise RuntimeError(
+            f"impl={impl!r}: no kernel supports these arguments. Kernels need tensors of one shape "
+            "and one floating dtype, reduction 'mean' or 'sum', and no weights; for probabilities "
+            "also no float16, autocast or torch.compile. Use impl='auto' to fall back to torch."
+        )
+    return True
+
+
+def default_backend(*tensors):
+    """The backend that impl="auto" takes for these tensors; None for the reference.
+
+    On a CPU that is the reference where a kernel cannot do all that the reference can: in forward
+    mode, under torch.func, for subclasses and for tensors without data. Compilers and tracers get
+    it too, because they can look into it.
+    """
+    backend = backends.default_backend(tensors[0])
+    if backend is None or not backend.plain_only:
+        return backend
+    return backend if plain_on_cpu(tensors) and backends.obstacle(backend) is None else None
+
+
+def plain_on_cpu(tensors):
+    """Whether these are numbers on a CPU that nobody but autograd watches."""
+    return (
+        tensors[0].is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch_state.forward_mode()
+        and not library.torch_must_see(tensors)
+    )
+
+
+def left_to_torch(impl, tensor, likelihood, learned=False):
+    """Whether impl="auto" should use torch's own loss, which is faster for small inputs on a CPU.
+
+    ``learned``: the width is a tensor.
+    """
+    # A compiler would hold the batch to the side of a threshold that it was traced on.
+    if impl != "auto" or not tensor.is_cpu or torch.compiler.is_compiling():
+        return False
+    record = LIKELIHOODS[likelihood]
+    if record.is_categorical and tensor.shape[-1] < FEW_CLASSES:
+        return False
+    small = record.torch_below_if_learned if learned else record.torch_below
+    return tensor.numel() < small
+
+
+def looks_are_free(tensor):
+    """Whether reading a result on the host waits for no device."""
+    backend = backends.serving(tensor)
+    return backend is not None and backend.looks_are_free
+
+
+def noise_is_kept(mu, logvar):
+    """Whether the kernel of one sample hands its noise to backward."""
+    wanted = torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad)
+    return wanted and backends.backend_of(mu).keeps_noise
+
+
+def where_it_fits(impl, fits):
+    """For a term of a whole loss, where a name of kernels asks for them where there are any."""
+    return impl if fits or impl == "auto" else "reference"
+
+
+def chosen_impl(impl, other):
+    """Of two that meet in one operation, the one that is no default."""
+    return other if impl == "auto" else impl
+
+
+def ordered_by_compiler(alpha):
+    """Whether torch.compile sees an order other than IWAE's.
+
+    An op's argument is a constant to it: for every order it would compile anew.
+    """
+    return torch.compiler.is_compiling() and alpha != 0
+
+
+def all_known(target, logits):
+    """Whether no class is outside [0, C), as far as to look makes nobody wait.
+
+    Of 64 examples the look takes 1.5 us; without it torch masks classes and values, for 15 more.
+    """
+    if target.numel() == 0 or not plain_on_cpu((logits, target)):
+        return False
+    least, greatest = target.aminmax()
+    return least.item() >= 0 and greatest.item() < logits.shape[-1]

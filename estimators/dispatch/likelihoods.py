@@ -1,0 +1,58 @@
+"""A record for each likelihood: all that checks, dispatch and losses know of it.
+
+The rest follows from its name: the op and the reference are called ``{name}_nll``.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+LikelihoodName: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
+NAMES = get_args(LikelihoodName)
+
+
+class Likelihood(NamedTuple):
+    """What one likelihood takes, and when torch's own loss is faster."""
+
+    name: str
+    # The names of the decoder's output and of the data in the likelihood's own function.
+    recon: str = "recon"
+    x: str = "x"
+    # Its other arguments, by name. A width is a number or a tensor that broadcasts to recon, and
+    # 0.0 by default; the others are such tensors, and None by default.
+    width: str | None = None
+    optional: tuple[str, ...] = ()
+    # "real": floating or integer. "unit": floating in [0, 1], or bool. "counts": floating or
+    # integer, without a gradient. "classes": integers; recon has one more dimension, their logits.
+    data: Literal["real", "unit", "counts", "classes"] = "real"
+    # Elements of recon on a CPU below which torch's own loss is faster than a kernel; and the same
+    # where the width is a tensor, for which torch has several operations instead of one loss.
+    torch_below: int = 0
+    torch_below_if_learned: int = 0
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all arguments beside recon and x."""
+        return self.optional if self.width is None else (self.width, *self.optional)
+
+    @property
+    def is_categorical(self) -> bool:
+        return self.data == "classes"
+
+
+LIKELIHOODS = {
+    record.name: record
+    for record in (
+        Likelihood("bernoulli", recon="logits", data="unit", torch_below=2**16),
+        # A Bernoulli's probabilities instead of its logits: kernels only, and for ``compat`` alone.
+        Likelihood("probabilities", data="unit"),
+        Likelihood("gaussian", width="recon_logvar", torch_below=2**19),
+        Likelihood("laplace", width="log_scale", torch_below=2**16, torch_below_if_learned=2**15),
+        Likelihood("poisson", recon="log_rate", data="counts"),
+        Likelihood("categorical", recon="logits", x="target", data="classes", torch_below=2**18),
+    )
+}
+WIDTHS = {record.width for record in LIKELIHOODS.values() if record.width is not None}
+
+
+def owners(parameter: str) -> list[str]:
+    """The names of the likelihoods that have this parameter."""
+    return [record.name for record in LIKELIHOODS.values() if parameter in record.parameters]

@@ -1,0 +1,281 @@
+"""Negative binomial negative log-likelihood, row sums, of log means m and log dispersions a.
+
+With the inverse dispersion theta = exp a, mu = exp m and s = m - a it is theta softplus(s) +
+x softplus(-s) - log(Gamma(x + theta) / (Gamma(theta) x!)). A zero has the first term alone; all
+other counts take Loader's saddle point (``counts``): two deviances, and Stirling's errors.
+
+Zero-inflated it is the nll of pi [x = 0] + (1 - pi) NB(x), with pi = sigmoid(zero_logits).
+
+One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
+``scale`` for the gradient of every row: outputs that are None are not computed.
+"""
+
+import triton
+import triton.language as tl
+
+from ..rows import as_rows, empty_like_rows, padded
+from .counts import (
+    HALF_LOG_2PI,
+    count_constant,
+    deviance,
+    log1p_positive,
+    stirling_error,
+    stirling_slope,
+)
+from .device import (
+    divide,
+    exp_scaled,
+    expm1,
+    load_rows,
+    load_tile,
+    log1p_unit,
+    store_rows,
+    store_tile,
+    store_tile_sum,
+    tile,
+)
+from .launch import (
+    divide_up,
+    launch_tiles,
+    partial_sums,
+    samples_of,
+    stride_of,
+    sum_stages,
+    tiling,
+)
+
+
+@triton.jit
+def bounded(x):
+    """x, so that exp of it and of its negative are normal numbers; NaN stays."""
+    MOST: tl.constexpr = 700.0 if x.dtype == tl.float64 else 80.0
+    x = tl.where(x > MOST, MOST, x)
+    return tl.where(x < -MOST, -MOST, x)
+
+
+@triton.jit
+def of_zeros(m, a, PTX: tl.constexpr):
+    """(theta softplus(m - a), its slopes in m and a)."""
+    low = m < a
+    mu = exp_scaled(tl.where(m > 0.0, bounded(m), m), 1.0, PTX)
+    theta = exp_scaled(bounded(a), 1.0, PTX)
+    less, more = tl.where(mu < theta, mu, theta), tl.where(mu < theta, theta, mu)
+    q = less / more  # exactly: theta softplus(s) is up to 1e10 times as large
+    log1p = log1p_unit(q, PTX)
+    larger = divide(1.0, 1.0 + q, PTX)
+    softplus = (m - a) + log1p
+    # Where mu is the smaller one, theta log(1 + q) is mu log(1 + q) / q.
+    quotient = tl.where(q > 0.0, log1p / tl.where(q > 0.0, q, 1.0), 1.0)
+    value = tl.where(low, mu * quotient, theta * softplus)
+    # log(1 + q) - q / (1 + q), which is q^2 / 2 near zero
+    rest = q * q * larger - deviance(q, log1p, PTX)
+    return value, less * larger, theta * tl.where(low, rest, softplus - larger)
+
+
+@triton.jit
+def inflated_zeros(value, z, PTX: tl.constexpr):
+    """(-log(pi + (1 - pi) exp(-value)), its slopes in value and in z), with pi = sigmoid(z)."""
+    odds = exp_scaled(-tl.abs(z), 1.0, PTX)
+    odds_after = exp_scaled(-tl.abs(z + value), 1.0, PTX)
+    inverse, inverse_after = divide(1.0, 1.0 + odds, PTX), divide(1.0, 1.0 + odds_after, PTX)
+    genuine = tl.where(z > 0.0, odds * inverse, inverse)
+    lost = -genuine * expm1(-value, exp_scaled(-value, 1.0, PTX))  # 1 - the probability
+    below = z + value < 0.0
+    smaller = odds_after * inverse_after
+    dvalue = tl.where(below, inverse_after, smaller)
+    after = tl.where(below, smaller, inverse_after)
+    near = lost < 0.5
+    # Else z < 0, and it is value + softplus(z) - softplus(z + value).
+    ratio = divide(lost, tl.where(near, 1.0 - lost, 1.0), PTX)
+    difference = log1p_unit(odds, PTX) - log1p_unit(odds_after, PTX)
+    far = tl.where(below, value, -z) + difference
+    return tl.where(near, log1p_unit(tl.where(near, ratio, 0.0), PTX), far), dvalue, -after * lost
+
+
+@triton.jit
+def of_counts(x, m, a, PTX: tl.constexpr):
+    """(nll, its slopes in m and a) of x > 0."""
+    log_mu, log_theta = bounded(m), bounded(a)
+    mu, theta = exp_scaled(log_mu, 1.0, PTX), exp_scaled(log_theta, 1.0, PTX)
+    n = theta + x
+    inverse = 1.0 / (theta + mu)
+    t, u = (x - mu) * inverse, n * inverse
+    log_x, log_u, log_n = tl.log(x), tl.log(u), tl.log(n)
+    opposite, ratio = -theta * t / x, mu / x * u
+    log_ratio = tl.where(ratio > 1e-20, tl.log(tl.maximum(ratio, 1e-20)), log_u + (log_mu - log_x))
+    of_theta = theta * deviance(t, log_u, PTX)
+    value = of_theta + x * deviance(opposite, log_ratio, PTX) + count_constant(x, log_x, PTX)
+    whole = tl.where(n >= 1.0, 0.5 * log_n - HALF_LOG_2PI, log_n)
+    value += tl.where(theta >= 1.0, 0.5 * log1p_positive(x / theta, PTX), whole - log_theta)
+    value += stirling_error(theta, log_theta, PTX) - stirling_error(n, log_n, PTX)
+    # Linear beyond the bounds.
+    value += tl.where(m > 0.0, theta, -x) * (m - log_mu)
+    value += tl.where(log_theta > a, log_theta - a, 0.0)
+    slope = stirling_slope(theta, log_theta, PTX) - theta / n * stirling_slope(n, log_n, PTX)
+    return value, -theta * t, of_theta + (slope - 0.5 * x / n)
+
+
+@triton.jit
+def negative_binomial_nll_kernel(
+    log_mean_ptr,
+    x_ptr,
+    log_theta_ptr,
+    zero_logits_ptr,
+    dnll_ptr,
+    nll_ptr,
+    dlog_mean_ptr,
+    dlog_theta_ptr,
+    dzero_logits_ptr,
+    row_dlog_theta_ptr,  # [tiles of a row, rows]
+    col_dlog_theta_ptr,  # [tiles of a column, cols]
+    log_mean_stride,
+    x_stride,
+    log_theta_stride,
+    zero_logits_stride,
+    row_log_theta_stride,
+    dnll_stride,
+    log_theta_value: tl.float64,
+    scale: tl.float64,
+    rows,  # of x, and of log_mean for every sample
+    cols,
+    col_tiles,
+    THETA: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
+    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    VEC: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    ACC: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    x_row, row, col, cols, valid, mask = tile(
+        rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
+    )
+    all_rows = tl.num_programs(1).to(tl.int64) * rows
+
+    m = load_tile(log_mean_ptr, row, col, log_mean_stride * VEC, mask, ACC)
+    x = load_tile(x_ptr, x_row, col, x_stride * VEC, mask, ACC)
+    if THETA == "element":
+        a = load_tile(log_theta_ptr, row, col, log_theta_stride * VEC, mask, ACC)
+    elif THETA == "row":
+        a = load_rows(log_theta_ptr, row, valid, row_log_theta_stride, ACC)
+        a = tl.broadcast_to(a, (BLOCK_ROWS, BLOCK_COLS))
+    else:
+        a = tl.full((BLOCK_ROWS, BLOCK_COLS), log_theta_value, ACC)
+
+    zero = x == 0.0
+    nll, dm, da = of_zeros(m, a, PTX)
+    count = tl.where(x > 0.0, x, float("nan"))
+    count_nll, count_dm, count_da = of_counts(tl.where(zero, 1.0, count), m, a, PTX)
+    if zero_logits_ptr is not None:
+        z = load_tile(zero_logits_ptr, row, col, zero_logits_stride * VEC, mask, ACC)
+        nll, dnll_zero, dz = inflated_zeros(nll, z, PTX)
+        dm, da = dm * dnll_zero, da * dnll_zero
+        odds = exp_scaled(-tl.abs(z), 1.0, PTX)
+        inverse = divide(1.0, 1.0 + odds, PTX)
+        count_nll += log1p_unit(odds, PTX) + tl.maximum(z, 0.0)
+        dz = tl.where(zero, dz, tl.where(z > 0.0, inverse, odds * inverse))
+    nll = tl.where(zero, nll, count_nll)
+    dm = tl.where(zero, dm, count_dm)
+    da = tl.where(zero, da, count_da)
+
+    if nll_ptr is not None:
+        nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
+        if SUM_ROWS:
+            store_tile_sum(nll_ptr, nll, valid)
+        else:
+            store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
+
+    if dnll_ptr is not None:
+        grad = load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
+    else:
+        grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
+    if dlog_mean_ptr is not None:
+        store_tile(dlog_mean_ptr, row, col, cols, mask, grad * dm)
+    if dzero_logits_ptr is not None:
+        store_tile(dzero_logits_ptr, row, col, cols, mask, grad * dz)
+    da = grad * da
+    if dlog_theta_ptr is not None:
+        store_tile(dlog_theta_ptr, row, col, cols, mask, da)
+    if row_dlog_theta_ptr is not None:
+        store_rows(
+            row_dlog_theta_ptr, tl.sum(tl.where(mask, da, 0.0), 1), row, valid, all_rows, col_tiles
+        )
+    if col_dlog_theta_ptr is not None:
+        row_tiles = tl.num_programs(0) // col_tiles
+        part = tl.program_id(1).to(tl.int64) * row_tiles + tl.program_id(0) // col_tiles
+        by_column = tl.sum(tl.where(mask, da, 0.0), axis=0)
+        tl.store(col_dlog_theta_ptr + part * cols + col, by_column, mask=col < cols)
+
+
+MOST_COLS = 128  # of a tile whose columns are added up, so that it has rows enough
+
+
+def launch_negative_binomial_nll(
+    log_mean, x, log_theta, zero_logits, log_theta_value, *, dnll=None, scale=1.0, values=None,
+    needs=(),
+):  # fmt: skip
+    needs_mean, needs_theta, needs_zeros = padded(needs, 3)
+    log_mean, x, zero_logits = as_rows(log_mean), as_rows(x), as_rows(zero_logits)
+    samples, x = samples_of(log_mean, x)
+    shape = log_mean.shape
+    kind = "value" if log_theta is None else "element"
+    if log_theta is not None and log_theta.shape[1] == 1 < shape[1]:
+        kind = "row"
+    elif log_theta is not None:
+        log_theta = as_rows(log_theta)
+    wide = log_theta.expand(shape) if kind == "element" else None
+    full = [log_mean, x, wide, zero_logits]
+    row_stride = stride_of(log_theta) if kind == "row" else 0
+    tiles = tiling(*x.shape, log_mean, x, wide, zero_logits, samples=samples)
+    by_column = needs_theta and kind == "element" and log_theta.shape != shape
+    if by_column and tiles.block_cols > MOST_COLS:
+        tiles = narrowed(tiles)
+    nll = partial_sums(log_mean, tiles, values, samples)
+    dlog_mean = empty_like_rows(log_mean, needs_mean)
+    dzero_logits = empty_like_rows(zero_logits, needs_zeros)
+    dlog_theta, row_sums, col_sums = None, None, None
+    if by_column:
+        parts = samples * tiles.programs // tiles.col_tiles
+        col_sums = log_mean.new_empty(parts, shape[1], dtype=tiles.acc)
+    elif needs_theta and kind == "row":
+        row_sums = partial_sums(log_mean, tiles, "rows")
+    elif needs_theta:
+        dlog_theta = empty_like_rows(log_theta)
+    launch_tiles(
+        negative_binomial_nll_kernel,
+        tiles,
+        [
+            log_mean,
+            x,
+            log_theta,
+            zero_logits,
+            dnll,
+            nll,
+            dlog_mean,
+            dlog_theta,
+            dzero_logits,
+            row_sums,
+            col_sums,
+        ],
+        full,
+        [row_stride, stride_of(dnll), log_theta_value, scale],
+        programs=samples,
+        THETA=kind,
+        SUM_ROWS=values == "total",
+    )
+    if values == "rows":
+        nll = sum_stages(nll, tiles.col_tiles)
+    if col_sums is not None:
+        dlog_theta = col_sums.sum(0, keepdim=True).to(log_theta.dtype)
+    if row_sums is not None:
+        dlog_theta = sum_stages(row_sums, tiles.col_tiles).to(log_theta.dtype)[:, None]
+    return nll, [g for g in (dlog_mean, dlog_theta, dzero_logits) if g is not None]
+
+
+def narrowed(tiles):
+    """The same elements a tile, in fewer columns and more rows."""
+    rows = tiles.block_rows * tiles.block_cols // MOST_COLS
+    tiles = tiles._replace(block_rows=rows, block_cols=MOST_COLS)
+    col_tiles = divide_up(tiles.cols, MOST_COLS)
+    programs = divide_up(tiles.rows, rows) * col_tiles
+    return tiles._replace(col_tiles=col_tiles, programs=programs)
