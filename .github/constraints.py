@@ -1,7 +1,7 @@
 """``python .github/constraints.py lowest|pinned|newest``: constraints for pip, printed.
 
-``lowest`` are the lower bounds that pyproject.toml states for what the package needs itself, and the
-pins for the rest; ``pinned`` is constraints.txt; ``newest`` has none.
+``lowest`` are the lower bounds that pyproject.toml states for what the package itself needs, and
+the pins for the rest. ``pinned`` is constraints.txt. ``newest`` has none.
 """
 
 import re

@@ -13,9 +13,9 @@ import pytest
 from helpers.machine import KERNELS
 
 ROOT = Path(__file__).resolve().parents[1]
-# What no repository holds: .gitignore's entries, and git itself.
-LEFT_OUT = [".git", *(ROOT / ".gitignore").read_text().replace("/\n", "\n").split()]
-# By the reference: compiling every kernel of the doctests anew would take minutes.
+# Left out of the copy: .gitignore's entries, and git itself.
+LEFT_OUT = [".git", *(Path(name).name for name in (ROOT / ".gitignore").read_text().split())]
+# They run on the reference: compiling every kernel of the doctests anew would take minutes.
 DOCTESTS = """
 import sys
 sys.modules["numba"] = None

@@ -63,7 +63,7 @@ def card(title, link, picture, words):
 
 
 def anchor(heading):
-    """What a link to a heading ends in, on code hosts and here."""
+    """The end of a link to a heading, on code hosts and here."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
