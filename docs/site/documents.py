@@ -5,7 +5,13 @@ from pathlib import Path
 
 SINGLE = ("CHANGELOG.md", "CONTRIBUTING.md")
 FOLDERS = "docs/*.md", "results/*/README.md"
-FILES = "results/*/plots/*.png", "results/*/*.png", "results/*/*.csv", "examples/*.png"
+FILES = (
+    "results/*/plots/*.png",
+    "results/*/*.png",
+    "results/*/*.csv",
+    "examples/*.png",
+    "examples/*.ipynb",
+)
 START = "index.md"  # what the README is here
 
 
