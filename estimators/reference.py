@@ -424,7 +424,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     else:
         recon_logvar = float(recon_logvar)
         precision = math.exp(-recon_logvar)
-    constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
+    constant = textbook.times(math.prod(x.shape[1:]), recon_logvar + textbook.LOG_2PI, squares)
     return scaled(squares, 0.5 * precision, 0.5 * constant)
 
 
@@ -459,7 +459,8 @@ def laplace_nll(recon, x, log_scale=0.0):
         precision = torch.exp(-log_scale)
     else:
         precision = math.exp(-log_scale)
-    return scaled(distance, precision, math.prod(x.shape[1:]) * (log_scale + math.log(2)))
+    constant = textbook.times(math.prod(x.shape[1:]), log_scale + math.log(2), distance)
+    return scaled(distance, precision, constant)
 
 
 def poisson_nll(log_rate, x):

@@ -44,8 +44,10 @@ FEW_NORMALS = 1024
 
 def torch_normals(shape, like, generator=None, *, impl):
     """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
-    few = math.prod(shape) < FEW_NORMALS
-    if few or impl == "reference" or like.dtype != torch.float32 or not served_on_cpu((like,)):
+    served = impl != "reference" and like.dtype == torch.float32 and served_on_cpu((like,))
+    if (
+        not served or math.prod(shape) < FEW_NORMALS
+    ):  # in this order: export guards what it compares
         return reference.standard_normal(shape, like, generator)
     randn = library.launcher("numba", "mersenne_twister", "randn")
     return randn(shape, generator or torch.default_generator)

@@ -92,7 +92,8 @@ def left_to_torch(impl, tensor, likelihood, learned=False):
 
     ``learned``: the width is a tensor.
     """
-    if impl != "auto" or not tensor.is_cpu:
+    # A compiler would hold the batch to the side of a threshold that it was traced on.
+    if impl != "auto" or not tensor.is_cpu or torch.compiler.is_compiling():
         return False
     record = LIKELIHOODS[likelihood]
     if record.is_categorical and tensor.shape[-1] < FEW_CLASSES:
