@@ -4,11 +4,8 @@ import re
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
-
-from .faults import Fault
 
 
 def fma_of(bits):

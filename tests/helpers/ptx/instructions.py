@@ -1,86 +1,21 @@
 """Python text for each PTX instruction. What is not here is a fault."""
 
 import re
-from collections import Counter
 
 import numpy as np
 
 from .arithmetic import UNSIGNED, numpy_type
 from .faults import Fault
-from .memory import SHARED_BASE
+from .memory_instructions import MemoryInstructions
+from .operands import Operands
 
-# Of elementwise instructions; any other part of an opcode is not known.
+# The parts of an opcode that elementwise instructions may have; any other is a fault.
 MODIFIERS = {"rn", "ftz", "lo", "hi", "wide", "NaN", "approx", "full", "sat", "l", "r", "wrap",
              "clamp"}  # fmt: skip
 
 
-class Builder:
+class Builder(Operands, MemoryInstructions):
     """Python text for the instructions of one kernel."""
-
-    def __init__(self, registers, params):
-        self.registers = {name: (i, bits) for i, (name, bits) in enumerate(registers.items())}
-        self.params, self.constants, self.unknown = params, {}, Counter()
-
-    def constant(self, value):
-        name = f"K{len(self.constants)}"
-        self.constants[name] = value
-        return name
-
-    def read(self, operand, kind):
-        """An expression of an operand, as numpy's type for PTX's ``kind``."""
-        if kind == "pred":
-            if operand.startswith("!"):
-                return f"~{self.read(operand[1:], kind)}"
-            if re.fullmatch(r"-?\d+", operand):
-                return self.constant(np.array([int(operand) != 0]))
-            return f"R[{self.registers[operand][0]}]"
-        type_ = numpy_type("b16" if kind.startswith("bf") else kind)
-        bits = np.dtype(type_).itemsize * 8
-        if operand in self.registers:
-            index, width = self.registers[operand]
-            if width == bits:
-                view = "" if type_ in UNSIGNED.values() else f".view({type_.__name__})"
-                return f"R[{index}]{view}"
-            if width > bits:
-                return f"R[{index}].astype({UNSIGNED[bits].__name__}).view({type_.__name__})"
-            raise Fault(f"{operand} is narrower than {kind}")
-        if operand.startswith("%"):
-            return f"S[{operand!r}].astype({type_.__name__})"
-        if operand == "global_smem":
-            return self.constant(np.array([SHARED_BASE], type_))
-        if match := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", operand):
-            value = np.array([int(match[1], 16)], np.uint32)
-            return self.constant(value.view(type_))
-        if match := re.fullmatch(r"0[dD]([0-9A-Fa-f]{16})", operand):
-            return self.constant(np.array([int(match[1], 16)], np.uint64).view(type_))
-        if re.fullmatch(r"-?(0[xX][0-9A-Fa-f]+|\d+)U?", operand):
-            value = int(operand.rstrip("U"), 0) & (2**bits - 1)
-            return self.constant(np.array([value], UNSIGNED[bits]).view(type_))
-        raise Fault(f"operand {operand!r}")
-
-    def write(self, operand, value, kind):
-        """A line that puts an expression of PTX's ``kind`` into a register."""
-        if operand == "_":
-            return None
-        index, width = self.registers[operand]
-        if kind != "pred":
-            bits = np.dtype(numpy_type("b16" if kind.startswith("bf") else kind)).itemsize * 8
-            if width == bits:
-                value = f"({value}).view({UNSIGNED[bits].__name__})"
-            elif kind.startswith("s"):
-                value = (
-                    f"({value}).astype({SIGNED[width].__name__}).view({UNSIGNED[width].__name__})"
-                )
-            else:
-                value = f"({value}).astype({UNSIGNED[width].__name__})"
-        return f"R[{index}] = put(M, {value}, R[{index}])"
-
-    def address(self, operand):
-        inside = operand.strip()[1:-1].strip()
-        match = re.fullmatch(r"([%$\w]+)\s*(?:\+\s*(-?\w+))?", inside)
-        if not match:
-            raise Fault(f"address {operand!r}")
-        return match[1], int(match[2] or "0", 0)
 
     def instruction(self, predicate, opcode, operands):
         """Lines for an instruction. ``M`` is the mask of the threads that are here."""
@@ -109,7 +44,7 @@ class Builder:
             return []
         return [line for line in ([lines] if isinstance(lines, str) else lines) if line]
 
-    # Of every instruction a method: its parts between dots, the last of them, the operands.
+    # Each instruction has a method. It takes the opcode's parts, the last of them, the operands.
 
     def elementwise(self, parts, kind, operands, expression, sources=None):
         """``expression`` of a, b, c; halves, and pairs of numbers, in their own ways."""
@@ -406,68 +341,3 @@ class Builder:
         return self.elementwise(parts, kind, operands, expression)
 
     op_ex2 = op_lg2 = op_sin = op_cos = op_rcp = op_sqrt = op_rsqrt = op_tanh = unary
-
-    def op_shfl(self, parts, kind, operands):
-        target, a, b, c, members = operands
-        if "|" in target or "sync" not in parts:
-            raise Fault("form")
-        values = [self.read(o, "b32") for o in (a, b, c, members)]
-        value = f"memory.shuffle(M, {parts[2]!r}, {', '.join(values)})"
-        return self.write(target, value, "b32")
-
-    def matrix(self, parts, operands):
-        """(registers, address, how many 8 x 8 matrices of halves, whether transposed)."""
-        if parts[1:4] != ["sync", "aligned", "m8n8"] or parts[-1] != "b16":
-            raise Fault("form")
-        given = operands if operands[0].startswith("{") else operands[::-1]
-        names = [t.strip() for t in given[0].strip("{}").split(",")]
-        name, offset = self.address(given[1])
-        return names, f"{self.read(name, 'b32')}, {offset}, {len(names)}, {'trans' in parts}"
-
-    def op_ldmatrix(self, parts, kind, operands):
-        names, where = self.matrix(parts, operands)
-        lines = [f"V = memory.load_matrix(M, {where})"]
-        return lines + [self.write(n, f"V[{i}]", "b32") for i, n in enumerate(names)]
-
-    def op_stmatrix(self, parts, kind, operands):
-        names, where = self.matrix(parts, operands)
-        values = ", ".join(self.read(n, "b32") for n in names)
-        return f"memory.store_matrix(M, {where}, [{values}])"
-
-    def op_ld(self, parts, kind, operands):
-        space = next((p for p in parts if p in ("param", "global", "shared", "local")), "generic")
-        name, offset = self.address(operands[1])
-        if space == "param":
-            index = self.params[name]
-            if offset:
-                raise Fault("offset")
-            return self.write(
-                operands[0], f"memory.param({index}, {numpy_type(kind).__name__})", kind
-            )
-        if space not in ("global", "shared"):
-            raise Fault(f"{space} memory")
-        targets = [t.strip() for t in operands[0].strip("{}").split(",")]
-        if name == "global_smem":
-            base = self.constant(np.array([SHARED_BASE], np.uint32))
-        else:
-            base = self.read(name, "b64" if space == "global" else "b32")
-        olds = ", ".join("None" if t == "_" else f"R[{self.registers[t][0]}]" for t in targets)
-        lines = [
-            f"V = memory.load_{space}(M, {base}, {offset}, {numpy_type(kind).__name__}, [{olds}])"
-        ]
-        for i, target in enumerate(targets):
-            lines.append(self.write(target, f"V[{i}]", kind))
-        return lines
-
-    def op_st(self, parts, kind, operands):
-        space = next((p for p in parts if p in ("global", "shared", "local")), "generic")
-        if space not in ("global", "shared"):
-            raise Fault(f"{space} memory")
-        name, offset = self.address(operands[0])
-        sources = [t.strip() for t in operands[1].strip("{}").split(",")]
-        if name == "global_smem":
-            base = self.constant(np.array([SHARED_BASE], np.uint32))
-        else:
-            base = self.read(name, "b64" if space == "global" else "b32")
-        values = ", ".join(self.read(s, kind) for s in sources)
-        return f"memory.store_{space}(M, {base}, {offset}, {numpy_type(kind).__name__}, [{values}])"

@@ -1,4 +1,4 @@
-"""The memory of a launch: tensors in address spaces of their own, and shared memory of each block."""
+"""The memory of a launch: an address space per tensor, and shared memory per block."""
 
 import ctypes
 import os
@@ -11,6 +11,7 @@ from .races import Races
 
 CHECKS = os.environ.get("PTX_CHECKS", "1") == "1"  # of races
 SHARED_BASE = 1024  # where shared memory starts in its own address space
+MOST_TRACKED = 1 << 20  # bytes of a tensor whose races are looked for
 SPACE = 40  # bits of the addresses of one tensor: none reaches another's
 
 
@@ -19,22 +20,28 @@ class Memory:
 
     def __init__(self, program, tensors, values, threads, shared):
         self.program, self.threads, self.shared_size = program, threads, shared
-        self.spaces, by_storage = [], {}
-        self.pointers = {}
+        self.spaces, self.pointers, by_storage = [], {}, {}
         for name, tensor in tensors:
             storage = tensor.untyped_storage()
             start, size = storage.data_ptr(), storage.nbytes()
             index = by_storage.get(start)
             if index is None:
                 index = by_storage[start] = len(self.spaces)
-                base = ((index + 1) << SPACE) | (start & 0xFFF)
-                low = start & ~15
-                buffer = (ctypes.c_uint8 * max(16, (size + start - low + 15) & ~15)).from_address(
-                    low
+                base, low = ((index + 1) << SPACE) | (start & 0xFFF), start & ~15
+                whole = max(16, (size + start - low + 15) & ~15)
+                buffer = (ctypes.c_uint8 * whole).from_address(low)
+                self.spaces.append(
+                    {
+                        "base": base,
+                        "low": base - (start - low),
+                        "bytes": np.frombuffer(buffer, np.uint8),
+                        "own": slice(start - low, start - low + size),  # the rest is others'
+                        "size": size,
+                        "extents": [],
+                        "names": [],
+                        "races": None,
+                    }
                 )
-                bytes_ = np.frombuffer(buffer, np.uint8)
-                self.spaces.append({"base": base, "low": base - (start - low), "bytes": bytes_,
-                                    "extents": [], "names": [], "races": None, "size": size})  # fmt: skip
             space = self.spaces[index]
             pointer = tensor.data_ptr() - start + space["base"]
             length = 0
@@ -72,6 +79,17 @@ class Memory:
         self.thread = np.arange(self.lanes) + first * self.threads
         self.epoch = np.zeros(count, np.int64)
         self.races = Races(count * self.stride) if CHECKS and self.shared_size else None
+
+    def snapshot(self):
+        """Copies of all tensors' bytes, or None if some are so large that no race is looked for."""
+        if any(space["size"] > MOST_TRACKED for space in self.spaces):
+            return None
+        return [space["bytes"][space["own"]].copy() for space in self.spaces]
+
+    def restore(self, copies):
+        for space, copy in zip(self.spaces, copies, strict=True):
+            space["bytes"][space["own"]] = copy
+            space["races"] = None
 
     def fault(self, text):
         raise Fault(f"{self.program.name}: {text}")
@@ -120,7 +138,7 @@ class Memory:
         return space, address - space["low"]
 
     def tracked(self, space):
-        if not CHECKS or space["size"] > 1 << 20:
+        if not CHECKS or space["size"] > MOST_TRACKED:
             return None
         if space["races"] is None:
             space["races"] = Races(len(space["bytes"]))
@@ -250,7 +268,7 @@ class Memory:
         self.scatter(view, where, lanes, width, values, self.races, "shared memory")
 
     def rows_of_matrices(self, mask, address, count, trans):
-        """For each matrix and each half of a thread's register, the address and its type's bytes."""
+        """(matrix, half of a thread's register, addresses), one after another."""
         if mask is not None:
             active = np.broadcast_to(mask, self.lanes).reshape(-1, 32)
             if (active.any(1) & ~active.all(1)).any():
