@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from .machine import DEVICE
+from .machine import DEVICE, why_no_gpu
 from .providers import PROVIDERS
 
 SECONDS_BETWEEN_LINES = 15
@@ -40,6 +40,8 @@ class Progress:
         self.start = time.monotonic()
         if self.reporter is not None:
             self.reporter.showfspath = False
+            if why := why_no_gpu():
+                self.reporter.write_line(why, red=True)
             cases = [item.callspec.params.get("case") for item in session.items]
             self.reporter.write_line(announcement(cases, DEVICE, self.config.getoption("budget")))
 

@@ -51,6 +51,13 @@ def function_of(provider, device, samples):
     return functions.get(provider, STEP, device, samples)
 
 
+def out_of_memory(error):
+    """Whether this is what torch, Triton or cuBLAS say where there is not enough memory."""
+    text = str(error).lower()
+    known = ("out of memory", "alloc_failed")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in text for words in known)
+
+
 class Step:
     """The step of a provider for any K, on the same inputs."""
 
@@ -79,7 +86,9 @@ class Step:
         try:
             self.run(samples)
             torch.cuda.synchronize()
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:  # OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
             enough = False
         # Only here is the exception gone, and with its traceback the tensors of the try.
         gc.collect()
