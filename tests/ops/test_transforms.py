@@ -90,7 +90,7 @@ class TestCompile:
     def test_training_step(self, backend, dynamic, impl, device, monkeypatch):
         if impl == KERNELS:
             # What is drawn under compile need not be eager's draw: the seed is pinned.
-            pinned = "fused_elbo.estimators.noise.draw_seed"
+            pinned = "fused_elbo.estimators.reference.noise.draw_seed"
             monkeypatch.setattr(
                 pinned, lambda device, generator=None: torch.full((), 5, device=device)
             )
