@@ -76,6 +76,7 @@ def legend(figure, names, height, floor=False, waiting=()):
         text = "floor: necessary bytes at the measured copy's speed"
         handles.append(Line2D([], [], color="black", linestyle="--", label=text))
     columns = len(handles) if len(handles) < 6 else 4 if len(handles) > 6 else 3
+    columns = min(columns, 3) if waiting else columns
     figure.legend(
         handles=handles, loc="lower center", ncols=columns, fontsize=8, columnspacing=1.4,
         bbox_to_anchor=(0.5, 0.06 / height),
