@@ -285,7 +285,8 @@ class TestExtremes:
         found = mixture_log_prob(
             z, torch.zeros(2, 2, device=device), torch.zeros(2, 2, device=device)
         )
-        assert_same_nonfinite(found, torch.tensor([-math.inf, 0.0], dtype=F64), "value")
+        expected = torch.tensor([-math.inf, 0.0], dtype=F64, device=device)
+        assert_same_nonfinite(found, expected, "value")
 
 
 class TestGradients:
