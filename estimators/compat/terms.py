@@ -116,25 +116,11 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
     return own - joint, joint - marginals, marginals - prior
 
 
-class Steps:
-    """A count of steps, and what annealing makes of it; nobody waits for a device."""
+def count_of(number):
+    """A count on the host. It is a tensor, since a compiler would compile anew for every number."""
+    return torch.tensor(number, device="cpu")
 
-    def __init__(self):
-        self.number = 0
 
-    @property
-    def number(self):
-        return int(self.tensor)
-
-    @number.setter
-    def number(self, value):
-        # A tensor, on the host: for every value of a number the compiler would compile anew.
-        self.tensor = torch.tensor(value, device="cpu")
-
-    def count(self, training=True):
-        if training:
-            self.tensor = self.tensor + 1
-
-    def share(self, steps, dtype):
-        """The share of ``steps`` that is done, at most 1."""
-        return 1.0 if steps == 0 else (self.tensor.double() / steps).clamp(max=1.0).to(dtype)
+def share_done(count, steps, dtype):
+    """The share of ``steps`` that ``count`` has done, at most 1; nobody waits for a device."""
+    return 1.0 if steps == 0 else (count.double() / steps).clamp(max=1.0).to(dtype)

@@ -99,7 +99,7 @@ def mixture_log_prob(
     if not use_kernels(impl, z, mu, logvar, log_weights):
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     (flat,) = as_rows(z.shape, z)
-    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
+    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
 
 
 def aggregate_log_probs(
@@ -115,8 +115,8 @@ def aggregate_log_probs(
         return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
     joint, marginals = log_weights
     return (
-        ops.mixture_log_prob(z, mu, logvar, joint, None),
-        ops.marginals_log_prob(z, mu, logvar, marginals, None),
+        ops.mixture_log_prob(z, mu, logvar, joint),
+        ops.marginals_log_prob(z, mu, logvar, marginals),
     )
 
 
@@ -392,7 +392,7 @@ def samples_of_stream(
 ) -> tuple[Tensor, Tensor]:
     """rsample_log_ratio for samples ``first_sample``, ... of the kernels' noise stream.
 
-    The reference draws from the stream's twin: chunks of samples are those of one call.
+    The reference draws from ``noise.stream``, so that chunks of samples are those of one call.
     """
     q = mu, logvar, prior_mu, prior_logvar
     if use_kernels(impl, *q):

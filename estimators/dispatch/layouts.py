@@ -1,4 +1,4 @@
-"""Latents whose event has any number of dimensions, as the [..., D] that kernels and twins take.
+"""Layouts: latents of any event shape as the rows [..., D] that kernels and the reference take.
 
 The sum over an event does not care about order, so D runs as the latents lie in memory: what is
 channels_last is a view of [..., D] too, and samples and gradients come back channels_last.

@@ -214,7 +214,7 @@ def test_compiles(backend, gradient, impl, device, monkeypatch):
         )
     else:
         monkeypatch.setattr(
-            "fused_elbo.estimators.reference.standard_normal",
+            "fused_elbo.estimators.reference.reference.standard_normal",
             lambda shape, like, generator=None: torch.ones(shape).to(like),
         )
     compiled = torch.compile(step(impl, gradient), backend=backend, fullgraph=True, dynamic=True)
