@@ -6,6 +6,7 @@ take the PyTorch reference. Neither Triton nor numba is imported before a kernel
 
 from importlib.metadata import version
 
+from .estimators.counts import multinomial_nll, negative_binomial_nll
 from .estimators.discretized import discretized_mix_logistic_nll
 from .estimators.functional import (
     ImportanceWeights,
@@ -59,6 +60,8 @@ __all__ = [
     "kl_decomposition",
     "laplace_nll",
     "mixture_log_prob",
+    "multinomial_nll",
+    "negative_binomial_nll",
     "poisson_nll",
     "rsample_kl",
     "rsample_kl_log_std",

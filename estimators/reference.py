@@ -466,6 +466,13 @@ def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     return terms.flatten(1 - x.dim()).sum(-1)
 
 
+def multinomial_nll(logits, counts):
+    """Twin of :func:`fused_elbo.multinomial_nll`."""
+    logits, x = accumulate(logits, counts)
+    event = 1 - x.dim()
+    return textbook.multinomial_nll(logits.flatten(event), x.flatten(1))
+
+
 def categorical_nll(logits, target, all_known=False):
     """Twin of :func:`fused_elbo.categorical_nll`; ``all_known``: no target is outside [0, C)."""
     (logits,) = accumulate(logits)

@@ -70,6 +70,36 @@ def poisson_nll(log_rate, x):
 
 
 @declare(
+    "negative_binomial_nll",
+    "negative_binomial_nll(Tensor log_mean, Tensor x, Tensor? log_theta, Tensor? zero_logits, "
+    "float log_theta_value) -> (Tensor nll)",
+    gradients=("log_mean", "log_theta", "zero_logits"),
+    launchers=LIKELIHOOD,
+)
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+    """-log NB(x; mean exp log_mean, inverse dispersion exp log_theta); NaN where x is negative.
+
+    ``log_theta`` [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
+    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above.
+    """
+    acc = accumulator(log_mean, x, log_theta, zero_logits)
+    return log_mean.new_empty(log_mean.shape[0], dtype=acc)
+
+
+@declare(
+    "multinomial_nll",
+    "multinomial_nll(Tensor logits, Tensor x) -> (Tensor nll)",
+    gradients=("logits",),
+    launchers=LIKELIHOOD,
+)
+def multinomial_nll(logits, x):
+    """-log Multinomial(x; softmax(logits)) of rows; NaN where x is negative. x may have fewer rows,
+    as above.
+    """
+    return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
+
+
+@declare(
     "categorical_nll",
     "categorical_nll(Tensor logits, Tensor target) -> (Tensor nll)",
     gradients=("logits",),
