@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench test docs lint types static clean
+.PHONY: bench pages test docs lint types static clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -15,10 +15,17 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Writes below $(RESULTS)/<device>/ and nowhere else. What was measured is drawn and printed even
+# where a case failed, or where the run was ended early; then make fails after that.
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest --benchmark --benchmark-quiet --grid=$(GRID) --results=$(RESULTS) $(ARGS)
-	$(BIN)/python -m bench.plot --results $(RESULTS) --latest
-	$(BIN)/python -m bench.table --results $(RESULTS) --latest
+	@$(BIN)/python -m pytest --benchmark --benchmark-quiet --grid=$(GRID) --results=$(RESULTS) $(ARGS); \
+	measured=$$?; \
+	$(BIN)/python -m bench.plot --results $(RESULTS) --latest && \
+	$(BIN)/python -m bench.table --results $(RESULTS) --latest && exit $$measured
+
+# For maintainers: the figures of README.md and docs/, and the charts of all committed devices.
+pages: $(VENV)/installed
+	$(BIN)/python -m bench.plot --pages
 
 # Everything with numba's kernels; what tests kernels with Triton's as well, interpreted, and where
 # there is a CUDA device on that.

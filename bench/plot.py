@@ -1,6 +1,7 @@
 """``python -m bench.plot [DEVICE ...]``: redraw every chart and table from the committed JSON.
 
-Needs no torch. The same JSON gives the same bytes: figures carry no date and no version.
+Needs no torch. The same JSON gives the same bytes: figures carry no date and no version. Each
+device's folder is written, and with ``--pages`` the figures in README.md and docs/ as well.
 """
 
 import argparse
@@ -28,17 +29,21 @@ def draw(device):
         return [canvas.save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def parsed(name, description, arguments):
-    """(folder of all results, the Devices that were asked for); exits where there are none."""
+def parser_of(name, description):
+    """What the commands that read results have in common."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help="folders of results/; or all")
     parser.add_argument("--results", default="results", metavar="DIR", type=Path)
     parser.add_argument("--latest", action="store_true", help="the device with the newest run")
-    options = parser.parse_args(arguments)
-    return options.results, [Device(folder) for folder in chosen(options)]
+    return parser
 
 
 def chosen(options):
+    """The Devices that were asked for. Exits where there are none."""
+    return [Device(folder) for folder in folders(options)]
+
+
+def folders(options):
     found = runs.devices(options.results)
     if options.devices:
         missing = [d for d in options.devices if options.results / d not in found]
@@ -51,13 +56,16 @@ def chosen(options):
 
 
 def main(arguments=None):
-    folder, devices = parsed("plot", __doc__, arguments)
-    for device in devices:
+    parser = parser_of("plot", __doc__)
+    parser.add_argument("--pages", action="store_true", help="write into README.md and docs/ too")
+    options = parser.parse_args(arguments)
+    for device in chosen(options):
         drawn = draw(device)
         write_csv(device.folder)
         readme.write(device, drawn, SUITES)
         print(f"{device.folder}: {len(drawn)} charts, summary.csv, README.md")
-    pages.fill(ROOT, folder, PAGES)
+    if options.pages:
+        pages.fill(ROOT, options.results, PAGES)
 
 
 if __name__ == "__main__":

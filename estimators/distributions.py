@@ -49,6 +49,8 @@ class DiagonalNormal(Distribution):
     Args:
         mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the **log variance**, 2 log
             sigma. float16, bfloat16, float32 or float64, of one dtype.
+        loc, scale: instead of them the mean and the standard deviation, which are attributes too.
+            Pyro's ``LocScaleReparam(centered, shape_params=())`` constructs with these.
         validate_args: as for all of torch.distributions; by default theirs. On CUDA the check
             waits for the device.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
@@ -58,12 +60,14 @@ class DiagonalNormal(Distribution):
     ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
     ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;
     samples are in the dtype of ``mu``. ``kl_divergence`` is registered against itself and, either
-    way round, ``Independent(Normal, 1)`` and ``MultivariateNormal`` (by torch's formula). ``loc``
-    and ``scale`` are ``mu`` and ``stddev``. A copy of a module that holds the distribution and
+    way round, ``Independent(Normal, 1)``; by torch's formulas also against ``MultivariateNormal``
+    and against the other ``Independent`` distributions for which torch has one, as of Laplace. A
+    copy of a module that holds the distribution and
     its Parameters has a distribution of the copied Parameters.
 
     Raises:
-        TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one.
+        TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one; ``loc`` or
+            ``scale`` alone, or beside them.
         ValueError: shapes that do not broadcast, or D = 0; if arguments are validated, NaN in
             them or -inf in ``logvar``, and NaN or a wrong shape in a value.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run.
@@ -86,12 +90,16 @@ class DiagonalNormal(Distribution):
 
     def __init__(
         self,
-        mu: Tensor,
-        logvar: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
         validate_args: bool | None = None,
         *,
+        loc: Tensor | None = None,
+        scale: Tensor | None = None,
         impl: Implementation = "auto",
     ):
+        if loc is not None or scale is not None:
+            mu, logvar = _from_loc_and_scale(mu, logvar, loc, scale)
         if not isinstance(logvar, torch.Tensor):
             raise TypeError(
                 "logvar must be a torch.Tensor of log variances, got "
@@ -217,6 +225,13 @@ class DiagonalNormal(Distribution):
         return self.__dict__ | {"_draws": None}
 
 
+def _from_loc_and_scale(mu, logvar, loc, scale):
+    if mu is not None or logvar is not None or loc is None or scale is None:
+        raise TypeError("expected mu and logvar, or loc and scale, and no other pair of them")
+    validate.tensors(loc=loc, scale=scale)
+    return loc, 2 * torch.log(scale)
+
+
 @torch.no_grad()
 def _noise(draw, z, mu, logvar):
     """Of z what it was drawn from; of elements that no longer are what was drawn, their own."""
@@ -264,14 +279,16 @@ def _kl_diagonal_diagonal(p, q):
 
 @register_kl(DiagonalNormal, Independent)
 def _kl_diagonal_independent(p, q):
-    mu, logvar = _mu_and_logvar(q)
-    return _kl(p.mu, p.logvar, mu, logvar, p.impl)
+    if not _is_diagonal(q):
+        return kl_divergence(_as_independent(p), q)
+    return _kl(p.mu, p.logvar, *_mu_and_logvar(q), p.impl)
 
 
 @register_kl(Independent, DiagonalNormal)
 def _kl_independent_diagonal(p, q):
-    mu, logvar = _mu_and_logvar(p)
-    return _kl(mu, logvar, q.mu, q.logvar, q.impl)
+    if not _is_diagonal(p):
+        return kl_divergence(p, _as_independent(q))
+    return _kl(*_mu_and_logvar(p), q.mu, q.logvar, q.impl)
 
 
 @register_kl(DiagonalNormal, MultivariateNormal)
@@ -296,9 +313,17 @@ def _kl(mu, logvar, prior_mu, prior_logvar, impl):
     return gaussian_kl(mu, logvar, prior_mu, prior_logvar, impl=impl)
 
 
-def _mu_and_logvar(independent):
-    """Of Independent(Normal, 1); of no other is this the KL."""
+def _is_diagonal(independent):
+    """Whether it is Independent(Normal, 1): for others torch has the KL, or says so."""
     base = independent.base_dist
-    if not isinstance(base, Normal) or independent.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError(f"no KL between DiagonalNormal and {independent}")
-    return base.loc, 2 * base.scale.log()
+    return isinstance(base, Normal) and independent.reinterpreted_batch_ndims == 1
+
+
+def _mu_and_logvar(independent):
+    return independent.base_dist.loc, 2 * independent.base_dist.scale.log()
+
+
+def _as_independent(diagonal):
+    mu, logvar = reference.accumulate(diagonal.mu, diagonal.logvar)
+    base = Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    return Independent(base, 1, validate_args=False)

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.torch_state import surely_transforming
 from . import noise
 from .dispatch import calls, layouts, validate
 from .dispatch.likelihoods import LIKELIHOODS, NAMES, LikelihoodName
@@ -174,7 +175,7 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    if torch._C._are_functorch_transforms_active():
+    if surely_transforming():
         raise RuntimeError(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"

@@ -158,7 +158,7 @@ def kl_decomposition(
     if estimator == "weighted":
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms
-        excess = torch.as_tensor(dataset_size, dtype=first.dtype, device=first.device).log()
+        excess = first.new_full((), dataset_size).log()  # on its device: nothing waits for a copy
         latents = z.shape[1]
         terms = first + excess, second + (latents - 1) * excess, third - latents * excess
     return KLDecomposition(*terms)

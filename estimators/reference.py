@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.torch_state import surely_transforming
 from . import textbook
 
 # Elements of a comparison of every row with every component that are held at a time.
@@ -256,9 +257,7 @@ def prior_gradients_of(dlr, u, root, needs):
 def importance_weights(log_weights, alpha=0.0):
     """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
-    powered = (
-        torch.zeros_like(log_weights) if alpha == 1 else order_of(alpha, log_weights) * log_weights
-    )
+    powered = torch.zeros_like(log_weights) if alpha == 1 else raised(log_weights, alpha)[0]
     weights = normalised(powered)
     return importance_bound(log_weights, alpha), weights, effective_size(weights)
 
@@ -274,12 +273,25 @@ def order_of(alpha, log_weights):
     return 1.0 - (scalar(alpha, log_weights) if torch.compiler.is_compiling() else alpha)
 
 
+def raised(log_weights, alpha):
+    """(order * (log_weights - shift), order, shift), with the shift of the sample that weighs most.
+
+    Not ``order * log_weights``: a compiler fuses that product with a subtraction that follows, and
+    of equal numbers leaves the rounding error of the product, which may be large.
+    """
+    if alpha == 0:
+        return log_weights, 1.0, 0.0
+    order, values = order_of(alpha, log_weights), log_weights.detach()
+    extreme = values.amax(0) if alpha < 1 else values.amin(0)
+    shift = torch.where(extreme.isfinite(), extreme, 0.0)
+    return order * (log_weights - shift), order, shift
+
+
 def importance_bound(log_weights, alpha=0.0):
     """The bound alone, differentiable."""
     if alpha == 1:
         return log_weights.mean(0)
-    samples, order = len(log_weights), order_of(alpha, log_weights)
-    powered = log_weights if alpha == 0 else order * log_weights
+    samples, (powered, order, shift) = len(log_weights), raised(log_weights, alpha)
     bound = log_sum_exp(powered, 0) - math.log(samples)
     if abs(1.0 - alpha) < 0.25:
         # The rounding error of a logarithm is divided by order: where the weights are close
@@ -289,7 +301,7 @@ def importance_bound(log_weights, alpha=0.0):
         excess = torch.where(close, powered - mean, 0.0)
         near = torch.log1p(torch.expm1(excess).mean(0)) + mean.masked_fill(~close, 0.0)
         bound = torch.where(close, near, bound)
-    return bound if alpha == 0 else bound / order
+    return bound if alpha == 0 else bound / order + shift
 
 
 def log_sum_exp(values, dim):
@@ -324,7 +336,7 @@ def mixture_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
     if log_weights is None:
         log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
     chunk = max(1, COMPARED // max(1, z.numel()))
-    if len(mu) <= chunk or torch._C._are_functorch_transforms_active():
+    if len(mu) <= chunk or surely_transforming():
         return log_density_of_part(z, mu, logvar, log_weights)
     parts = zip(*(t.split(chunk) for t in (mu, logvar, log_weights)), strict=True)
     found = [checkpoint(log_density_of_part, z, *part, use_reentrant=False) for part in parts]
@@ -359,7 +371,7 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
         return textbook.aggregate_log_probs(z, mu, logvar, *both)
 
     rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
-    if len(z) <= chunk or torch._C._are_functorch_transforms_active():
+    if len(z) <= chunk or surely_transforming():
         return of_rows(z, rows, mu, logvar, *log_weights)
     components = mu, logvar, *log_weights
     parts = zip(z.split(chunk), rows.split(chunk), strict=True)
@@ -413,7 +425,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     else:
         recon_logvar = float(recon_logvar)
         precision = math.exp(-recon_logvar)
-    constant = math.prod(x.shape[1:]) * (recon_logvar + textbook.LOG_2PI)
+    constant = textbook.times(math.prod(x.shape[1:]), recon_logvar + textbook.LOG_2PI, squares)
     return scaled(squares, 0.5 * precision, 0.5 * constant)
 
 
@@ -448,7 +460,8 @@ def laplace_nll(recon, x, log_scale=0.0):
         precision = torch.exp(-log_scale)
     else:
         precision = math.exp(-log_scale)
-    return scaled(distance, precision, math.prod(x.shape[1:]) * (log_scale + math.log(2)))
+    constant = textbook.times(math.prod(x.shape[1:]), log_scale + math.log(2), distance)
+    return scaled(distance, precision, constant)
 
 
 def poisson_nll(log_rate, x):

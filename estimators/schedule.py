@@ -10,7 +10,8 @@ class KLSchedule:
 
     ``KLSchedule.linear(warmup)`` rises over ``warmup`` steps and stays (Bowman et al. 2016;
     Sonderby et al. 2016). ``KLSchedule.cyclical(period, ratio)`` rises over the first ``ratio``
-    of every period, stays for its rest and starts again (Fu et al. 2019). Used as a context
+    of every period, stays for its rest and starts again (Fu et al. 2019). With ``warmup=0`` there
+    is no rise; with ``ratio=1.0`` only the last step of a period is at ``end``. Used as a context
     manager it warns when training ended inside the (first) warm-up: the model was then never
     trained on the ELBO, and its losses are not comparable.
 
@@ -22,7 +23,7 @@ class KLSchedule:
     def __init__(
         self, warmup: int, period: int | None = None, start: float = 0.0, end: float = 1.0
     ):
-        self.warmup = validate.count("warmup", warmup)
+        self.warmup = validate.count("warmup", warmup, least=0)
         self.period = period
         if period is not None:
             self.period = validate.count("period", period, least=warmup + 1)
@@ -40,8 +41,8 @@ class KLSchedule:
     ) -> "KLSchedule":
         """A rise over the first ``ratio`` of every ``period`` steps."""
         period = validate.count("period", period, least=2)
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio must be in (0, 1), got {ratio}")
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio must be in (0, 1], got {ratio}")
         warmup = min(max(1, round(ratio * period)), period - 1)
         return cls(warmup, period, start, end)
 
@@ -49,7 +50,9 @@ class KLSchedule:
         """beta at a step, counted from 0."""
         step = validate.count("step", step, least=0)
         within = step if self.period is None else step % self.period
-        return self.start + (self.end - self.start) * min(1.0, within / self.warmup)
+        if within >= self.warmup:
+            return self.end
+        return self.start + (self.end - self.start) * within / self.warmup
 
     def step(self) -> float:
         """beta of this step; the next call is the next step's."""
@@ -70,7 +73,7 @@ class KLSchedule:
 
     def check_finished(self) -> None:
         """Warn if fewer steps were taken than the warm-up has."""
-        if self.steps <= self.warmup:
+        if self.warmup > 0 and self.steps <= self.warmup:
             warnings.warn(
                 f"training ended after {self.steps} steps, inside the KL's warm-up of "
                 f"{self.warmup}: beta never stayed at {self.end}",

@@ -28,7 +28,13 @@ def gaussian_log_prob(x, mu, logvar):
     """
     # Scaled before squaring: 0 * inf does not arise where the density is finite.
     residual = (x - mu) * torch.exp(-0.5 * logvar)
-    return -0.5 * ((residual.square() + logvar).sum(-1) + residual.shape[-1] * LOG_2PI)
+    sums = (residual.square() + logvar).sum(-1)
+    return -0.5 * (sums + times(residual.shape[-1], LOG_2PI, sums))
+
+
+def times(count, number, like):
+    """A size times a number; torch.jit.trace's sizes are tensors, whose product is float32."""
+    return (count.to(like.dtype) if isinstance(count, torch.Tensor) else count) * number
 
 
 def gaussian_mixture_log_probs(z, mu, logvar, log_weights):

@@ -20,21 +20,26 @@ class Grid(NamedTuple):
     dtypes: tuple
     seconds: float  # timing per case and clock, rounds permitting
     rounds: tuple  # fewest and most
+    few: tuple = ()  # more dtypes, in a few cells
 
 
 GRIDS = {
     ("cpu", "smoke"): Grid((64,), (8, 32), FLOAT32, 0.005, (3, 10)),
-    ("cpu", "default"): Grid((64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100)),
+    ("cpu", "default"): Grid(
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64")
+    ),
     ("cpu", "full"): Grid(
-        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100)
+        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100),
+        ("bfloat16", "float16", "float64"),
     ),
     ("cuda", "smoke"): Grid((64, 16384), (64,), FLOAT32, 0.01, (5, 20)),
     # 16384 x 1024 is 16.8M elements: several times the L2, enough to speak of bandwidth.
     ("cuda", "default"): Grid((64, 1024, 16384), (16, 128, 1024), BOTH, 0.05, (21, 100)),
     ("cuda", "full"): Grid(
-        (64, 256, 1024, 4096, 16384, 65536), (8, 32, 128, 512, 1024), BOTH, 0.05, (21, 100)
+        (64, 256, 1024, 4096, 16384, 65536), (8, 32, 128, 512, 1024), BOTH, 0.05, (21, 100),
+        ("float16",),
     ),
-}
+}  # fmt: skip
 
 
 class Case(NamedTuple):

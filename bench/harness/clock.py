@@ -47,6 +47,15 @@ def synchronize(device):
         torch.cuda.synchronize()
 
 
+def device_lives():
+    """Whether the CUDA context still answers. After an illegal access every call fails."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def quartiles(samples):
     """{"median", "q1", "q3", "rounds"} in seconds."""
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")

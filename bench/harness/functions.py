@@ -1,4 +1,4 @@
-"""What is called for a provider of an operation: its own function, or the eager one compiled."""
+"""What is called for a provider of an operation: its own function, or another's compiled."""
 
 import functools
 
@@ -18,14 +18,14 @@ def symbolic(function, fullgraph=True):
 
 
 def compiled(provider, operation, device):
-    """The compiled eager function.
+    """The compiled function of a provider.
 
     On a GPU it is compiled anew for every shape, the best that the compiler can give. On a
     CPU one function with symbolic sizes serves all shapes of an operation, or compiling
     would take most of the suite's time. ``fullgraph`` makes a graph break, or a silent fall
     back to eager at the recompile limit, an error; one original cannot do without a break.
     """
-    function, fullgraph = operation.providers["eager"], operation.fullgraph
+    function, fullgraph = operation.providers[PROVIDERS[provider].compiles], operation.fullgraph
     if device == "cpu":
         return symbolic(function, fullgraph)
     torch._dynamo.reset()

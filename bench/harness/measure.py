@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from . import clock, functions, memory, oracle, quiet
+from . import clock, functions, memory, oracle, quiet, runs
 from .machine import DEVICE
 from .operation import make_inputs, make_upstream
 from .providers import OURS
@@ -25,7 +25,7 @@ def time_case(benchmark, run, operation, case):
     benchmark.group = f"{case.op} {shape} {case.dtype} {case.direction}"
     info = benchmark.extra_info
     info.update(case._asdict(), id=run.identity, status="right")
-    prepared = prepare(operation, case, benchmark, run)
+    prepared = prepare(operation, case, run)
     info["error"] = prepared.error
     info["compile_seconds"] = prepared.compile_seconds
     info["clock"] = "device" if DEVICE == "cuda" else "host"
@@ -43,7 +43,7 @@ def time_case(benchmark, run, operation, case):
     info.update(other_clocks(prepared, run.grid))
 
 
-def prepare(operation, case, benchmark, run):
+def prepare(operation, case, run):
     """A provider that is wrong, or does not run here, gets a report and no time.
 
     Our own is a failure of the suite then; another's is not, but is shown in the summary.
@@ -55,16 +55,10 @@ def prepare(operation, case, benchmark, run):
     except Exception as error:
         if case.provider in OURS:
             raise
-        status, reason = "failed", f"{type(error).__name__}: {first_line(error)}"
-    benchmark.extra_info.update(status=status, reason=reason)
-    run.not_timed.append(dict(benchmark.extra_info))
+        status, reason = "failed", runs.reason(error)
+    run.leave_out(status, reason, **case._asdict())
     outcome = pytest.fail if case.provider in OURS else pytest.skip
     outcome(f"{status}, not timed: {reason}")
-
-
-def first_line(error):
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def input_sets(operation, case, device):

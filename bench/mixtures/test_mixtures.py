@@ -24,8 +24,6 @@ def test_mixtures(benchmark, run, case):
     needed, limit = ENTRIES[case.op].needed(case), LIMIT[DEVICE]
     if needed > limit:
         reason = f"needs {size(needed)}, above {size(limit)}"
-        run.not_timed.append(
-            {**case._asdict(), "id": run.identity, "status": "left out", "reason": reason}
-        )
+        run.leave_out("left out", reason, **case._asdict())
         pytest.skip(reason)
     measure.time_case(benchmark, run, ENTRIES[case.op], case)

@@ -1,6 +1,7 @@
 """What is swept of the operations: every shape of the grid, in both directions."""
 
 from ..harness.cases import DIRECTIONS, Case, coarse_first
+from ..harness.providers import PROVIDERS
 
 
 def shapes(grid):
@@ -10,7 +11,7 @@ def shapes(grid):
     return sorted(pairs, key=lambda p: max(batches.index(p[0]), latents.index(p[1])))
 
 
-def sweep(entries, device, shapes, dtypes):
+def sweep(entries, device, shapes, dtypes, directions=DIRECTIONS):
     """All cases; the providers of a cell follow each other, to meet the same machine state."""
     return [
         Case(op, provider, batch, latent, dtype, direction, suite="operations")
@@ -18,6 +19,21 @@ def sweep(entries, device, shapes, dtypes):
         for op, operation in entries.items()
         if not operation.corners or (batch, latent) in shapes[:4]
         for dtype in dtypes
-        for direction in DIRECTIONS
+        for direction in directions
         for provider in operation.provider_names(device)
+    ]
+
+
+def of_grid(entries, device, grid):
+    """The sweep of a grid, and after it a few cells of other dtypes.
+
+    Each dtype is compiled anew. So these are the largest shape and one in the middle, training
+    alone, and without ``fused_elbo-compiled``.
+    """
+    found = shapes(grid)
+    few = sweep(entries, device, (found[0], found[-1]), grid.few, DIRECTIONS[:1])
+    return sweep(entries, device, found, grid.dtypes) + [
+        case
+        for case in few
+        if entries[case.op].few_dtypes and PROVIDERS[case.provider].compiles == "eager"
     ]

@@ -61,6 +61,8 @@ ENTRIES["rsample_kl"] = Operation(
     },
     exact=lambda mu, logvar, eps: (oracle.sample(mu, logvar, eps), oracle.kl_standard(mu, logvar)),
     floor=traffic.SAMPLE_KL,
+    in_graphs=True,
+    few_dtypes=True,
 )
 
 
@@ -104,6 +106,7 @@ ENTRIES["elbo_step"] = Operation(
     },
     exact=exact_elbo_step,
     floor=lambda case: traffic.SAMPLE_KL.elements(case) + traffic.loss_pixels(case),
+    in_graphs=True,
 )
 
 
@@ -125,6 +128,8 @@ ENTRIES["gaussian_kl"] = Operation(
     },
     exact=oracle.kl_standard,
     floor=traffic.KL,
+    in_graphs=True,
+    few_dtypes=True,
 )
 
 
@@ -225,6 +230,7 @@ ENTRIES["bernoulli_nll"] = Operation(
     },
     exact=oracle.bernoulli,
     floor=traffic.Floor(2, 3),  # logits, x | logits, x -> dlogits
+    few_dtypes=True,
 )
 
 
@@ -242,6 +248,7 @@ ENTRIES["gaussian_log_prob"] = Operation(
     },
     exact=oracle.log_density,
     floor=traffic.Floor(3, 5),  # x, mu, logvar | the same -> dmu, dlogvar
+    few_dtypes=True,
 )
 
 

@@ -11,7 +11,7 @@ from .entries import ENTRIES
 
 def pytest_generate_tests(metafunc):
     grid = GRIDS[DEVICE, metafunc.config.getoption("grid")]
-    swept = cases.sweep(ENTRIES, DEVICE, cases.shapes(grid), grid.dtypes)
+    swept = cases.of_grid(ENTRIES, DEVICE, grid)
     metafunc.parametrize("case", swept, ids=case_id)
 
 

@@ -1,7 +1,7 @@
 """Quality in tables: a device's README, the project's pages and the terminal. No torch."""
 
 from ..reporting.formats import number, plus_minus, seconds
-from ..reporting.tables import Table
+from ..reporting.tables import Cell, Table
 from . import results
 from .cases import SLOPE_DISTANCE
 from .entries import ENTRIES
@@ -60,10 +60,12 @@ def estimates(cell, title=""):
     """A row an estimator; cell has one distance, K and D."""
     rows = [
         [f"`{r.estimator}`", plus_minus(r.bias, r.bias_error), plus_minus(r.gap, r.gap_error),
-         number(r.ess), plus_minus(r.encoder_snr, r.encoder_snr_error),
-         plus_minus(r.model_snr, r.model_snr_error), seconds(r.median_s),
-         f"{r.peak_bytes / 2**20:.2g} MiB",
-         time_to_snr(r.encoder_time_to_snr1, r.encoder_time_to_snr1_error),
+         number(r.ess),
+         Cell(plus_minus(r.encoder_snr, r.encoder_snr_error), short=number(r.encoder_snr)),
+         Cell(plus_minus(r.model_snr, r.model_snr_error), short=number(r.model_snr)),
+         seconds(r.median_s), f"{r.peak_bytes / 2**20:.2g} MiB",
+         Cell(time_to_snr(r.encoder_time_to_snr1, r.encoder_time_to_snr1_error),
+              short=seconds(r.encoder_time_to_snr1)),
          time_to_snr(r.model_time_to_snr1, r.model_time_to_snr1_error)]
         for r in cell.itertuples()
     ]  # fmt: skip

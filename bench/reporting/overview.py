@@ -21,6 +21,23 @@ def project(devices, link, suites):
     return [PROJECT, table] if table else []
 
 
+def in_words(device, suites):
+    """A sentence on what came out; None where nothing was compared."""
+    cells = device.speedups[device.speedups.suite.isin(suites)]
+    cells = cells[cells.direction == DIRECTIONS[0]]
+    names = dtypes(cells)
+    if not names:
+        return None
+    cells = cells[cells.dtype == names[0]]
+    eager, best = (formats.ratio(formats.geometric_mean(cells[c])) for c in ("eager", "best"))
+    faster, even, slower = speedups.counted(cells)
+    return (
+        f"fused_elbo is {eager} as fast as eager PyTorch, and {best} as fast as the best baseline "
+        f"of each cell: faster in {faster} cells, within noise in {even}, slower in {slower} "
+        f"({DIRECTIONS[0]}, {names[0]}, {CLOCK_TEXT[device.clock]}; geometric means)."
+    )
+
+
 def terminal(device, suites):
     """A table per dtype and direction."""
     for dtype in dtypes(device.speedups):

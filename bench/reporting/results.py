@@ -106,6 +106,8 @@ def rows_of(name, run):
                 share = info["floor_bytes"] / stats["median"] / run["copy_bytes_per_s"]
                 yield common | of_case | times(stats) | {"clock": clock, "share_of_copy": share}
     for info in run.get("not_timed", []):
+        if "op" not in info:
+            continue
         yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
 
 

@@ -90,6 +90,17 @@ def not_timed(table):
     return ["## Not timed", Table(NOT_TIMED, rows)]
 
 
+def not_timed_in_short(run):
+    """Lines for the terminal: what one run did not time, once for each operation and provider."""
+    found = {}
+    for row in run["not_timed"]:
+        key = row["status"], row.get("provider"), row.get("op") or row.get("id")
+        found.setdefault(key, []).append(str(row["reason"]))
+    for (status, provider, op), reasons in found.items():
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        yield f"{status}, not timed: {provider or ''} {op}: {reasons[0]}{more}"
+
+
 def of_devices(devices, suites, link):
     """Forward + backward over eager / over the best, a column a device and dtype; None if empty."""
     columns = {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..harness import clock, measure, oracle
+from ..harness import clock, measure, oracle, runs
 from ..harness.cases import case_id
 from ..harness.machine import DEVICE
 from ..harness.providers import OURS
@@ -37,11 +37,8 @@ def test_largest_samples(benchmark, run, provider):
         if provider in OURS:
             raise
         status = "wrong" if isinstance(error, oracle.WrongResultError) else "failed"
-        reason = f"largest K: {type(error).__name__}: {error}".splitlines()[0]
-        case = largest.case_of(provider, DEVICE, 1)
-        run.not_timed.append(
-            {**case._asdict(), "id": run.identity, "status": status, "reason": reason}
-        )
+        reason = f"largest K: {runs.reason(error)}"
+        run.leave_out(status, reason, **largest.case_of(provider, DEVICE, 1)._asdict())
         pytest.skip(f"{status}: {reason}")
     benchmark.extra_info.update(found)
     benchmark.pedantic(step.run, args=(found["samples"],), rounds=1)

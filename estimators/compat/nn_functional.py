@@ -159,7 +159,7 @@ def binary_cross_entropy(
     if not choice.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
-    if choice.is_numba(total) and total.isnan():  # torch says what is wrong with them
+    if choice.looks_are_free(total) and total.isnan():  # torch says what is wrong with them
         return F.binary_cross_entropy(input, target, reduction=reduction)
     return _reduced(total, input, reduction)
 

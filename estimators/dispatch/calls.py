@@ -16,11 +16,11 @@ from .. import noise, reference, textbook, twins
 from . import layouts
 from .choice import (
     all_known,
+    default_backend,
     left_to_torch,
     noise_is_kept,
     ordered_by_compiler,
     plain_on_cpu,
-    served_on_cpu,
     use_kernels,
     where_it_fits,
 )
@@ -44,11 +44,19 @@ FEW_NORMALS = 1024
 
 def torch_normals(shape, like, generator=None, *, impl):
     """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
-    few = math.prod(shape) < FEW_NORMALS
-    if few or impl == "reference" or like.dtype != torch.float32 or not served_on_cpu((like,)):
+    wanted = impl != "reference" and like.dtype == torch.float32
+    backend = default_backend(like) if wanted else None
+    randn = None if backend is None else torch_randn(backend)
+    # Sizes last: export guards what is compared.
+    if randn is None or math.prod(shape) < FEW_NORMALS:
         return reference.standard_normal(shape, like, generator)
-    randn = library.launcher("numba", "mersenne_twister", "randn")
     return randn(shape, generator or torch.default_generator)
+
+
+def torch_randn(backend):
+    """A backend's function for torch's normals, or None."""
+    module = backend.torch_normals
+    return None if module is None else library.launcher(backend, module, "randn")
 
 
 def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:

@@ -18,13 +18,19 @@ from .memory import BLOCK, load, operand, present, sample_of, target, tiles, wor
 
 
 @inline
-def exp_below(x, greatest):
-    """exp(x - greatest), and in the limits: 0 below an infinite greatest, 1 at it; NaN stays."""
-    real = type(x)
+def relative_weight(log_weight, extreme, order):
+    """exp(order * (log_weight - extreme)): at most 1, which it is where the two are equal.
+
+    The difference comes first: of two products one would be rounded and the other fused with the
+    subtraction. Where the extreme is infinitely likely the others weigh 0; NaN stays NaN.
+    """
+    real = type(log_weight)
     infinity = real(np.inf)
-    shifted = exp(x - (real(0.0) if abs(greatest) == infinity else greatest))
-    below = greatest == infinity and x < infinity
-    return real(1.0) if x == infinity else real(0.0) if below else shifted
+    shift = real(0.0) if abs(extreme) == infinity else extreme
+    weight = exp(real(order) * (log_weight - shift))
+    here = real(order) * log_weight
+    below = real(order) * extreme == infinity and here < infinity
+    return real(1.0) if here == infinity else real(0.0) if below else weight
 
 
 @elementwise
@@ -41,20 +47,18 @@ def copy_to(values, result):
 
 
 @elementwise
-def observe(log_weights, order, greatest, least, total):
-    real = log_weights.dtype.type
+def observe(log_weights, greatest, least, total):
     for i in range(log_weights.size):
-        x = real(order) * log_weights[i]
+        x = log_weights[i]
         greatest[i] = x if x > greatest[i] else greatest[i]
         least[i] = x if x < least[i] else least[i]
         total[i] += x
 
 
 @elementwise
-def weigh(log_weights, order, greatest, weights, total, squares):
-    real = log_weights.dtype.type
+def weigh(log_weights, order, extreme, weights, total, squares):
     for i in range(log_weights.size):
-        weight = exp_below(real(order) * log_weights[i], greatest[i])
+        weight = relative_weight(log_weights[i], extreme[i], order)
         weights[i] = weight
         total[i] += weight
         squares[i] += weight * weight
@@ -64,20 +68,20 @@ def weigh(log_weights, order, greatest, weights, total, squares):
 def add_excess(log_weights, order, mean, excess):
     real = log_weights.dtype.type
     for i in range(log_weights.size):
-        above = real(real(order) * log_weights[i] - mean[i])
+        above = real(order * (log_weights[i] - mean[i]))
         excess[i] += expm1(above)
 
 
 @inline
-def are_close(greatest, least, mean):
-    return greatest - mean < 0.5 and mean - least < 0.5
+def are_close(order, greatest, least, mean):
+    return abs(order) * (greatest - mean) < 0.5 and abs(order) * (mean - least) < 0.5
 
 
 @helper
-def any_close(greatest, least, mean):
+def any_close(order, greatest, least, mean):
     found = False
     for i in range(mean.size):
-        found = found or are_close(greatest[i], least[i], mean[i])
+        found = found or are_close(order, greatest[i], least[i], mean[i])
     return found
 
 
@@ -88,10 +92,11 @@ def conclude(order, samples, greatest, least, mean, total, squares, excess, boun
     """
     real = bound.dtype.type
     for i in range(bound.size):
-        close = are_close(greatest[i], least[i], mean[i])
-        near = log1p_unit(real(excess[i] / samples if close else 0.0)) + mean[i]
-        far = log(real(total[i] / samples)) + greatest[i]
-        bound[i] = real((near if close else far) / order)
+        close = are_close(order, greatest[i], least[i], mean[i])
+        near = log1p_unit(real(excess[i] / samples if close else 0.0)) / order + mean[i]
+        extreme = least[i] if order < 0.0 else greatest[i]
+        far = log(real(total[i] / samples)) / order + extreme
+        bound[i] = real(near if close else far)
         # All weights zero: no sample counts, and 0 / 1 is what is wanted.
         ess[i] = real(total[i] * total[i] / (1.0 if squares[i] == 0.0 else squares[i]))
 
@@ -126,12 +131,13 @@ def importance_weights_kernel(
                 log_ratio, nll = log_weights, load(nll_ptr, here, scratch[5])
                 log_weights = target(log_weights_ptr, here, scratch[6])
                 subtract(log_ratio, nll, log_weights)
-            observe(log_weights, order if order != 0.0 else 1.0, greatest, least, mean)
+            observe(log_weights, greatest, least, mean)
         scale(mean, 1.0 / samples)
         if order == 0.0:
             copy_to(mean, bound)
             fill(ess, samples)
-        near = any_close(greatest, least, mean)
+        near = any_close(order, greatest, least, mean)
+        extreme = least if order < 0.0 else greatest  # of the sample that weighs most
         for k in range(samples):
             here = sample_of(tile, k, rows)
             weights = target(weights_ptr, here, scratch[5])
@@ -140,7 +146,7 @@ def importance_weights_kernel(
                 continue
             where = log_weights_ptr if present(nll_ptr) else log_ratio_ptr
             log_weights = load(where, here, scratch[4])
-            weigh(log_weights, order, greatest, weights, total, squares)
+            weigh(log_weights, order, extreme, weights, total, squares)
             if near:
                 add_excess(log_weights, order, mean, excess)
         if order != 0.0:

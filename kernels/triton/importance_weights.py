@@ -28,11 +28,19 @@ def load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC: tl.c
 
 
 @triton.jit
-def exp_below(x, greatest, PTX: tl.constexpr):
-    """exp(x - greatest), and in the limits: 0 below an infinite greatest, 1 at it; NaN stays."""
-    shifted = exp_scaled(x - tl.where(tl.abs(greatest) == float("inf"), 0.0, greatest), 1.0, PTX)
-    below = (greatest == float("inf")) & (x < float("inf"))
-    return tl.where(x == float("inf"), 1.0, tl.where(below, 0.0, shifted))
+def relative_weight(log_weights, extreme, order, PTX: tl.constexpr):
+    """exp(order * (log_weights - extreme)): at most 1, which it is where the two are equal.
+
+    The difference comes first. ``order * log_weights - order * extreme`` compiles to a fused
+    multiply-add, which at the extreme leaves the rounding error of the product and not 0.
+
+    Where the extreme is infinitely likely the others weigh 0; NaN stays NaN.
+    """
+    shift = tl.where(tl.abs(extreme) == float("inf"), 0.0, extreme)
+    weight = exp_scaled(order * (log_weights - shift), 1.0, PTX)
+    certain, here = order * extreme == float("inf"), order * log_weights
+    below = certain & (here < float("inf"))
+    return tl.where(here == float("inf"), 1.0, tl.where(below, 0.0, weight))
 
 
 @triton.jit
@@ -72,11 +80,14 @@ def importance_weights_kernel(
         if log_weights_ptr is not None:
             out = (sample * rows)[:, None] + row[None, :]
             tl.store(log_weights_ptr + out, log_weights, mask=mask)
-        x = log_weights if MEAN else order * log_weights
-        greatest = tl.maximum(greatest, tl.max(tl.where(mask, x, float("-inf")), axis=0))
-        least = tl.minimum(least, tl.min(tl.where(mask, x, float("inf")), axis=0))
-        mean += tl.sum(tl.where(mask, x, 0.0), axis=0)
+        high = tl.where(mask, log_weights, float("-inf"))
+        greatest = tl.maximum(greatest, tl.max(high, axis=0))
+        low = tl.where(mask, log_weights, float("inf"))
+        least = tl.minimum(least, tl.min(low, axis=0))
+        mean += tl.sum(tl.where(mask, log_weights, 0.0), axis=0)
     mean /= samples
+    # Of the sample that weighs most.
+    extreme = tl.where(order < 0.0, least, greatest)
 
     if MEAN:
         tl.store(bound_ptr + row, mean, mask=row < rows)
@@ -90,19 +101,20 @@ def importance_weights_kernel(
             mask = (sample < samples)[:, None] & (row < rows)[None, :]
             offset = (sample * log_ratio_stride)[:, None] + (row * log_ratio_row_stride)[None, :]
             nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
-            x = order * load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
-            weight = tl.where(mask, exp_below(x, greatest[None, :], PTX), 0.0)
+            log_weights = load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
+            weight = relative_weight(log_weights, extreme[None, :], order, PTX)
+            weight = tl.where(mask, weight, 0.0)
             total += tl.sum(weight, axis=0)
             squares += tl.sum(weight * weight, axis=0)
-            above = x - mean[None, :]
+            above = order * (log_weights - mean[None, :])
             above = tl.where(mask, expm1(above, exp_scaled(above, 1.0, PTX)), 0.0)
             excess += tl.sum(above, axis=0)
         # The rounding error of a logarithm is divided by order: where the weights are close
         # to each other, as they are with a small order, it is taken of 1 + something small.
-        close = tl.maximum(greatest - mean, mean - least) < 0.5
-        near = log1p_unit(tl.where(close, excess / samples, 0.0), PTX) + mean
-        far = tl.log(total) - tl.full((), log_samples, ACC) + greatest
-        bound = tl.where(close, near, far) / order
+        close = tl.abs(order) * tl.maximum(greatest - mean, mean - least) < 0.5
+        near = log1p_unit(tl.where(close, excess / samples, 0.0), PTX) / order + mean
+        far = (tl.log(total) - tl.full((), log_samples, ACC)) / order + extreme
+        bound = tl.where(close, near, far)
         tl.store(bound_ptr + row, bound, mask=row < rows)
         # All weights zero: no sample counts, and 0 / 1 is what is wanted.
         ess = total * total / tl.where(squares == 0.0, 1.0, squares)
@@ -117,8 +129,8 @@ def importance_weights_kernel(
         else:
             offset = (sample * log_ratio_stride)[:, None] + (row * log_ratio_row_stride)[None, :]
             nll_offset = (sample * nll_stride)[:, None] + (row * nll_row_stride)[None, :]
-            x = order * load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
-            weight = exp_below(x, greatest[None, :], PTX) / total[None, :]
+            log_weights = load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC)
+            weight = relative_weight(log_weights, extreme[None, :], order, PTX) / total[None, :]
         tl.store(weights_ptr + (sample * rows)[:, None] + row[None, :], weight, mask=mask)
 
 

@@ -61,15 +61,15 @@ def marginals_log_prob_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
-    latent = tl.program_id(2).to(tl.int64)
+    rows, components, latent, row, start, end, other = own_and_others(
+        rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     mu_ptr, inverse_ptr = mu_ptr + latent * components, inverse_ptr + latent * components
     constant_ptr += latent * components
     z = tl.load(z_ptr + latent * rows + row)
     greatest = tl.full((1, BLOCK_OWN), float("-inf"), ACC)
     total = tl.zeros((1, BLOCK_OWN), ACC)
-    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+    for first in range(start, end, BLOCK_OTHERS):
         component = first + other
         mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
         logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
@@ -103,9 +103,9 @@ def marginals_log_prob_rows_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
-    latent = tl.program_id(2).to(tl.int64)
+    rows, components, latent, row, start, end, other = own_and_others(
+        rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     mu_ptr, inverse_ptr = mu_ptr + latent * components, inverse_ptr + latent * components
     constant_ptr += latent * components
     z, logsumexp = (
@@ -113,7 +113,7 @@ def marginals_log_prob_rows_kernel(
         tl.load(logsumexp_ptr + latent * rows + row),
     )
     pull = tl.zeros((1, BLOCK_OWN), ACC)
-    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+    for first in range(start, end, BLOCK_OTHERS):
         component = first + other
         mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
         logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
@@ -147,16 +147,16 @@ def marginals_log_prob_components_kernel(
     PTX: tl.constexpr,
 ):
     """The moments of z - mu, weighted, of each component."""
-    components, rows, stretch = components * BLOCK_OWN, rows * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    component, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
-    latent = tl.program_id(2).to(tl.int64)
+    components, rows, latent, component, start, end, other = own_and_others(
+        components, rows, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     z_ptr, logsumexp_ptr = z_ptr + latent * rows, logsumexp_ptr + latent * rows
     constant_ptr += latent * components
     mu = tl.load(mu_ptr + latent * components + component)
     inverse = tl.load(inverse_ptr + latent * components + component)
     zeroth = tl.zeros((1, BLOCK_OWN), ACC)
     one, two = tl.zeros((1, BLOCK_OWN), ACC), tl.zeros((1, BLOCK_OWN), ACC)
-    for begin in range(start, tl.minimum(end, rows), BLOCK_OTHERS):
+    for begin in range(start, end, BLOCK_OTHERS):
         row = begin + other
         z, logsumexp = tl.load(z_ptr + row), tl.load(logsumexp_ptr + row)
         logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)

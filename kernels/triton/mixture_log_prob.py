@@ -34,16 +34,31 @@ from .launch import (
 )
 
 # Of a tile: a thread owns one row or component, and no sum crosses threads.
-OWN, OTHERS = 128, 64
+OWN = 128
+# Of a tile too, in 128 registers a thread: a pair takes two where all latents are added up, and one
+# where a program has a latent.
+OTHERS, OTHERS_OF_LATENT = 32, 64
+CHUNK = tl.constexpr(64)  # latents that are added up one by one
 PROGRAMS = 1024  # to fill a GPU: 132 SMs x 8
 
 
 @triton.jit
-def own_and_others(stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr):
-    """(what this program owns [1, BLOCK_OWN], the first and the end of its others, a tile's)."""
-    own = tl.program_id(0).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)[None, :]
-    start = tl.program_id(1).to(tl.int64) * stretch
-    return own, start, start + stretch, tl.arange(0, BLOCK_OTHERS)[:, None]
+def own_and_others(tiles, turns, stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr):
+    """(how many are owned, how many are others, latent, own, start, end, other).
+
+    ``own`` [1, BLOCK_OWN] is the program's tile; it goes through the others from start to end, a
+    tile ``other`` [BLOCK_OTHERS, 1] at a time.
+
+    Sizes come in tiles and leave in int64, so that offsets past 2**31 hold. The first dimension of
+    the grid has the tiles of each latent, one latent after another: the others end at 65,535.
+    """
+    owned = tl.full((), tiles, tl.int64) * BLOCK_OWN
+    others = tl.full((), turns, tl.int64) * BLOCK_OTHERS
+    latent = (tl.program_id(0) // tiles).to(tl.int64)
+    own = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_OWN + tl.arange(0, BLOCK_OWN)[None, :]
+    start = tl.program_id(1).to(tl.int64) * stretch * BLOCK_OTHERS
+    end = tl.minimum(start + tl.full((), stretch, tl.int64) * BLOCK_OTHERS, others)
+    return owned, others, latent, own, start, end, tl.arange(0, BLOCK_OTHERS)[:, None]
 
 
 @triton.jit
@@ -64,12 +79,25 @@ def log_densities(
     z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols, dataset_size,
     batch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all."""
+    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all.
+
+    The sum of each CHUNK of latents starts with what rounding took from the one before, so that
+    the error does not grow with the latents, and no more registers are needed.
+    """
     squares = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
-    for d in range(cols):
-        distance = tl.load(z_ptr + d * rows + row) - tl.load(mu_ptr + d * components + component)
-        distance *= tl.load(inverse_ptr + d * components + component)
-        squares += distance * distance
+    chunk = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
+    for first in range(0, cols, CHUNK):
+        for _ in range(first, tl.minimum(first + CHUNK, cols)):
+            distance = tl.load(z_ptr + row) - tl.load(mu_ptr + component)
+            distance *= tl.load(inverse_ptr + component)
+            chunk += distance * distance
+            z_ptr += rows
+            mu_ptr += components
+            inverse_ptr += components
+        total = squares + chunk
+        # The error of an infinite sum would be NaN.
+        chunk = tl.where(total < float("inf"), chunk - (total - squares), 0.0)
+        squares = total
     logs = tl.load(constant_ptr + component) - 0.5 * squares
     if dataset_size is not None:
         logs += excess_log_weight(row, component, dataset_size, batch, ACC)
@@ -94,11 +122,12 @@ def mixture_log_prob_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    rows, components, _latent, row, start, end, other = own_and_others(
+        rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     greatest = tl.full((1, BLOCK_OWN), float("-inf"), ACC)
     total = tl.zeros((1, BLOCK_OWN), ACC)
-    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+    for first in range(start, end, BLOCK_OTHERS):
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, first + other, rows, components, cols,
             dataset_size, batch, BLOCK_OTHERS, BLOCK_OWN, ACC,
@@ -134,25 +163,30 @@ def mixture_log_prob_rows_kernel(
     PTX: tl.constexpr,
 ):
     """dz, of zeros."""
-    rows, components, stretch = rows * BLOCK_OWN, components * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    row, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    rows, components, _latent, row, start, end, other = own_and_others(
+        rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
-    own = dz_ptr + tl.program_id(1).to(tl.int64) * cols * rows + row
-    for first in range(start, tl.minimum(end, components), BLOCK_OTHERS):
+    dz_ptr += tl.program_id(1).to(tl.int64) * cols * rows
+    for first in range(start, end, BLOCK_OTHERS):
         component = first + other
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
             dataset_size, batch, BLOCK_OTHERS, BLOCK_OWN, ACC,
         )  # fmt: skip
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
-        for d in range(cols):
+        z, mu, inverse, dz = z_ptr, mu_ptr, inverse_ptr, dz_ptr
+        for _ in range(cols):
             # 1 / std twice, not its square, which overflows where the product with it does not; nor
             # of the distance, which may be infinite so where the weight is 0.
-            root = tl.load(inverse_ptr + d * components + component)
-            mu = tl.load(mu_ptr + d * components + component)
-            distance = mu - tl.load(z_ptr + d * rows + row)
+            root = tl.load(inverse + component)
+            distance = tl.load(mu + component) - tl.load(z + row)
             pull = tl.sum(((weights * root) * distance) * root, axis=0)[None, :]
-            tl.store(own + d * rows, tl.load(own + d * rows) + pull)
+            tl.store(dz + row, tl.load(dz + row) + pull)
+            z += rows
+            mu += components
+            inverse += components
+            dz += rows
         tl.debug_barrier()  # what one thread wrote another may read for the next components
 
 
@@ -179,12 +213,14 @@ def mixture_log_prob_components_kernel(
     PTX: tl.constexpr,
 ):
     """The moments of z - mu, weighted, of each component; of zeros."""
-    components, rows, stretch = components * BLOCK_OWN, rows * BLOCK_OTHERS, stretch * BLOCK_OTHERS
-    component, start, end, other = own_and_others(stretch, BLOCK_OTHERS, BLOCK_OWN)
+    components, rows, _latent, component, start, end, other = own_and_others(
+        components, rows, stretch, BLOCK_OTHERS, BLOCK_OWN
+    )
     stage = tl.program_id(1).to(tl.int64) * components
-    own = stage * cols + component
+    first_ptr += stage * cols
+    second_ptr += stage * cols
     zeroth = tl.zeros((1, BLOCK_OWN), ACC)
-    for begin in range(start, tl.minimum(end, rows), BLOCK_OTHERS):
+    for begin in range(start, end, BLOCK_OTHERS):
         row = begin + other
         logs = log_densities(
             z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols,
@@ -193,15 +229,18 @@ def mixture_log_prob_components_kernel(
         logsumexp, upstream = tl.load(logsumexp_ptr + row), tl.load(upstream_ptr + row)
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
         zeroth += tl.sum(weights, axis=0)[None, :]
-        for d in range(cols):
-            mu = tl.load(mu_ptr + d * components + component)
-            distance = tl.load(z_ptr + d * rows + row) - mu
+        z, mu, first, second = z_ptr, mu_ptr, first_ptr, second_ptr
+        for _ in range(cols):
+            distance = tl.load(z + row) - tl.load(mu + component)
             weighted = weights * distance
             one = tl.sum(weighted, axis=0)[None, :]
             two = tl.sum(weighted * distance, axis=0)[None, :]
-            where = own + d * components
-            tl.store(first_ptr + where, tl.load(first_ptr + where) + one)
-            tl.store(second_ptr + where, tl.load(second_ptr + where) + two)
+            tl.store(first + component, tl.load(first + component) + one)
+            tl.store(second + component, tl.load(second + component) + two)
+            z += rows
+            mu += components
+            first += components
+            second += components
         tl.debug_barrier()  # what one thread wrote another may read for the next rows
     tl.store(zeroth_ptr + stage + component, zeroth)
 
@@ -244,18 +283,20 @@ def batch_of(z, dataset_size):
     return (None, None) if dataset_size is None else (dataset_size, len(z))
 
 
-def launch_pairs(kernel, own, others, pointers, results, scalars, latents=1):
+def launch_pairs(kernel, own, others, pointers, results, scalars, latents=None):
     """Run a kernel on ``own`` rows or components and on the ``others``, both in whole tiles.
 
     ``results`` are the shapes of what it adds up, in zeros; they come back for each stretch.
     ``latents``: programs for each, where a kernel takes one at a time.
     """
     acc, device, cols = pointers[0].dtype, pointers[0].device, pointers[0].shape[0]
-    most = OTHERS // 2 if acc == torch.float64 else OTHERS  # numbers of two registers
+    most = OTHERS if latents is None else OTHERS_OF_LATENT
+    most = most // 2 if acc == torch.float64 else most  # numbers of two registers
+    latents = 1 if latents is None else latents
     block_own, block_others = block_of(own), min(most, block_of(others))
     tiles, turns = own // block_own, others // block_others
     stretch = divide_up(turns, max(1, PROGRAMS // max(1, tiles * latents)))
-    grid = tiles, divide_up(turns, stretch), latents
+    grid = tiles * latents, divide_up(turns, stretch)
     partial = [in_stages(grid[1], shape, acc, device).zero_() for shape in results]
     constexprs = {
         "BLOCK_OTHERS": block_others,
@@ -270,7 +311,7 @@ def launch_pairs(kernel, own, others, pointers, results, scalars, latents=1):
 
 
 def launch_backward(
-    rows_kernel, components_kernel, tensors, logsumexp, dlog_prob, scalars, needs, latents=1
+    rows_kernel, components_kernel, tensors, logsumexp, dlog_prob, scalars, needs, latents=None
 ):
     """(what pulls at z [cols, rows], moments of z - mu of each component), both in whole tiles.
 

@@ -298,7 +298,7 @@ def test_table_and_chart(tmp_path, monkeypatch, capsys):
     page.write_text("<!-- drop-ins:begin -->\n<!-- drop-ins:end -->\n")
     monkeypatch.setattr(plot, "ROOT", tmp_path)
     folder = ["--results", str(device.parent)]
-    plot.main(folder)
+    plot.main([*folder, "--pages"])
     charts = {p.stem for p in (device / "plots").glob("*.png")}
     assert charts == {"drop-ins-float32", "drop-ins-bfloat16"}
     text = plain(device / "README.md")

@@ -8,10 +8,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from bench.harness import measure, oracle, traffic
-from bench.harness.cases import EVENTS, GRIDS, Case
+import fused_elbo
+from bench.harness import functions, measure, oracle, traffic
+from bench.harness.cases import BOTH, DTYPES, EVENTS, GRIDS, Case
 from bench.harness.operation import TOLERANCE, make_inputs
-from bench.operations.cases import shapes, sweep
+from bench.harness.providers import PROVIDERS
+from bench.operations.cases import of_grid, shapes, sweep
 from bench.operations.entries import ENTRIES
 
 
@@ -56,11 +58,13 @@ def test_oracle_finds(op, function, message):
         measure.Prepared(ENTRIES[op], case, "cpu", function)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("op", ENTRIES)
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [(op, dtype) for op in ENTRIES for dtype in (DTYPES if ENTRIES[op].few_dtypes else BOTH)],
+)
 def test_oracle_accepts_every_uncompiled_provider(op, dtype):
     for provider in ENTRIES[op].provider_names("cpu"):
-        if provider == "compile":
+        if PROVIDERS[provider].compile is not None:
             continue
         case = Case(op, provider, 32, 1024, dtype, "forward+backward")
         assert measure.Prepared(ENTRIES[op], case, "cpu").error < TOLERANCE[dtype]
@@ -110,6 +114,35 @@ def test_some_are_timed_at_corners_alone():
     cells = {op: {c[2:4] for c in swept if c.op == op} for op in ENTRIES}
     assert cells["poisson_nll"] == {(b, d) for b in (64, 4096) for d in (16, 256)}
     assert len(cells["gaussian_nll"]) == 9
+
+
+def test_a_few_cells_have_other_dtypes():
+    """The largest and the middle shape, forward + backward, by everyone outside of graphs."""
+    grid = GRIDS["cpu", "default"]
+    swept = of_grid(ENTRIES, "cpu", grid)
+    main = sweep(ENTRIES, "cpu", shapes(grid), grid.dtypes)
+    assert swept[: len(main)] == main
+    few = swept[len(main) :]
+    assert {(c.batch, c.latent) for c in few} == {(4096, 256), (512, 64)}
+    assert {c.dtype for c in few} == {"bfloat16", "float64"}
+    assert all(c.backward for c in few)
+    ops = {"rsample_kl", "gaussian_kl", "bernoulli_nll", "gaussian_log_prob"}
+    assert {(c.op, c.provider) for c in few} == {
+        (op, name)
+        for op in ops
+        for name in ENTRIES[op].provider_names("cpu")
+        if name != "fused_elbo-compiled"
+    }
+
+
+def test_our_functions_are_compiled_where_an_entry_says_so():
+    """In the graph is the public function, and not the textbook."""
+    inside = {op for op, o in ENTRIES.items() if "fused_elbo-compiled" in o.provider_names("cpu")}
+    assert inside == {"rsample_kl", "elbo_step", "gaussian_kl"}
+    function = functions.get("fused_elbo-compiled", ENTRIES["gaussian_kl"], "cpu")
+    assert function._torchdynamo_orig_callable is fused_elbo.gaussian_kl
+    function = functions.get("compile", ENTRIES["gaussian_kl"], "cpu")
+    assert function._torchdynamo_orig_callable is ENTRIES["gaussian_kl"].providers["eager"]
 
 
 def test_sweep_spans_its_grid_from_the_start():

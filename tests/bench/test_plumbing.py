@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -15,23 +13,17 @@ pytest.importorskip("rich")
 from bench.harness import functions, measure
 from bench.harness.cases import Case
 from bench.operations.entries import ENTRIES
+from helpers import fake_runs
 from helpers.fake_runs import ROOT
 
 ONE = "gaussian_kl-eager-64-8-float32-forward"
-
-
-def run(*arguments, path=""):
-    """pytest in a process of its own, from the repository's root."""
-    env = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 def test_option_runs_bench_and_writes_json(tmp_path):
     """--benchmark is not mistaken for one of pytest-benchmark's options, which go on working."""
     storage = f"--benchmark-storage={tmp_path / 'saved'}"
     common = ["--benchmark", "--grid", "smoke", "-k", ONE + " and not backward", storage]
-    first = run(
+    first = fake_runs.pytest(
         *common,
         f"--results={tmp_path}",
         "--benchmark-save=a",
@@ -55,13 +47,13 @@ def test_option_runs_bench_and_writes_json(tmp_path):
         assert str(ROOT) not in text
     assert len((path.parent / "summary.csv").read_text().splitlines()) == 2
 
-    second = run(*common, "--benchmark-compare", f"--resume={tmp_path}")
+    second = fake_runs.pytest(*common, "--benchmark-compare", f"--resume={tmp_path}")
     assert second.returncode == 0, second.stdout + second.stderr
     assert "1 skipped" in second.stdout
 
 
 def test_bench_is_collected_only_with_the_option():
-    done = run("bench", "--collect-only", "-q")
+    done = fake_runs.pytest("bench", "--collect-only", "-q")
     assert "test_operation" not in done.stdout
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
@@ -76,7 +68,7 @@ def test_wrong_baseline_is_shown_and_not_timed(tmp_path):
     )
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     options = ["-p", "careless", "--grid", "smoke", f"--results={tmp_path}/out"]
-    done = run("--benchmark", "-k", ONE + " and not backward", *options, path=path)
+    done = fake_runs.pytest("--benchmark", "-k", ONE + " and not backward", *options, path=path)
     assert (
         "WRONG gaussian_kl-eager-64-8-float32-forward: output rows: relative error 1" in done.stdout
     )
@@ -103,16 +95,6 @@ def test_slow_calls_are_few(monkeypatch):
         assert len(calls) == expected
 
 
-class Benchmark:
-    def __init__(self):
-        self.extra_info = {}
-
-
-class Run:
-    def __init__(self):
-        self.not_timed = []
-
-
 @pytest.mark.parametrize(
     ("provider", "outcome"),
     [("eager", pytest.skip.Exception), ("fused_elbo", pytest.fail.Exception)],
@@ -121,8 +103,7 @@ def test_wrong_provider_gets_a_report(monkeypatch, provider, outcome):
     """Ours fails the suite, another's is reported; neither is timed."""
     monkeypatch.setattr(functions, "get", lambda *_: lambda recon, x: (recon - x).sum(-1))
     case = Case("gaussian_nll", provider, 16, 8, "float32", "forward")
-    benchmark, run = Benchmark(), Run()
-    benchmark.extra_info.update(case._asdict())
+    run = fake_runs.Run()
     with pytest.raises(outcome, match="wrong, not timed"):
-        measure.prepare(ENTRIES[case.op], case, benchmark, run)
+        measure.prepare(ENTRIES[case.op], case, run)
     assert run.not_timed[0]["status"] == "wrong"

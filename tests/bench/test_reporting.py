@@ -9,9 +9,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("rich")
 
-from bench import plot, suites
+import rich.console
+
+from bench import plot, suites, table
 from bench.harness import machine, runs
-from bench.reporting import on_cpu, pages
+from bench.reporting import on_cpu, pages, tables
 from bench.reporting.results import Device, present
 from helpers import fake_runs
 
@@ -166,6 +168,57 @@ def test_cells_of_runs_before_numba_are_named(tmp_path):
     fake_runs.write(tmp_path, 3, run_on_cpu(3, numba="0.1"))
     plot.main(["--results", str(tmp_path)])
     assert "still of the PyTorch reference" not in (folder / "README.md").read_text()
+
+
+def test_tables_fit_a_terminal_of_80_columns():
+    """Those of the committed runs, with no cell cut off or wrapped."""
+    console = rich.console.Console(width=200)
+    for path in runs.devices(fake_runs.ROOT / "results"):
+        for shown in suites.terminal(Device(path)):
+            assert console.measure(tables.terminal(shown)).maximum <= 80, shown.title
+
+
+def test_first_line_says_what_came_out(folder, capsys):
+    """Twice as fast as eager, half as fast as the tuned compiler, in all 8 cells."""
+    table.main(["--results", str(folder)])
+    first = " ".join(capsys.readouterr().out.split("medians")[0].split())
+    assert "fused_elbo is 2.00\u00d7 as fast as eager PyTorch, and 0.50\u00d7 as fast as" in first
+    assert "faster in 0 cells, within noise in 0, slower in 8" in first
+
+
+def test_what_was_not_timed_is_said_once(folder, capsys):
+    """Of the newest run alone, a line for each operation and provider."""
+    rows = [
+        {"op": "gaussian_kl", "provider": "eager", "batch": batch, "latent": 8, "samples": 1,
+         "dtype": "float32", "direction": "forward", "suite": "operations", "id": str(batch),
+         "status": "left out", "reason": f"needs {batch} GiB"}
+        for batch in (4, 8, 16)
+    ]  # fmt: skip
+    run = fake_runs.of_operations(3, {"eager": 4e-6, "fused_elbo": 2e-6})
+    for day in (3, 4):
+        fake_runs.write(folder, day, run | {"not_timed": rows})
+    table.main(["--results", str(folder)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("left out") == 1
+    assert "left out, not timed: eager gaussian_kl: needs 4 GiB (and 2 more)" in shown
+
+
+def test_damaged_run_is_named(folder):
+    path = folder / "made-up" / "20260105T000000-abc0005.json"
+    path.write_text('{"machine_info": {')
+    with pytest.raises(SystemExit, match=r"20260105T000000-abc0005\.json is damaged"):
+        Device(folder / "made-up")
+
+
+def test_charts_leave_the_pages_alone(folder, tmp_path, monkeypatch):
+    """What everyone runs writes into the device's folder; the pages are a maintainer's."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\nold\n{END}\n")
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    plot.main(["--results", str(folder), "--latest"])
+    assert "old" in readme.read_text()
+    plot.main(["--results", str(folder), "--pages"])
+    assert "old" not in readme.read_text()
 
 
 def test_machine_knows_numba(monkeypatch):

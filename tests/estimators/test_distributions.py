@@ -10,10 +10,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch.distributions import (
+    Cauchy,
+    Exponential,
+    Gamma,
+    Gumbel,
     Independent,
     Laplace,
     MultivariateNormal,
     Normal,
+    Uniform,
     biject_to,
     kl_divergence,
     transform_to,
@@ -513,6 +518,46 @@ def test_kl_to_a_full_covariance(batch, other, dtype):
         torch.testing.assert_close(a + a.mT, e + e.mT, rtol=tolerance, atol=10 * tolerance)
 
 
+ONES = torch.full((4, 3), 1.5)
+WITH_A_KL = [
+    Laplace(ONES, ONES), Gumbel(ONES, ONES), Uniform(-ONES, ONES), Exponential(ONES),
+    Gamma(ONES, ONES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("base", WITH_A_KL, ids=lambda base: type(base).__name__)
+def test_kl_of_torchs_other_pairs(base):
+    """Every pair that torch has for Independent(Normal, 1), with its gradients."""
+    other, pairs = Independent(base, 1), 0
+    inputs = leaves([(4, 3), (3,)], F32)
+    q, p = DiagonalNormal(*inputs), textbook(*inputs)
+    for turned in (slice(None), slice(None, None, -1)):
+        try:
+            expected = kl_divergence(*(p, other)[turned])
+        except NotImplementedError:
+            with pytest.raises(NotImplementedError):
+                kl_divergence(*(q, other)[turned])
+            continue
+        pairs += 1
+        actual = kl_divergence(*(q, other)[turned])
+        torch.testing.assert_close(actual, expected)
+        if expected.isfinite().all():
+            for a, e in zip(gradients(actual, inputs), gradients(expected, inputs), strict=True):
+                torch.testing.assert_close(a, e)
+    assert pairs > 0
+
+
+def test_from_loc_and_scale():
+    mu, logvar = torch.randn(4, 3), torch.randn(4, 3)
+    q, p = DiagonalNormal(loc=mu, scale=(0.5 * logvar).exp()), DiagonalNormal(mu, logvar)
+    torch.testing.assert_close((q.mu, q.logvar), (p.mu, p.logvar))
+    for wrong in ({"loc": mu}, {"scale": mu}, {"mu": mu, "loc": mu, "scale": mu}, {}):
+        with pytest.raises(TypeError, match="logvar"):
+            DiagonalNormal(**wrong)
+    with pytest.raises(TypeError, match="scale must be a"):
+        DiagonalNormal(loc=mu, scale=1.0)
+
+
 # Bad input.
 
 
@@ -575,9 +620,9 @@ def test_values_are_floating_tensors(value):
 
 def test_kl_of_what_has_none():
     q = DiagonalNormal(torch.zeros(4, 3), torch.zeros(4, 3))
-    laplace = Independent(Laplace(torch.zeros(4, 3), torch.ones(4, 3)), 1)
+    cauchy = Independent(Cauchy(torch.zeros(4, 3), torch.ones(4, 3)), 1)
     matrix = Independent(Normal(torch.zeros(4, 3), torch.ones(4, 3)), 2)
-    for other in (laplace, matrix):
+    for other in (cauchy, matrix):
         for pair in ((q, other), (other, q)):
             with pytest.raises(NotImplementedError):
                 kl_divergence(*pair)
@@ -662,3 +707,33 @@ def test_pyro(elbo, options):
     actual = elbo_of_digits(pyro, PyroDiagonalNormal, objective)
     assert len(set(expected)) == 5
     assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_pyros_reparametrisation():
+    """LocScaleReparam constructs anew from loc and scale; the densities are those of its Normal."""
+    pyro = pytest.importorskip("pyro")
+
+    from pyro.distributions.torch_distribution import TorchDistributionMixin
+    from pyro.infer.reparam import LocScaleReparam
+
+    class PyroDiagonalNormal(DiagonalNormal, TorchDistributionMixin):
+        pass
+
+    mu, logvar = torch.randn(4, 3), torch.randn(4, 3)
+    found = []
+    for q in (
+        PyroDiagonalNormal(mu, logvar),
+        pyro.distributions.Normal(mu, (0.5 * logvar).exp()).to_event(1),
+    ):
+        reparam = LocScaleReparam(0.3, shape_params=())
+
+        @pyro.poutine.reparam(config={"z": reparam})
+        def model(q=q):
+            with pyro.plate("batch", 4):
+                return pyro.sample("z", q)
+
+        torch.manual_seed(2)
+        trace = pyro.poutine.trace(model).get_trace()
+        trace.compute_log_prob()
+        found.append((trace.nodes["z"]["value"], trace.nodes["z_decentered"]["log_prob"]))
+    torch.testing.assert_close(*found)

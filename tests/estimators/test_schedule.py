@@ -26,7 +26,8 @@ def test_cyclical_starts_again():
 
 
 @pytest.mark.parametrize(
-    ("period", "ratio", "warmup"), [(10, 0.5, 5), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1)]
+    ("period", "ratio", "warmup"),
+    [(10, 0.5, 5), (10, 0.01, 1), (10, 0.99, 9), (2, 0.5, 1), (10, 1.0, 9)],
 )
 def test_cyclical_spends_the_ratio_rising_and_reaches_its_end(period, ratio, warmup):
     schedule = KLSchedule.cyclical(period, ratio, end=3.0)
@@ -36,6 +37,14 @@ def test_cyclical_spends_the_ratio_rising_and_reaches_its_end(period, ratio, war
     assert values[0] == 0.0
     assert values[period - 1] == 3.0
     assert sum(value < 3.0 for value in values) == 2 * warmup
+
+
+def test_no_warm_up():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with KLSchedule.linear(0, end=2.0) as schedule:
+            assert [schedule.step() for _ in range(3)] == [2.0] * 3
+        KLSchedule.linear(0).check_finished()
 
 
 def test_beta_does_not_count_steps():
@@ -97,9 +106,9 @@ def test_without_the_context_manager():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: KLSchedule.linear(0), "warmup must be at least 1, got 0"),
-        (lambda: KLSchedule.cyclical(10, 0.0), r"ratio must be in \(0, 1\), got 0.0"),
-        (lambda: KLSchedule.cyclical(10, 1.5), r"ratio must be in \(0, 1\), got 1.5"),
+        (lambda: KLSchedule.linear(-1), "warmup must be at least 0, got -1"),
+        (lambda: KLSchedule.cyclical(10, 0.0), r"ratio must be in \(0, 1\], got 0.0"),
+        (lambda: KLSchedule.cyclical(10, 1.5), r"ratio must be in \(0, 1\], got 1.5"),
         (lambda: KLSchedule.cyclical(0), "period must be at least 2, got 0"),
         (lambda: KLSchedule(5, period=4), "period must be at least 6, got 4"),
         (lambda: KLSchedule.linear(5).beta(-1), "step must be at least 0, got -1"),

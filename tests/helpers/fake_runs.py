@@ -12,6 +12,25 @@ from bench.harness.cases import DIRECTIONS, Case
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class Run:
+    """What a benchmark's test takes, as far as it leaves a case out."""
+
+    identity = "made-up"
+
+    def __init__(self):
+        self.not_timed = []
+
+    def leave_out(self, status, reason, **info):
+        self.not_timed.append({**info, "status": status, "reason": reason})
+
+
+def pytest(*arguments, path=""):
+    """pytest in a process of its own, from the repository's root."""
+    env = {**os.environ, "PYTHONPATH": str(path), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
 def run(day, benchmarks, device="cpu", gpu=None):
     """What ``pytest --benchmark`` writes, around these benchmarks."""
     return {
