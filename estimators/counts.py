@@ -1,8 +1,12 @@
 """Likelihoods of counts: of cells, of words, of what users took."""
 
+import math
+from typing import Any
+
 from torch import Tensor
 
-from .dispatch.types import Implementation
+from .dispatch import calls, validate
+from .dispatch.types import REDUCTIONS, Implementation, Reduction
 from .functional import nll_of_examples
 
 
@@ -68,6 +72,72 @@ def negative_binomial_nll(
     tensor([2.3671])
     """
     return nll_of_examples("negative_binomial", log_mean, x, log_theta, zero_logits, impl=impl)
+
+
+def softmax_negative_binomial_nll(
+    logits: Tensor,
+    x: Tensor,
+    log_theta: float | Tensor,
+    log_library: Tensor,
+    *,
+    zero_logits: Tensor | None = None,
+    reduction: Reduction = "none",
+    impl: Implementation = "auto",
+) -> Tensor:
+    r""":func:`negative_binomial_nll` of means that share out a library, in nats.
+
+    .. math:: \mu_i = e^{l} \, \frac{e^{a_i}}{\sum_j e^{a_j}}
+
+    for logits a over all event dimensions i and the logarithm l of an example's library, the number
+    of counts that are expected of it: the decoder of scVI and its family. No mean is stored, and
+    the softmax has no tensor of its own. With ``reduction`` "mean" or "sum" the kernels compute all
+    gradients in the forward pass already (except in float16 and under ``torch.compile``).
+
+    Equivalent PyTorch, for ``[B, G]``::
+
+        negative_binomial_nll(log_library + torch.log_softmax(logits, 1), x, log_theta)
+
+    Args:
+        logits: the decoder's output before its softmax, ``[B, ...]``, or ``[K, B, ...]`` for K
+            samples of z.
+        x, log_theta, zero_logits: as in :func:`negative_binomial_nll`.
+        log_library: l, one number an example: ``[B]``, or with events of size 1, ``[B, 1]`` or
+            ``[K, B, 1]`` for ``[B, G]``. Observed (``x.sum(1).log()``) or encoded.
+        reduction: over all examples and samples: ``"none"``, ``"mean"`` or ``"sum"``.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``[B]`` or ``[K, B]``, or a scalar, in float32, or float64 if any input is; differentiable
+        in ``logits``, ``log_theta``, ``log_library`` and ``zero_logits`` (by the kernels on CUDA
+        once, else any number of times).
+
+    Raises:
+        ValueError: also a ``log_library`` of another shape, or an unknown ``reduction``.
+        TypeError, RuntimeError: as :func:`negative_binomial_nll`.
+
+    Lopez et al., "Deep generative modeling for single-cell transcriptomics", Nature Methods 2018.
+
+    >>> x, log_library = torch.tensor([[0, 2]]), torch.tensor([2.0]).log()
+    >>> softmax_negative_binomial_nll(torch.zeros(1, 2), x, 0.0, log_library)
+    tensor([2.7726])
+    """
+    validate.choice("reduction", reduction, REDUCTIONS)
+    given = log_theta, zero_logits
+    shape = validate.likelihood("negative_binomial", logits, x, given, name="logits")
+    validate.tensors(logits=logits, log_library=log_library)
+    if log_library.shape == x.shape[:1]:
+        log_library = log_library.reshape(-1, *(1,) * (x.dim() - 1))
+    elif log_library.dim() < x.dim() or any(s != 1 for s in log_library.shape[1 - x.dim() :]):
+        shapes = validate.describe({"log_library": log_library, "x": x})
+        raise ValueError(f"expected log_library [B], or [B, 1, ...], got {shapes}")
+    validate.within(logits.shape, log_library=log_library)
+    options: dict[str, Any] = {"impl": impl}
+    if reduction != "none":
+        values = math.prod(shape)
+        options["scale"] = 1.0 if reduction == "sum" else 1.0 / values if values else math.nan
+    return calls.softmax_negative_binomial_nll(
+        shape, logits, x, log_theta, log_library, zero_logits, **options
+    )
 
 
 def multinomial_nll(logits: Tensor, counts: Tensor, *, impl: Implementation = "auto") -> Tensor:

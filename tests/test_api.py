@@ -29,6 +29,8 @@ SIGNATURES = {
     "laplace_nll": "recon x log_scale=0.0 * impl='auto'",
     "poisson_nll": "log_rate x * impl='auto'",
     "negative_binomial_nll": "log_mean x log_theta * zero_logits=None impl='auto'",
+    "softmax_negative_binomial_nll": "logits x log_theta log_library * zero_logits=None "
+    "reduction='none' impl='auto'",
     "multinomial_nll": "logits counts * impl='auto'",
     "categorical_nll": "logits target * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
