@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .dispatch import calls, validate
 from .dispatch.types import REDUCTIONS, Implementation, Reduction
-from .functional import nll_of_examples
+from .likelihoods import nll_of_examples
 
 
 def negative_binomial_nll(

@@ -25,14 +25,17 @@ TREES = {
     "tests": "tests",
 }
 INSTALLED = ["api", "estimators", "kernels"]
-HOUSE = [*INSTALLED, "estimators/compat", "estimators/dispatch", "kernels/numba", "kernels/triton"]
+ROOMS = ["estimators/compat", "estimators/dispatch", "estimators/reference"]
+HOUSE = [*INSTALLED, *ROOMS, "kernels/numba", "kernels/triton"]
 COMMON = [*HOUSE, "bench/harness", "bench/reporting"]
 # For each folder those whose modules its own may import; all may import their neighbours.
 ARROWS = {
     "api": ["estimators", "estimators/compat"],
-    "estimators": ["estimators/dispatch", "kernels"],  # of the latter torch_state.py alone
-    "estimators/compat": ["estimators", "estimators/dispatch"],
-    "estimators/dispatch": ["estimators", "kernels"],
+    # Of kernels these import torch_state.py alone, but for estimators/dispatch.
+    "estimators": ["estimators/dispatch", "estimators/reference", "kernels"],
+    "estimators/compat": ["estimators", "estimators/dispatch", "estimators/reference"],
+    "estimators/dispatch": ["estimators/reference", "kernels"],
+    "estimators/reference": ["kernels"],
     "kernels": [],
     "kernels/numba": ["kernels"],  # of which rows.py alone
     "kernels/triton": ["kernels"],  # the same
@@ -54,6 +57,7 @@ OUTSIDE = {
     "estimators": {"torch", "arviz_stats"},  # the latter where it is installed
     "estimators/compat": {"torch"},
     "estimators/dispatch": {"torch"},
+    "estimators/reference": {"torch"},
     "kernels": {"torch"},
     "kernels/numba": {"torch", "numpy", "numba", "llvmlite"},
     "kernels/triton": {"torch", "triton"},

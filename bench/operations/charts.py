@@ -8,7 +8,7 @@ from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
 from ..reporting import canvas
 from ..reporting.canvas import CLOCK_TEXT
-from ..reporting.results import dtypes, present, providers
+from ..reporting.results import dtypes, present, providers, waiting
 
 
 def charts(device):
@@ -96,7 +96,7 @@ def times(table, op, dtype, clock, subject):
         axis.set_title(f"D = {latent}", loc="left", weight="bold")
     for axis in axes[-1]:
         axis.set_xlabel("batch (examples)")
-    canvas.legend(figure, providers(table), height, floor=True)
+    canvas.legend(figure, providers(table), height, floor=True, waiting=waiting(table))
     return figure
 
 
@@ -132,7 +132,7 @@ def bandwidth(table, what, subject):
         axis.set_xlabel("bytes that must move (MB)")
     for axis in axes[:, 0]:
         axis.set_ylabel("share of copy (%)")
-    canvas.legend(figure, providers(table), height)
+    canvas.legend(figure, providers(table), height, waiting=waiting(table))
     return figure
 
 

@@ -38,13 +38,13 @@ class Grid(NamedTuple):
 
 GRIDS = {
     "smoke": Grid((1, 4, 16), (SLOPE_DISTANCE,), (2,), 2**17, (64, 256), 0.003, (3, 5)),
+    # Seeds are fixed: values and gradients are the same on every machine, and only times differ.
     "default": Grid(
-        (1, 4, 16, 64, 256), (-1.0, 0.0, SLOPE_DISTANCE, 1.0), (4, 16),
-        2**20, (256, 2048), 0.01, (7, 15), (32, 128),
+        (1, 16, 64), (SLOPE_DISTANCE,), (4,), 2**20, (256, 2048), 0.01, (7, 15),
     ),
     "full": Grid(
-        (1, 4, 16, 64, 256, 1024), (-2.0, -1.0, -0.5, 0.0, SLOPE_DISTANCE, 1.0, 2.0),
-        (2, 4, 16, 64), 2**26, (512, 16384), 0.05, (11, 51), (32, 128, 512),
+        (1, 4, 16, 64, 256), (-1.0, 0.0, SLOPE_DISTANCE, 1.0), (4, 16),
+        2**20, (256, 2048), 0.01, (7, 15), (32, 128),
     ),
 }  # fmt: skip
 

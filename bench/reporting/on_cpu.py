@@ -50,7 +50,7 @@ def of_samples(info):
 
 def in_headers(shown):
     kinds = ["numba's kernels" if has_kernels(i) else "PyTorch reference" for i in shown.values()]
-    return " and ".join(dict.fromkeys(kinds)) + ", "
+    return " and ".join(dict.fromkeys(kinds))
 
 
 def memory(info):

@@ -9,6 +9,7 @@ from ..harness import runs
 from ..harness.cases import DTYPES
 from ..harness.providers import OURS, PROVIDERS
 from . import on_cpu
+from .formats import WAITS
 
 CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
 KEY = ["op", "provider", *CELL[1:]]
@@ -39,7 +40,7 @@ class Device:
     @cached_property
     def table(self):
         rows = [row for name, run in self.runs for row in rows_of(name, run)]
-        table = pd.DataFrame(rows, columns=[*COLUMNS, "suite"])
+        table = pd.DataFrame(rows, columns=[*COLUMNS, "suite", "host_waits"])
         # An operation keeps its place as runs are added: where it was measured first.
         order = table.op.map({op: i for i, op in enumerate(table.op.unique())})
         # A suite that has more than one K somewhere states K everywhere.
@@ -98,6 +99,7 @@ def rows_of(name, run):
             **{column: info[column] for column in ("status", "floor_bytes", "peak_bytes", "error")},
             "floor_s": info["floor_bytes"] / run["copy_bytes_per_s"],
             "compile_s": info["compile_seconds"],
+            "host_waits": bool(info.get("host_waits")),
         }
         clocks = {"host": info.get("host"), "graph": info.get("graph")}
         clocks[info["clock"]] = benchmark["stats"]
@@ -108,7 +110,8 @@ def rows_of(name, run):
     for info in run.get("not_timed", []):
         if "op" not in info:
             continue
-        yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
+        of_case = runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
+        yield common | of_case | {"host_waits": False}
 
 
 def times(stats):
@@ -130,6 +133,11 @@ def dtypes(table):
 def providers(table):
     """The providers of a table, in the order of the legend."""
     return [name for name in PROVIDERS if (table.provider == name).any()]
+
+
+def waiting(table):
+    """The providers whose calls make the host wait for the device, in some cell."""
+    return set(table[table.host_waits & (table.clock == "device")].provider)
 
 
 def summary(device):
@@ -179,7 +187,7 @@ def compared(cell):
         **fused[OWN].to_dict(),
         "eager": eager.median_s / fused.median_s,
         "best": rival.median_s / fused.median_s,
-        "rival": rival.name,
+        "rival": rival.name + (WAITS if rival.host_waits else ""),
         "beyond_noise": apart(fused, rival),
         "eager_beyond_noise": apart(fused, eager),
         "eager_bytes": eager.peak_bytes,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import library, ops
-from .. import noise, reference, textbook, twins
+from ..reference import noise, on_rows, reference, textbook
 from . import layouts
 from .choice import (
     all_known,
@@ -433,31 +433,31 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
 def elbo_loss_on_rows(
     recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
 ):
-    """The op of a whole loss in PyTorch, as ``twins`` has the others."""
+    """The op of a whole loss in PyTorch, as ``on_rows`` has the others."""
     op, options = ops.likelihood_op(likelihood, width, width_value, zero_logits)
-    return twins.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
+    return on_rows.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
 
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: twins.rsample,
-    ops.rsample_kl.function: twins.rsample_kl,
-    ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.rsample.function: on_rows.rsample,
+    ops.rsample_kl.function: on_rows.rsample_kl,
+    ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,
-    ops.posterior_sample_kl.function: twins.posterior_sample_kl,
+    ops.posterior_sample_kl.function: on_rows.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
-    ops.softmax_negative_binomial_nll.function: twins.softmax_negative_binomial_nll,
-    ops.SoftmaxNegativeBinomialLoss: twins.softmax_negative_binomial_loss,
-    ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
+    ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
+    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
+    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: twins.importance_weights,
+    ops.ImportanceWeights: on_rows.importance_weights,
     ops.ELBOLoss: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)
-    TWINS[op.function] = getattr(twins, f"{op.__name__}")
+    TWINS[op.function] = getattr(on_rows, f"{op.__name__}")
 for function, twin in TWINS.items():
     function.twin = staticmethod(twin)

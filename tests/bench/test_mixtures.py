@@ -180,9 +180,9 @@ SECONDS = {"eager": 40e-3, "compile": 8e-3, "compile-chunked": 4e-3, OURS: 2e-3}
 
 
 def made_up_run(device="cpu"):
-    """Every cell of the default grid that is not huge: eager 20 times as slow, the best 2."""
+    """Every cell of the full grid that is not huge: eager 20 times as slow, the best 2."""
     benchmarks = []
-    for case in cases.sweep(ENTRIES, "cpu", "default"):
+    for case in cases.sweep(ENTRIES, "cpu", "full"):
         if case.provider in SECONDS and case.samples < 4096:
             seconds = SECONDS[case.provider] * cases.pairs(case) / 2**20
             peak = 1000 * case.batch * (1 if case.provider == OURS else case.samples)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..dispatch import calls, choice, validate
 from ..dispatch.types import Implementation
-from ..reference import accumulate
-from ..textbook import LOG_2PI
+from ..reference.reference import accumulate
+from ..reference.textbook import LOG_2PI
 
 # The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
 # constant is 0, and a squared error loses no digits to adding the constant and taking it off.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.torch_state import surely_transforming
+from ...kernels.torch_state import surely_transforming
 from . import textbook
 
 # Elements of a comparison of every row with every component that are held at a time.
