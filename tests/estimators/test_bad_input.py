@@ -768,7 +768,7 @@ TABLE = {
     "negative_binomial_nll counts for log_theta": (
         call("negative_binomial_nll", t(3, 4), t(3, 4), torch.ones(4, dtype=I64)),
         TypeError,
-        ["log_theta", "int64"],
+        ["log_theta", "torch.int64"],
     ),
     "negative_binomial_nll zero_logits shapes": (
         call("negative_binomial_nll", t(3, 4), t(3, 4), 0.0, zero_logits=t(3, 1, 4)),
@@ -783,12 +783,12 @@ TABLE = {
     "negative_binomial_nll counts where logits are expected": (
         call("negative_binomial_nll", torch.ones(3, 4, dtype=I64), t(3, 4), 0.0),
         TypeError,
-        ["log_mean", "int64"],
+        ["log_mean", "torch.int64"],
     ),
     "multinomial_nll counts where logits are expected": (
         call("multinomial_nll", torch.ones(3, 4, dtype=I64), t(3, 4)),
         TypeError,
-        ["logits", "int64"],
+        ["logits", "torch.int64"],
     ),
     "multinomial_nll shapes": (
         call("multinomial_nll", t(3, 4), t(3, 5)),

@@ -79,6 +79,20 @@ def op_calls(device, rows=3, cols=5):
             (e, a, many_counts, t(1, cols), c, 0.0, [True] * 3),
             (t(2 * rows), several, counts, t(2 * rows, cols), None, 0.0, [False, True, False]),
         ],
+        "softmax_negative_binomial_nll": [
+            (a, counts, None, column, None, 0.5),
+            (a, many_counts, t(1, cols), column, c, 0.0),
+            (several, counts, t(2 * rows, cols), t(2 * rows, 1), None, 0.0),
+        ],
+        "softmax_negative_binomial_nll_backward": [
+            (e, a, counts, None, column, None, 0.5, [True, False, False, False]),
+            (e, a, many_counts, t(1, cols), column, c, 0.0, [True] * 4),
+            (e, a, counts, column, column, None, 0.0, [False, True, True, False]),
+        ],
+        "softmax_negative_binomial_loss": [
+            (a, counts, t(1, cols), column, c, 0.0, 0.5, [True] * 4),
+            (a, counts, None, column, None, 0.5, 1.0, [False] * 4),
+        ],
         "multinomial_nll": [(a, counts), (half, counts), (several, counts)],
         "multinomial_nll_backward": [
             (e, a, many_counts, [True]),
