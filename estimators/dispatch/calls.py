@@ -469,6 +469,41 @@ def warn_of_data(likelihood: str, nll: Tensor) -> None:
         )
 
 
+def softmax_negative_binomial_nll(
+    shape: Shape,
+    logits: Tensor,
+    x: Tensor,
+    log_theta: float | Tensor,
+    log_library: Tensor,
+    zero_logits: Tensor | None,
+    *,
+    scale: float | None = None,
+    impl: Implementation,
+) -> Tensor:
+    """-log p of each example; with ``scale``, their sum times it.
+
+    The sum's gradients come from the forward pass, except in float16 and under torch.compile, as
+    ``_gradient_in_forward`` says.
+    """
+    record = LIKELIHOODS["negative_binomial"]
+    given = tensor_or_none(log_theta), log_library, zero_logits
+    x = likelihood_data(x, logits, record)
+    if not use_kernels(impl, logits, x, *given):
+        nll = reference.softmax_negative_binomial_nll(
+            logits, x, log_theta, log_library, zero_logits
+        )
+        return nll if scale is None else nll.sum() * scale
+    parameters = log_theta, zero_logits
+    rows, x, width, value, zeros = likelihood_rows(logits, x, parameters, record)
+    library = layouts.parameter_rows(log_library, logits, x, rows.shape)
+    operands = rows, x, width, library, zeros, value
+    in_forward = logits.dtype != torch.float16 and not torch.compiler.is_compiling()
+    if scale is not None and in_forward:
+        return ops.softmax_negative_binomial_loss(*operands, scale)
+    nll = reshaped(ops.softmax_negative_binomial_nll(*operands), shape)
+    return nll if scale is None else nll.sum() * scale
+
+
 def discretized_mix_logistic_nll(
     params: Tensor,
     x: Tensor,
@@ -619,6 +654,8 @@ TWINS: dict[Any, Any] = {
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
+    ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
+    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
     ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
     ops.ImportanceWeights: on_rows.importance_weights,

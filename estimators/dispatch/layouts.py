@@ -170,14 +170,18 @@ def likelihood_rows(
             # An op's argument is a constant to the compiler: every value would compile anew.
             width = reference.scalar(width, recon)
     shape = rows[0].shape
-    width, *others = [parameter_rows(t, recon, x, shape) for t in (width, *others)]
+    width = parameter_rows(width, recon, x, shape, likelihood.width_by_column)
+    others = [None if t is None else t.expand(recon.shape).reshape(shape) for t in others]
     return *rows, width, value, *others
 
 
-def parameter_rows(tensor: Tensor | None, recon: Tensor, x: Tensor, shape: Shape) -> Tensor | None:
+def parameter_rows(
+    tensor: Tensor | None, recon: Tensor, x: Tensor, shape: Shape, by_column: bool = False
+) -> Any:
     """A likelihood's parameter for the rows of recon; None stays None.
 
-    A parameter that is constant over an example's events stays one number per row.
+    A parameter that is constant over an example's events stays one number per row. With
+    ``by_column`` one that is the same for all examples stays [1, cols].
     """
     if tensor is None:
         return None
@@ -188,6 +192,9 @@ def parameter_rows(tensor: Tensor | None, recon: Tensor, x: Tensor, shape: Shape
     if all(size == 1 for size in aligned.shape[len(leading) :]):
         wide = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
         return wide.reshape(-1, 1)
+    if by_column and all(size == 1 for size in aligned.shape[: len(leading)]):
+        event = recon.shape[len(leading) :]
+        return aligned.reshape(aligned.shape[len(leading) :]).expand(event).reshape(1, -1)
     return tensor.expand(recon.shape).reshape(shape)
 
 
