@@ -477,6 +477,21 @@ def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     return terms.flatten(1 - x.dim()).sum(-1)
 
 
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits=None):
+    """Twin of :func:`fused_elbo.softmax_negative_binomial_nll`; log_library [..., B, 1, ...]."""
+    logits, log_library = accumulate(logits, log_library)
+    event = tuple(range(1 - x.dim(), 0))
+    log_mean = log_library + (logits - torch.logsumexp(logits, event, keepdim=True))
+    return negative_binomial_nll(log_mean, x, log_theta, zero_logits)
+
+
+def multinomial_nll(logits, counts):
+    """Twin of :func:`fused_elbo.multinomial_nll`."""
+    logits, x = accumulate(logits, counts)
+    event = 1 - x.dim()
+    return textbook.multinomial_nll(logits.flatten(event), x.flatten(1))
+
+
 def categorical_nll(logits, target, all_known=False):
     """Twin of :func:`fused_elbo.categorical_nll`; ``all_known``: no target is outside [0, C)."""
     (logits,) = accumulate(logits)
