@@ -263,6 +263,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
     impl: Implementation = "auto",
@@ -286,6 +288,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
     impl: Implementation = "auto",
@@ -309,6 +313,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool,
     impl: Implementation = "auto",
@@ -331,6 +337,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -348,7 +356,8 @@ def elbo_tc_loss(
         elbo_loss(recon, x, kl=alpha * mi + beta * tc + gamma * dkl)
 
     Args:
-        recon, x, likelihood, recon_logvar, log_scale, reduction: as in :func:`elbo_loss`.
+        recon, x, likelihood, recon_logvar, log_scale, log_theta, zero_logits, reduction: as in
+            :func:`elbo_loss`.
         z, mu, logvar, dataset_size, estimator, dataset: as in :func:`kl_decomposition`.
         mutual_information, total_correlation, dimension_wise: the weights of the terms.
         return_parts: return ``(loss, nll, mutual_information, total_correlation,
@@ -387,6 +396,8 @@ def elbo_tc_loss(
         likelihood=likelihood,
         recon_logvar=recon_logvar,
         log_scale=log_scale,
+        log_theta=log_theta,
+        zero_logits=zero_logits,
         reduction=reduction,
         return_parts=True,
         impl=impl,

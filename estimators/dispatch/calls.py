@@ -79,7 +79,7 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     if not use_kernels(impl, z, mu, logvar, log_weights):
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     (flat,) = as_rows(z.shape, z)
-    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
+    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
 
 
 def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
@@ -88,8 +88,8 @@ def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
         return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
     joint, marginals = log_weights
     return (
-        ops.mixture_log_prob(z, mu, logvar, joint, None),
-        ops.marginals_log_prob(z, mu, logvar, marginals, None),
+        ops.mixture_log_prob(z, mu, logvar, joint),
+        ops.marginals_log_prob(z, mu, logvar, marginals),
     )
 
 
@@ -309,6 +309,32 @@ def warn_of_data(likelihood, nll):
         )
 
 
+def softmax_negative_binomial_nll(
+    shape, logits, x, log_theta, log_library, zero_logits, *, scale=None, impl
+):
+    """Of each example, or the sum times ``scale``, with the gradients in the forward pass.
+
+    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    """
+    record = LIKELIHOODS["negative_binomial"]
+    given = tensor_or_none(log_theta), log_library, zero_logits
+    x = likelihood_data(x, logits, record)
+    if not use_kernels(impl, logits, x, *given):
+        nll = reference.softmax_negative_binomial_nll(
+            logits, x, log_theta, log_library, zero_logits
+        )
+        return nll if scale is None else nll.sum() * scale
+    parameters = log_theta, zero_logits
+    rows, x, width, value, zeros = likelihood_rows(logits, x, parameters, record)
+    library = layouts.parameter_rows(log_library, logits, x, rows.shape)
+    operands = rows, x, width, library, zeros, value
+    in_forward = logits.dtype != torch.float16 and not torch.compiler.is_compiling()
+    if scale is not None and in_forward:
+        return ops.softmax_negative_binomial_loss(*operands, scale)
+    nll = reshaped(ops.softmax_negative_binomial_nll(*operands), shape)
+    return nll if scale is None else nll.sum() * scale
+
+
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
     """Of each pixel [B, P]; or their sum times ``scale``, with the gradient in the forward pass.
 
@@ -423,6 +449,8 @@ TWINS: dict[Any, Any] = {
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
+    ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
+    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
     ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
     ops.ImportanceWeights: on_rows.importance_weights,

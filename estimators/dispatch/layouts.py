@@ -165,14 +165,16 @@ def likelihood_rows(recon, x, parameters, likelihood):
             # An op's argument is a constant to the compiler: every value would compile anew.
             width = reference.scalar(width, recon)
     shape = rows[0].shape
-    width, *others = [parameter_rows(t, recon, x, shape) for t in (width, *others)]
+    width = parameter_rows(width, recon, x, shape, likelihood.width_by_column)
+    others = [None if t is None else t.expand(recon.shape).reshape(shape) for t in others]
     return *rows, width, value, *others
 
 
-def parameter_rows(tensor, recon, x, shape):
+def parameter_rows(tensor, recon, x, shape, by_column=False):
     """A likelihood's parameter for the rows of recon; None stays None.
 
-    What is constant over an example's events stays one number a row.
+    What is constant over an example's events stays one number a row; with ``by_column`` what is one
+    for all examples, [1, cols].
     """
     if tensor is None:
         return None
@@ -183,6 +185,9 @@ def parameter_rows(tensor, recon, x, shape):
     if all(size == 1 for size in aligned.shape[len(leading) :]):
         wide = aligned.reshape(*aligned.shape[: len(leading)], 1).expand(*leading, 1)
         return wide.reshape(-1, 1)
+    if by_column and all(size == 1 for size in aligned.shape[: len(leading)]):
+        event = recon.shape[len(leading) :]
+        return aligned.reshape(aligned.shape[len(leading) :]).expand(event).reshape(1, -1)
     return tensor.expand(recon.shape).reshape(shape)
 
 

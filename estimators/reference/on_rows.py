@@ -4,6 +4,7 @@ Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin i
 the noise that the op drew.
 """
 
+import torch
 import torch.nn.functional as F
 
 from . import noise, reference
@@ -35,6 +36,31 @@ def laplace_nll(recon, x, log_scale, log_scale_value):
 
 def poisson_nll(log_rate, x):
     return reference.poisson_nll(by_samples(log_rate, x), x).flatten()
+
+
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+    zero_logits = by_samples(zero_logits, x)
+    if log_theta is None:
+        log_theta = log_theta_value
+    elif len(log_theta) == len(log_mean):  # else it is one row for all
+        log_theta = by_samples(log_theta, x)
+    log_mean = by_samples(log_mean, x)
+    return reference.negative_binomial_nll(log_mean, x, log_theta, zero_logits).flatten()
+
+
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits, log_theta_value):
+    (wide,) = reference.accumulate(logits)
+    log_mean = log_library + torch.log_softmax(wide, -1)
+    return negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value)
+
+
+def softmax_negative_binomial_loss(*arguments):
+    *arguments, scale, _ = arguments
+    return softmax_negative_binomial_nll(*arguments).sum() * scale
+
+
+def multinomial_nll(logits, x):
+    return reference.multinomial_nll(by_samples(logits, x), x).flatten()
 
 
 def categorical_nll(logits, target):

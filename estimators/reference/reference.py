@@ -324,14 +324,12 @@ def normalised(log_weights):
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
 
 
-def mixture_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
+def mixture_log_prob(z, mu, logvar, log_weights=None):
     """Twin of :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
 
-    Of a ``dataset_size`` they are stratified, as below. From COMPARED elements on a part of the
-    components at a time, and again in backward; torch.func knows nothing of the latter.
+    From COMPARED elements on it takes a part of the components at a time, and again in backward;
+    torch.func knows nothing of the latter.
     """
-    if dataset_size is not None:
-        return aggregate_log_probs(z, mu, logvar, dataset_size)[0]
     z, mu, logvar, log_weights = accumulate(z, mu, logvar, log_weights)
     if log_weights is None:
         log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
@@ -347,8 +345,8 @@ def log_density_of_part(z, mu, logvar, log_weights):
     return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
 
 
-def marginals_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
-    return aggregate_log_probs(z, mu, logvar, dataset_size, (log_weights, log_weights))[1]
+def marginals_log_prob(z, mu, logvar, log_weights=None):
+    return aggregate_log_probs(z, mu, logvar, None, (log_weights, log_weights))[1]
 
 
 def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, None)):
@@ -477,6 +475,21 @@ def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     log_mean, x, log_theta, zero_logits = accumulate(log_mean, x, log_theta, zero_logits)
     terms = textbook.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
     return terms.flatten(1 - x.dim()).sum(-1)
+
+
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits=None):
+    """Twin of :func:`fused_elbo.softmax_negative_binomial_nll`; log_library [..., B, 1, ...]."""
+    logits, log_library = accumulate(logits, log_library)
+    event = tuple(range(1 - x.dim(), 0))
+    log_mean = log_library + (logits - torch.logsumexp(logits, event, keepdim=True))
+    return negative_binomial_nll(log_mean, x, log_theta, zero_logits)
+
+
+def multinomial_nll(logits, counts):
+    """Twin of :func:`fused_elbo.multinomial_nll`."""
+    logits, x = accumulate(logits, counts)
+    event = 1 - x.dim()
+    return textbook.multinomial_nll(logits.flatten(event), x.flatten(1))
 
 
 def categorical_nll(logits, target, all_known=False):

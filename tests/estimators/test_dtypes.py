@@ -114,6 +114,8 @@ def test_integer_data(dtype, recon, impl, device):
         lambda x: fused_elbo.gaussian_nll(logits, x, logits[0], impl=impl),
         lambda x: fused_elbo.laplace_nll(logits[0], x, impl=impl),
         lambda x: fused_elbo.poisson_nll(logits[0], x, impl=impl),
+        lambda x: fused_elbo.negative_binomial_nll(logits, x, logits[0, 0], impl=impl),
+        lambda x: fused_elbo.multinomial_nll(logits, x, impl=impl),
         lambda x: elbo_loss(logits[0], x, kl=log_ratio[0], **poisson, impl=impl),
         lambda x: elbo_loss(logits[0], x, kl=log_ratio[0], **gaussian, impl=impl),
         lambda x: elbo_loss(logits[0], x, *logits[:2], reduction="none", **laplace, impl=impl),
