@@ -55,8 +55,8 @@ def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits
 
 
 def softmax_negative_binomial_loss(*arguments):
-    *arguments, scale, _ = arguments
-    return softmax_negative_binomial_nll(*arguments).sum() * scale
+    *given, scale, _ = arguments
+    return softmax_negative_binomial_nll(*given).sum() * scale
 
 
 def multinomial_nll(logits, x):
