@@ -31,6 +31,7 @@ def elbo_loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -68,6 +69,8 @@ def elbo_loss(
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
         beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1. A number, or a scalar
             tensor on the device of ``x``, scheduled or learned.
+        mask: the events of the data that count, as in :func:`gaussian_nll`; the mean is still one
+            over examples.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, nll, kl)``, a named tuple, each reduced alike.
         impl: as in :func:`gaussian_log_prob`.
@@ -94,6 +97,8 @@ def elbo_loss(
     beta = validate.weight("beta", beta, x)
     parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
     shape = validate.likelihood(likelihood, recon, x, parameters)
+    validate.mask(mask, x)
+    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
         *calls.elbo_loss(
@@ -193,6 +198,7 @@ class ELBOLoss(torch.nn.Module):
         kl: Tensor | None = None,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Any:  # as elbo_loss
         """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
@@ -203,6 +209,7 @@ class ELBOLoss(torch.nn.Module):
             kl=kl,
             prior_mu=prior_mu,
             prior_logvar=prior_logvar,
+            mask=mask,
             likelihood=self.likelihood,
             recon_logvar=self.recon_logvar,
             log_scale=self.log_scale,

@@ -31,9 +31,14 @@ def backend(tensor):
     return "numba" if tensor.is_cpu and not INTERPRETED else "triton"
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # which imports nothing while it traces
 def obstacle(folder):
     """Why the backend cannot run in this process, in words; None where it can."""
+    return importing(folder)
+
+
+@functools.cache
+def importing(folder):
     try:
         importlib.import_module(f".{folder}.compiler", __package__)
     except (ImportError, AttributeError) as error:

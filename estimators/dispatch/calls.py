@@ -287,6 +287,27 @@ def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl)
     return reshaped(nll, shape)
 
 
+def behind_mask(mask, recon, x, parameters, likelihood):
+    """(recon, x, parameters) whose events outside of the mask have a likelihood of 1.
+
+    They are replaced and not multiplied by 0, so that no NaN is read, and no gradient passes.
+    """
+    if mask is None:
+        return recon, x, parameters
+    record = LIKELIHOODS[likelihood]
+    shown, hidden = mask, recon.new_full((), record.hidden)
+    if record.is_categorical:  # certainly class 0
+        shown, hidden = mask.unsqueeze(-1), recon.new_full(recon.shape[-1:], record.hidden)
+        hidden[0] = 0.0
+    recon, x = torch.where(shown, recon, hidden), torch.where(mask, x, x.new_zeros(()))
+    if record.hidden_width is not None:
+        (wide,) = reference.accumulate(recon)
+        width, *others = parameters
+        width = width if isinstance(width, Tensor) else wide.new_tensor(width)
+        parameters = torch.where(mask, width, wide.new_tensor(record.hidden_width)), *others
+    return recon, x, parameters
+
+
 def warn_of_data(likelihood, nll):
     """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
 

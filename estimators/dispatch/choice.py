@@ -46,11 +46,23 @@ def use_kernels(impl, *tensors, fits=True):
 def served_on_cpu(tensors):
     """Whether numba's kernels can do all that the reference can with these tensors.
 
-    Not forward mode, torch.func, tensors without numbers or of a subclass; what compiles or traces
-    has the reference, which it can look into.
+    Not forward mode, torch.func, tensors without numbers or of a subclass. A graph of torch.compile
+    holds kernels as opaque ops; torch.export and torch.jit.trace get the reference, which runs
+    anywhere.
     """
-    served = HAS_NUMBA and not library.INTERPRETED and plain_on_cpu(tensors)
+    if not HAS_NUMBA or library.INTERPRETED:
+        return False
+    served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
     return served and library.obstacle("numba") is None
+
+
+def in_graph(tensors):
+    """Whether torch.compile, and nobody else, sees these tensors of a CPU."""
+    if not tensors[0].is_cpu or torch.compiler.is_exporting():
+        return False
+    if library.transforming() or library.forward_mode():
+        return False
+    return all(t is None or type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)
 
 
 def plain_on_cpu(tensors):

@@ -3,6 +3,7 @@
 The rest follows from its name: the op and the reference are called ``{name}_nll``.
 """
 
+import math
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 LikelihoodName: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
@@ -27,6 +28,10 @@ class Likelihood(NamedTuple):
     # where the width is a tensor, for which torch has several operations instead of one loss.
     torch_below: int = 0
     torch_below_if_learned: int = 0
+    # What stands behind a mask: at x = 0 an event of this recon, and width if there is one, has a
+    # likelihood of 1. exp(-1e4) is 0 in every dtype.
+    hidden: float = -1e4
+    hidden_width: float | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -44,8 +49,21 @@ LIKELIHOODS = {
         Likelihood("bernoulli", recon="logits", data="unit", torch_below=2**16),
         # A Bernoulli's probabilities instead of its logits: kernels only, and for ``compat`` alone.
         Likelihood("probabilities", data="unit"),
-        Likelihood("gaussian", width="recon_logvar", torch_below=2**19),
-        Likelihood("laplace", width="log_scale", torch_below=2**16, torch_below_if_learned=2**15),
+        Likelihood(
+            "gaussian",
+            width="recon_logvar",
+            torch_below=2**19,
+            hidden=0.0,
+            hidden_width=-math.log(2 * math.pi),
+        ),
+        Likelihood(
+            "laplace",
+            width="log_scale",
+            torch_below=2**16,
+            torch_below_if_learned=2**15,
+            hidden=0.0,
+            hidden_width=-math.log(2),
+        ),
         Likelihood("poisson", recon="log_rate", data="counts"),
         Likelihood("categorical", recon="logits", x="target", data="classes", torch_below=2**18),
     )

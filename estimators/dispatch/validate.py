@@ -204,6 +204,15 @@ def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x")
     return shape
 
 
+def mask(mask, x, name="x"):
+    """A bool tensor that broadcasts to the data, or None."""
+    if mask is None:
+        return
+    dense("mask", mask, (torch.bool,))
+    same_device(**{name: x, "mask": mask})
+    within(x.shape, mask=mask)
+
+
 def data(likelihood, x, name):
     """Data in a dtype that means something to the likelihood."""
     if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
