@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: bench pages test docs lint types static clean
+.PHONY: bench pages test test-gpu ptx docs lint types static clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -27,14 +27,31 @@ bench: $(VENV)/installed
 pages: $(VENV)/installed
 	$(BIN)/python -m bench.plot --pages
 
-# Everything with numba's kernels; what tests kernels with Triton's as well, interpreted, and where
-# there is a CUDA device on that.
-PYTEST := $(BIN)/python -m pytest tests --numprocesses auto --dist worksteal
+# All tests with numba's kernels. Then, of those that test kernels, a sample with Triton's: compiled
+# for NVIDIA and emulated, and interpreted. A GPU is hidden from these three; where there is one, the
+# tests that need it run last, those that fill its memory one at a time.
+PYTEST := $(BIN)/python -m pytest tests
+PARALLEL := --numprocesses auto --dist worksteal
+ON_CPU := CUDA_VISIBLE_DEVICES= HIP_VISIBLE_DEVICES= TRITON_INTERPRET=0
+NONE_CHOSEN := test $$? = 5  # pytest's word for it, where ARGS choose
 test: $(VENV)/installed
-	TRITON_INTERPRET=0 $(PYTEST) -m "not gpu" $(ARGS)
-	TRITON_INTERPRET=1 $(PYTEST) -m kernels $(ARGS) || test $$? = 5  # none of them is chosen
+	$(ON_CPU) $(PYTEST) $(PARALLEL) -m "not gpu" $(ARGS)
+	$(ON_CPU) TRITON_PTX=1 $(PYTEST) $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
+	$(ON_CPU) TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		TRITON_INTERPRET=0 $(BIN)/python -m pytest tests -m gpu $(ARGS); fi
+		$(MAKE) --no-print-directory test-gpu; fi
+
+test-gpu: $(VENV)/installed
+	TRITON_INTERPRET=0 $(PYTEST) --numprocesses 4 --dist worksteal -m "gpu and not large" $(ARGS) \
+		|| $(NONE_CHOSEN)
+	TRITON_INTERPRET=0 $(PYTEST) -m "gpu and large" $(ARGS) || $(NONE_CHOSEN)
+
+# All of the kernels' tests as NVIDIA's compiler makes them, for three architectures; then with every
+# approximate instruction as far off as is documented.
+ptx: $(VENV)/installed
+	for arch in 80 90 100; do \
+		$(ON_CPU) TRITON_PTX=1 PTX_ARCH=$$arch $(PYTEST) $(PARALLEL) -m kernels $(ARGS) || exit; done
+	$(ON_CPU) TRITON_PTX=1 PTX_APPROX=mixed $(PYTEST) $(PARALLEL) -m kernels $(ARGS)
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/site/build.py

@@ -32,6 +32,11 @@ def pytest_addoption(parser):
     group.addoption(
         "--resume", metavar="DIR", help="skip what DIR/<device>/ has at this commit already"
     )
+    parser.addoption(
+        "--sample",
+        action="store_true",
+        help="of each test one case for every value of every parameter, not their combinations",
+    )
 
 
 def pytest_configure(config):

@@ -8,26 +8,32 @@ from importlib.metadata import version
 
 from .estimators.discretized import discretized_mix_logistic_nll
 from .estimators.functional import (
-    ImportanceWeights,
-    Mixture,
-    bernoulli_nll,
-    categorical_nll,
     gaussian_kl,
     gaussian_log_prob,
-    gaussian_nll,
     gaussian_rsample,
-    importance_weights,
-    laplace_nll,
-    poisson_nll,
     rsample_kl,
     rsample_log_ratio,
 )
 from .estimators.hierarchical import BalancedKL, balanced_kl, rsample_kl_log_std
-from .estimators.iwae import IWAEParts, chunked_iwae_loss, iwae_loss
+from .estimators.importance import (
+    ImportanceWeights,
+    IWAEParts,
+    chunked_iwae_loss,
+    importance_weights,
+    iwae_loss,
+)
+from .estimators.likelihoods import (
+    bernoulli_nll,
+    categorical_nll,
+    gaussian_nll,
+    laplace_nll,
+    poisson_nll,
+)
 from .estimators.loss import ELBOLoss, ELBOParts, elbo_loss
 from .estimators.mixtures import (
     ELBOTCParts,
     KLDecomposition,
+    Mixture,
     elbo_tc_loss,
     kl_decomposition,
     mixture_log_prob,

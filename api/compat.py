@@ -3,36 +3,37 @@
 ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``, and the like.
 """
 
-from .estimators.compat.beta import effective_beta, effective_beta_of
-from .estimators.compat.discretized import (
-    nvae_disc_mix_logistic_log_prob,
-    vdvae_discretized_mix_logistic_loss,
+from .estimators.compat.antixk import (
+    AntixKBetaTCVAELoss,
+    AntixKBetaVAELoss,
+    antixk_vanilla_vae_loss,
 )
-from .estimators.compat.latent_diffusion import DiagonalGaussianDistribution
-from .estimators.compat.nn_functional import (
+from .estimators.compat.bolts import bolts_vae_loss
+from .estimators.compat.diffusers import DiagonalGaussianDistribution
+from .estimators.compat.disvae import DisvaeBtcvaeLoss
+from .estimators.compat.effective_beta import effective_beta, effective_beta_of
+from .estimators.compat.nvae import nvae_disc_mix_logistic_log_prob
+from .estimators.compat.pythae import (
+    pythae_beta_tcvae_loss,
+    pythae_beta_vae_loss,
+    pythae_iwae_loss,
+    pythae_vae_loss,
+    pythae_vamp_loss,
+)
+from .estimators.compat.pytorch_examples import pytorch_examples_vae_loss
+from .estimators.compat.rtqichen import rtqichen_tcvae_elbo
+from .estimators.compat.scvi import scvi_kl_local
+from .estimators.compat.torch_nn import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
     gaussian_nll_loss,
     mse_loss,
 )
-from .estimators.compat.tcvae import (
-    AntixKBetaTCVAELoss,
-    DisvaeBtcvaeLoss,
-    pythae_beta_tcvae_loss,
-    pythae_vamp_loss,
-    rtqichen_tcvae_elbo,
+from .estimators.compat.vdvae import (
+    draw_gaussian_diag_samples,
+    gaussian_analytical_kl,
+    vdvae_discretized_mix_logistic_loss,
 )
-from .estimators.compat.vae import (
-    AntixKBetaVAELoss,
-    antixk_vanilla_vae_loss,
-    bolts_vae_loss,
-    pythae_beta_vae_loss,
-    pythae_iwae_loss,
-    pythae_vae_loss,
-    pytorch_examples_vae_loss,
-    scvi_kl_local,
-)
-from .estimators.compat.vdvae import draw_gaussian_diag_samples, gaussian_analytical_kl
 
 __all__ = [
     "AntixKBetaTCVAELoss",

@@ -18,20 +18,14 @@ import torch
 from torch import Generator, Tensor
 
 from . import sampling as samplers
-from . import textbook
 from .diagnostics import kl_per_dimension
 from .dispatch import calls, validate
-from .dispatch.types import Implementation
-from .functional import (
-    Gradient,
-    Mixture,
-    check_prior,
-    gaussian_kl,
-    gaussian_log_prob,
-    importance_weights,
-)
-from .mixtures import mixture_log_prob
-from .reference import accumulate, in_float64, scalar
+from .dispatch.types import Gradient, Implementation
+from .functional import gaussian_kl, gaussian_log_prob
+from .importance import importance_weights
+from .mixtures import Mixture, check_prior, mixture_log_prob
+from .reference import textbook
+from .reference.reference import accumulate, in_float64, scalar
 
 
 class Estimate(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import validate
 from .dispatch.types import Implementation
 from .functional import gaussian_kl
-from .reference import effective_size, in_units_of_prior, normalised
+from .reference.reference import effective_size, in_units_of_prior, normalised
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch.distributions import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import reference, textbook
 from .dispatch import calls, choice, validate
 from .dispatch.types import Implementation
 from .functional import gaussian_kl, gaussian_log_prob
+from .reference import reference, textbook
 
 
 class DiagonalNormal(Distribution):

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import diagnostics, reference
+from . import diagnostics
 from .bounds import estimate
 from .dispatch import validate
 from .dispatch.types import Implementation
-from .functional import Mixture
+from .mixtures import Mixture
+from .reference import reference
 
 TRUSTED = 0.7  # the largest k of weights that are to be trusted (Vehtari et al. 2024)
 

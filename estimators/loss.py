@@ -1,6 +1,6 @@
 """The loss: -ELBO with the analytic KL, reduced over examples."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,69 @@ class ELBOParts(NamedTuple):
     loss: Tensor
     nll: Tensor
     kl: Tensor
+
+
+@overload
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> ELBOParts: ...
+
+
+@overload
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | ELBOParts: ...
 
 
 def elbo_loss(
@@ -35,7 +98,7 @@ def elbo_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or ELBOParts with return_parts=True
+) -> Tensor | ELBOParts:
     r"""The VAE loss: the negative evidence lower bound of each example, in nats.
 
     .. math:: -\log p(x \mid z) + \beta \, KL(q(z \mid x) \| p(z)), \qquad z \sim q(z \mid x)
@@ -199,7 +262,7 @@ class ELBOLoss(torch.nn.Module):
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
         mask: Tensor | None = None,
-    ) -> Any:  # as elbo_loss
+    ) -> Tensor | ELBOParts:
         """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
             recon,

@@ -1,6 +1,6 @@
 """Densities that compare every sample with every component, without a tensor of all pairs."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -8,11 +8,19 @@ from torch import Tensor
 from .dispatch import calls, validate
 from .dispatch.likelihoods import LikelihoodName
 from .dispatch.types import Implementation, Reduction
-from .functional import check_components
 from .loss import elbo_loss
 
 Aggregate: TypeAlias = Literal["stratified", "weighted", "aggregate"]
+
 AGGREGATES = ("stratified", "weighted", "aggregate")
+
+
+class Mixture(NamedTuple):
+    """A prior of K diagonal Gaussians, as :func:`mixture_log_prob` takes them."""
+
+    mu: Tensor  # [K, D]
+    logvar: Tensor  # [K, D]; the two are broadcast together
+    log_weights: Tensor | None = None  # [K], normalised where they are used; None is equal weights
 
 
 def mixture_log_prob(
@@ -67,6 +75,42 @@ def mixture_log_prob(
     validate.tensors(z=z, mu=mu, logvar=logvar, log_weights=log_weights)
     shape = check_components(z, mu, logvar, log_weights)
     return calls.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
+
+
+def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):
+    """The shape [K, D] of components for ``z`` [..., D], the argument ``name``."""
+    shape = validate.broadcast(**{prefix + "mu": mu, prefix + "logvar": logvar})
+    named = {prefix + "mu": mu, prefix + "logvar": logvar}
+    if len(shape) != 2 or shape[0] == 0:
+        raise ValueError(f"expected components [K, D] with K >= 1, got {validate.describe(named)}")
+    if z.dim() == 0 or z.shape[-1] != shape[1]:
+        raise ValueError(
+            f"expected {name} [..., D] and components [K, D] of one D, "
+            f"got {validate.describe({name: z, **named})}"
+        )
+    if log_weights is not None and log_weights.shape != shape[:1]:
+        weights = {prefix + "log_weights": log_weights}
+        raise ValueError(
+            f"expected {prefix}log_weights [K], a number a component, "
+            f"got {validate.describe(weights | named)}"
+        )
+    return shape
+
+
+def check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims=1):
+    """A mixture that is the prior of q."""
+    if not isinstance(prior, Mixture):
+        raise TypeError(f"prior must be a Mixture, got {type(prior).__name__}")
+    if prior_mu is not None or prior_logvar is not None:
+        raise ValueError("expected a prior or prior_mu and prior_logvar, got both")
+    if event_dims != 1:
+        raise ValueError(
+            f"event_dims must be 1 with a Mixture as prior, whose components are [K, D], got "
+            f"{event_dims}: flatten mu and logvar"
+        )
+    named = {f"prior.{name}": tensor for name, tensor in prior._asdict().items()}
+    validate.tensors(mu=mu, **named)
+    check_components(torch.broadcast_tensors(mu, logvar)[0], *prior, name="mu", prefix="prior.")
 
 
 class KLDecomposition(NamedTuple):
@@ -202,6 +246,75 @@ class ELBOTCParts(NamedTuple):
     dimension_wise: Tensor
 
 
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> ELBOTCParts: ...
+
+
+@overload
+def elbo_tc_loss(
+    recon: Tensor,
+    x: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    dataset_size: int | None = None,
+    *,
+    mutual_information: float = 1.0,
+    total_correlation: float = 1.0,
+    dimension_wise: float = 1.0,
+    estimator: Aggregate = "stratified",
+    dataset: tuple[Tensor, Tensor] | None = None,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | ELBOTCParts: ...
+
+
 def elbo_tc_loss(
     recon: Tensor,
     x: Tensor,
@@ -221,7 +334,7 @@ def elbo_tc_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or ELBOTCParts with return_parts=True
+) -> Tensor | ELBOTCParts:
     r"""The loss of a beta-TCVAE: -log p(x|z) and a weight for each term of the KL, in nats.
 
     .. math:: -\log p(x \mid z) + \alpha \, \mathrm{MI} + \beta \, \mathrm{TC}

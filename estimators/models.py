@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import textbook
+from .reference import textbook
 
 LOG_2PI = textbook.LOG_2PI
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Generator, Tensor
 
-from . import reference
 from .dispatch import validate
+from .reference import reference
 
 SAMPLINGS = ("independent", "antithetic", "sobol")
 

@@ -78,7 +78,7 @@ def least_squares(design, target):
 
 
 def target(model, name, prior_logvar):
-    """What ``estimate`` needs to know of p: "elbo", with its closed-form KL, not the joint."""
+    """The part of p that ``estimate`` needs: for "elbo" the likelihood, else the joint."""
     if name == "elbo":
         return {"log_likelihood": model.log_likelihood, "prior_logvar": prior_logvar}
     return {"log_joint": model.log_joint}

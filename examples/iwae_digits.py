@@ -94,7 +94,7 @@ def fit(model, train, loss, seed, epochs=60, batch=50, lr=2e-3, impl="auto"):
 
 
 class Score(NamedTuple):
-    """What is measured of a trained model, on the test images."""
+    """The measurements of a trained model, on the test images."""
 
     log_likelihood: float  # nats per image: the bound with many samples
     elbo: float  # nats per image
@@ -177,7 +177,7 @@ def text(mean, error, digits=2):
 
 
 def score_table(scores, args):
-    """What became of each method at each K."""
+    """A table of the results: a row for each method and K."""
     many = f"mean over {args.seeds} seeds ± standard error" if args.seeds > 1 else "seed 0"
     table = Table(title=f"test images, {many}")
     bound = f"log p(x),\n{args.bound_samples:,} samples"

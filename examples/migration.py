@@ -121,7 +121,7 @@ PROGRAMS = (
 
 
 def scalar(loss):
-    """What backward starts from: pythae returns the two terms as well."""
+    """The tensor to differentiate. pythae's loss returns its two terms as well."""
     return loss[0] if isinstance(loss, tuple) else loss
 
 

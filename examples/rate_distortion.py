@@ -1,4 +1,4 @@
-"""What does beta buy? The rate-distortion curve of a VAE on handwritten digits.
+"""The rate-distortion curve of a VAE on handwritten digits: beta by beta.
 
 The autoencoder and the digits of vae_digits.py, trained on -log p(x|z) + beta KL for a sweep of
 beta, by Adam and by SGD with momentum. The KL is the rate, what z says of an image; -log p(x|z) is

@@ -219,9 +219,9 @@ def random_state(device):
 
 
 def settings(args):
-    """What a resumed run must share with the one that it goes on with.
+    """The settings that a resumed run must share with the run that it continues.
 
-    The implementation and the kind of device too: each draws noise of its own.
+    Implementation and kind of device are among them, because each draws noise of its own.
     """
     names = "impl", "estimator", "samples", "latents", "batch", "lr", "seed"
     run = {"device": torch.device(args.device).type, "ranks": place()[1]}
@@ -244,7 +244,7 @@ def save(args, model, optimizer, elbos):
 
 
 def resume(args, model, optimizer):
-    """Set everything as ``save`` found it; returns the test ELBOs of the epochs behind it."""
+    """Restore everything that ``save`` wrote; returns the test ELBOs of the epochs so far."""
     run = torch.load(args.checkpoint, map_location="cpu")
     if run["settings"] != settings(args):
         raise SystemExit(f"{args.checkpoint} is of {run['settings']}, not of {settings(args)}")
@@ -351,7 +351,7 @@ def parse(argv=None):
 
 
 def loss_of(args):
-    """What --estimator and --samples ask for, with the signature of negative_elbo."""
+    """The loss that --estimator and --samples ask for, called as negative_elbo is."""
     if args.estimator is None:
         return negative_elbo
     samples = 8 if args.samples is None else args.samples

@@ -114,7 +114,7 @@ def negative_elbo(model, x, impl="auto"):
 
 
 class Score(NamedTuple):
-    """What is measured of a trained model, on the test images, in nats per image."""
+    """The measurements of a trained model, on the test images, in nats per image."""
 
     log_likelihood: float  # the bound with many samples
     elbo: float
@@ -274,9 +274,9 @@ def follow_total_correlation(args, train, progress):
 
 
 def prior_table(scores, models, args):
-    """What became of each prior; its size is the number of its parameters.
+    """A table of the results: a row for each prior, with its number of parameters.
 
-    Differences are seed by seed: much of a seed's luck is common to the priors.
+    Differences are taken seed by seed, because the priors share much of a seed's luck.
     """
     many = f"mean over {args.seeds} seeds ± standard error" if args.seeds > 1 else "seed 0"
     table = Table(title=f"test images, nats per image, {many}")
@@ -347,7 +347,7 @@ def draw_priors(axes, scores, args):
 
 
 def draw_total_correlation(near, errors, curves, args):
-    """What is close to the truth, and for the last beta how far off each estimate is."""
+    """A table: the exact value, and for the last beta the error of each estimate."""
     first, last = min(curves), max(curves)
     curve = curves[last]
     if first != last:

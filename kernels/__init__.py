@@ -1,5 +1,5 @@
-"""The fused ops. ``ops`` declares each once, ``library`` makes it known to torch, and a folder a
-backend has the kernels: ``triton`` for GPUs.
+"""The fused ops: ``ops`` declares each once, ``library`` registers it with torch.
 
-Importing ``ops`` imports no backend; that happens when a kernel is first used.
+Each backend is a subpackage, ``triton`` for GPUs and ``numba`` for CPUs, and has a record in
+``backends``. Importing ``ops`` imports no backend. That happens when a kernel is first used.
 """

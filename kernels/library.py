@@ -6,58 +6,47 @@ the ops' names and with their arguments; it is imported at the first call.
 """
 
 import functools
-import importlib
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
+
+from .backends import backend_of, load
+from .torch_state import (
+    bare_apply,
+    dispatch_modes,
+    forward_mode,
+    function_of,
+    is_batched,
+    tracing,
+    transforming,
+)
 
 LIBRARY = torch.library.Library("fused_elbo", "DEF")
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 PLAIN = {bool, int, float, str, list, tuple}
 OPS: dict[str, "Op"] = {}  # the differentiable ones, by name
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-
-def backend(tensor):
-    """The folder that has the kernels for a tensor's device.
-
-    CPU tensors are for numba, or for Triton's interpreter: one process cannot have both.
-    """
-    return "numba" if tensor.is_cpu and not INTERPRETED else "triton"
-
-
-@torch.compiler.assume_constant_result  # which imports nothing while it traces
-def obstacle(folder):
-    """Why the backend cannot run in this process, in words; None where it can."""
-    return importing(folder)
+@functools.cache
+def launcher(backend, family, name):
+    """The launcher of an op in a backend: a function with the op's name and arguments."""
+    return getattr(load(backend, family), name)
 
 
 @functools.cache
-def importing(folder):
-    try:
-        importlib.import_module(f".{folder}.compiler", __package__)
-    except (ImportError, AttributeError) as error:
-        return str(error)
-    return None
-
-
-@functools.cache
-def launcher(folder, family, name):
-    """The launcher of an op in a backend's folder: a function with the op's name and arguments."""
-    return getattr(importlib.import_module(f".{folder}.{family}", __package__), name)
+def implementation(find, backend, family, name):
+    """What runs an op on a backend, which ``find`` finds or makes."""
+    return find(backend, family, name)
 
 
 def register(family, schema, fake, find=launcher):
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
-    ``find(folder, family, name)`` returns the implementation of a backend. Returned is what calls
-    the op: the launcher itself, or through torch where somebody else must see the op. The way
-    through torch takes 2.6 us a call, this one 1.8.
+    ``find(backend, family, name)`` returns a backend's implementation. Returned is what calls the
+    op: the implementation directly, or through torch where somebody else must see the op.
     """
     name = schema.partition("(")[0]
 
@@ -65,7 +54,7 @@ def register(family, schema, fake, find=launcher):
         for first in arguments:
             if first is not None:
                 break
-        return find(backend(first), family, name)(*arguments)
+        return implementation(find, backend_of(first), family, name)(*arguments)
 
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
@@ -75,7 +64,7 @@ def register(family, schema, fake, find=launcher):
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
-        if is_compiling() or watched(arguments):
+        if is_compiling() or torch_must_see(arguments):
             return op(*arguments)
         return launch(*arguments)
 
@@ -90,44 +79,25 @@ def no_vmap(info, in_dims, *arguments):
     )
 
 
-def watched(arguments):
+def torch_must_see(arguments):
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
     Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
     torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. Of a
     view whose sign is pending the numbers in memory are not those of the tensor.
     """
-    if modes() > 0 or tracing() is not None or transforming():
+    if dispatch_modes() > 0 or tracing() is not None or transforming():
         return True
     for argument in arguments:
         if argument is None:
             continue
         kind = type(argument)
         if kind is Tensor or kind is Parameter:
-            if argument.is_neg() or argument.is_meta or batched(argument):
+            if argument.is_neg() or argument.is_meta or is_batched(argument):
                 return True
         elif kind not in PLAIN:
             return True
     return False
-
-
-is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-
-
-def private(module, name):
-    """A function without a public name; where it is gone, one that says: yes, torch must see it."""
-    return getattr(module, name, lambda *_: True)
-
-
-modes = private(torch._C, "_len_torch_dispatch_stack")
-tracing = private(torch._C, "_get_tracing_state")
-transforming = private(torch._C, "_are_functorch_transforms_active")
-# Whether a tensor is one of torch.autograd.grad's ``is_grads_batched``.
-batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor")
-
-
-def forward_mode():
-    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 class Op:
@@ -163,13 +133,13 @@ def differentiated(arguments):
 
 
 def record(function, *arguments):
-    """``function.apply``, without the 5 us in which it looks for defaults and dead wrappers."""
+    """``function.apply``, as fast as the circumstances allow."""
     if is_compiling():
         return function.apply(*arguments)
     try:
         if transforming():
             return function.apply(*arguments)
-        return super(torch.autograd.Function, function).apply(*arguments)
+        return bare_apply(function, *arguments)
     except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
         if "jvp" not in str(error):
             raise
@@ -402,12 +372,11 @@ def once_differentiable(backward):
 
 
 def twin_wanted(ctx, upstream, again):
-    """On CPUs, for gradients to be differentiated again, or batches of them."""
+    """Whether gradients are differentiated again, or batches of them, where a backend leaves it."""
     for given in upstream:
-        if given is not None and (again or batched(given)):
-            # Under torch.func contexts are not of our class.
-            twin = getattr(getattr(ctx, "_forward_cls", None), "twin", None)
-            return twin is not None and backend(given) == "numba"
+        if given is not None and (again or is_batched(given)):
+            twin = getattr(function_of(ctx), "twin", None)
+            return twin is not None and backend_of(given).differentiates_again
     return False
 
 
@@ -417,9 +386,9 @@ def through_twin(ctx, upstream, create_graph):
         # Views: where an argument is a function of another, or the same, autograd must stop at it.
         arguments = [
             a.view_as(a) if isinstance(a, torch.Tensor) else a
-            for a in ctx._forward_cls.arguments(ctx)
+            for a in function_of(ctx).arguments(ctx)
         ]
-        outputs = ctx._forward_cls.twin(*arguments)
+        outputs = function_of(ctx).twin(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u) for o, u in zip(outputs, upstream, strict=False) if u is not None]
     outputs, upstream = zip(*pairs, strict=True)

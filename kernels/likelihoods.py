@@ -25,7 +25,6 @@ x may have fewer rows than the network's output [samples * rows, cols], which th
 of all rows after another. Both backends have ``samples_of`` for this in their ``launch.py``.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 from .library import launcher
@@ -63,10 +62,9 @@ LIKELIHOODS = {
 }
 
 
-@functools.cache
-def forward_launcher(folder, family, name):
+def forward_launcher(backend, family, name):
     """The op X, by ``launch_X``."""
-    launch = launcher(folder, family, f"launch_{name}")
+    launch = launcher(backend, family, f"launch_{name}")
 
     def forward(*arguments):
         return launch(*arguments, values="rows")[0]
@@ -74,10 +72,9 @@ def forward_launcher(folder, family, name):
     return forward
 
 
-@functools.cache
-def backward_launcher(folder, family, name):
+def backward_launcher(backend, family, name):
     """The op X_backward, by the same."""
-    launch = launcher(folder, family, f"launch_{name.removesuffix('_backward')}")
+    launch = launcher(backend, family, f"launch_{name.removesuffix('_backward')}")
 
     def backward(dnll, *arguments):
         *arguments, needs = arguments
@@ -86,10 +83,9 @@ def backward_launcher(folder, family, name):
     return backward
 
 
-@functools.cache
-def loss_launcher(folder, family, name):
+def loss_launcher(backend, family, name):
     """The op [scale * sum of X, then the wanted gradients], by the same, where X is the family."""
-    launch = launcher(folder, family, f"launch_{family}")
+    launch = launcher(backend, family, f"launch_{family}")
 
     def loss(*arguments):
         *arguments, scale, needs = arguments
@@ -99,14 +95,13 @@ def loss_launcher(folder, family, name):
     return loss
 
 
-@functools.cache
-def elbo_launcher(folder, family, name):
+def elbo_launcher(backend, family, name):
     """The op ``elbo_loss``, by the launcher of its likelihood and one that adds up."""
-    total = launcher(folder, family, "launch_total")
+    total = launcher(backend, family, "launch_total")
 
     def elbo_loss(recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs):
         found = LIKELIHOODS[likelihood]
-        launch = launcher(folder, found.op, f"launch_{found.op}")
+        launch = launcher(backend, found.op, f"launch_{found.op}")
         options = found.options(width, width_value, zero_logits)
         nll_scale = scale / samples_in(recon, x)
         nll, gradients = launch(recon, x, *options, scale=nll_scale, values="total", needs=needs)

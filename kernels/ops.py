@@ -1,7 +1,7 @@
 """The ops, each declared once: schema, what has a gradient, what is saved, shapes of the results.
 
 All take rows: operands are [rows, cols] and their sums [rows], in nats; a prior of None is the
-standard one. Their twins in PyTorch are in ``estimators/reference.py``.
+standard one. Their twins in PyTorch are in ``estimators/reference``.
 """
 
 import torch

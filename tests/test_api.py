@@ -212,7 +212,8 @@ import torch
 import fused_elbo, fused_elbo.estimators as package
 failed = 0
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    failed += doctest.testmod(importlib.import_module(module.name)).failed
+    module = importlib.import_module(module.name)
+    failed += doctest.testmod(module, extraglobs={"torch": torch}).failed
 mu, logvar = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
 z, kl = fused_elbo.rsample_kl(mu, logvar)
 fused_elbo.elbo_loss(z, torch.ones(2, 3), kl=kl).backward()

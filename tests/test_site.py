@@ -20,7 +20,8 @@ import fused_elbo.compat
 import fused_elbo.distributions
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NAMES = "chromium", "chromium-browser", "google-chrome"
+CHROMIUM = next((path for path in map(shutil.which, NAMES) if path), None)
 DRIVER = shutil.which("chromedriver")
 WIDTHS = 1280, 400
 # Markup that was not rendered: LaTeX commands, roles and directives, doubled back-quotes, fences.
@@ -77,7 +78,7 @@ def resize(browser, width):
 
 
 def faults(browser, page):
-    """What is wrong with a page, in words."""
+    """The faults of a page, in words."""
     browser.get(page.as_uri())
     yield from (f"console: {entry['message']}" for entry in browser.get_log("browser"))
     yield from (f"no image: {source}" for source in browser.execute_script(BROKEN))

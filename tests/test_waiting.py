@@ -1,12 +1,14 @@
 """No call makes the host wait for a CUDA device: shown without one, and on one."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
 import fused_elbo
 from fused_elbo import compat
-from fused_elbo.estimators.dispatch import choice
+from fused_elbo.kernels import backends
 from fused_elbo.kernels.triton.launch import recording
 from helpers.op_calls import op_calls
 from helpers.public_calls import public_calls
@@ -25,8 +27,9 @@ def test_every_public_function_has_a_call():
 
 @pytest.fixture
 def _meta_is_cuda(monkeypatch):
-    """Kernels serve tensors on "meta", as they do CUDA's."""
-    monkeypatch.setattr(choice, "served_on_cpu", lambda tensors: tensors[0].is_meta)
+    """Triton's kernels serve tensors on "meta", as they do CUDA's."""
+    serves_meta = dataclasses.replace(backends.TRITON, serves=lambda tensor: tensor.is_meta)
+    monkeypatch.setitem(backends.BACKENDS, "triton", serves_meta)
 
 
 def tensors_in(found):
@@ -54,6 +57,7 @@ def test_no_public_call_waits(name):
 LAUNCHERS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
+@pytest.mark.usefixtures("_meta_is_cuda")
 @pytest.mark.parametrize("op", sorted(op_calls("cpu")))
 def test_no_launcher_waits(op):
     for arguments in op_calls("meta")[op]:

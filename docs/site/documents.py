@@ -5,7 +5,13 @@ from pathlib import Path
 
 SINGLE = ("CHANGELOG.md", "CONTRIBUTING.md")
 FOLDERS = "docs/*.md", "results/*/README.md"
-FILES = "results/*/plots/*.png", "results/*/*.png", "results/*/*.csv", "examples/*.png"
+FILES = (
+    "results/*/plots/*.png",
+    "results/*/*.png",
+    "results/*/*.csv",
+    "examples/*.png",
+    "examples/*.ipynb",
+)
 START = "index.md"  # what the README is here
 
 
@@ -63,7 +69,7 @@ def card(title, link, picture, words):
 
 
 def anchor(heading):
-    """What a link to a heading ends in, on code hosts and here."""
+    """The end of a link to a heading, on code hosts and here."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

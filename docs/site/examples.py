@@ -1,5 +1,6 @@
 """The gallery: a card and a page for each section of ``examples/README.md``."""
 
+import json
 import re
 
 import documents
@@ -26,10 +27,22 @@ def pages(root):
         found[place] = documents.relinked(root, "examples/README.md", page, place)
         cards.append(documents.card(title, f"/examples/{name}", picture(text), words(text)))
         names.append(name)
+    for notebook in sorted((root / "examples").glob("*.ipynb")):
+        found[f"examples/{notebook.name}"] = linked_notebook(root, notebook)
     listed = "\n".join(names)
     found[INDEX] = documents.relinked(root, "examples/README.md", intro, INDEX)
     found[INDEX] += f"\n{documents.grid(cards)}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
     return found
+
+
+def linked_notebook(root, path):
+    """A notebook whose links lead to pages of the site."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            cell["source"] = documents.relinked(root, f"examples/{path.name}", text)
+    return json.dumps(notebook)
 
 
 def title_of(program):

@@ -7,6 +7,7 @@ SIDEBAR = """
 :hidden:
 :caption: Guide
 
+examples/tour
 docs/choosing-an-estimator
 estimators
 docs/drop-ins

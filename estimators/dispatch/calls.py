@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from ...kernels import library, ops
-from .. import noise, reference, textbook, twins
+from ..reference import noise, on_rows, reference, textbook
 from . import layouts
 from .choice import (
     all_known,
+    default_backend,
+    left_to_compiler,
     left_to_torch,
     noise_is_kept,
     ordered_by_compiler,
     plain_on_cpu,
-    served_on_cpu,
     use_kernels,
     where_it_fits,
 )
@@ -44,13 +45,19 @@ FEW_NORMALS = 1024
 
 def torch_normals(shape, like, generator=None, *, impl):
     """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
-    served = impl != "reference" and like.dtype == torch.float32 and served_on_cpu((like,))
-    if (
-        not served or math.prod(shape) < FEW_NORMALS
-    ):  # in this order: export guards what it compares
+    wanted = impl != "reference" and like.dtype == torch.float32
+    backend = default_backend(like) if wanted else None
+    randn = None if backend is None else torch_randn(backend)
+    # Sizes last: export guards what is compared.
+    if randn is None or math.prod(shape) < FEW_NORMALS:
         return reference.standard_normal(shape, like, generator)
-    randn = library.launcher("numba", "mersenne_twister", "randn")
     return randn(shape, generator or torch.default_generator)
+
+
+def torch_randn(backend):
+    """A backend's function for torch's normals, or None."""
+    module = backend.torch_normals
+    return None if module is None else library.launcher(backend, module, "randn")
 
 
 def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:
@@ -58,7 +65,7 @@ def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:
         flat, order, tensors = layouts.flatten(shape, event_dims, x, mu, logvar)
         log_prob = gaussian_log_prob(flat, *tensors, impl=impl)
         return layouts.summed(log_prob, shape, order, event_dims)
-    if not use_kernels(impl, x, mu, logvar):
+    if not use_kernels(impl, x, mu, logvar, fits=not left_to_compiler(impl, x)):
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = as_rows(shape, mu, x, logvar)
     return reshaped(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
@@ -101,7 +108,8 @@ def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl
         flat, order, q = layouts.flatten(shape, event_dims, *q)
         kl = gaussian_kl(flat, *q, impl=impl)
         return layouts.summed(kl, shape, order, event_dims)
-    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
+    fits = not left_to_compiler(impl, mu)
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar, fits=fits):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar)))
     return reshaped(kl, shape[:-1])
@@ -276,6 +284,7 @@ def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl)
     given = [tensor_or_none(value) for value in parameters]
     learned = bool(given) and given[0] is not None
     fits = not left_to_torch(impl, recon, likelihood, learned)
+    fits = fits and not (record.left_to_compiler and left_to_compiler(impl, recon))
     if not use_kernels(impl, recon, x, *given, fits=fits):
         options = (all_known(x, recon),) if record.is_categorical else parameters
         return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
@@ -422,29 +431,29 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
 def elbo_loss_on_rows(
     recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
 ):
-    """The op of a whole loss in PyTorch, as ``twins`` has the others."""
+    """The op of a whole loss in PyTorch, as ``on_rows`` has the others."""
     op, options = ops.likelihood_op(likelihood, width, width_value, zero_logits)
-    return twins.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
+    return on_rows.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
 
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: twins.rsample,
-    ops.rsample_kl.function: twins.rsample_kl,
-    ops.rsample_log_ratio.function: twins.rsample_log_ratio,
+    ops.rsample.function: on_rows.rsample,
+    ops.rsample_kl.function: on_rows.rsample_kl,
+    ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,
-    ops.posterior_sample_kl.function: twins.posterior_sample_kl,
+    ops.posterior_sample_kl.function: on_rows.posterior_sample_kl,
     ops.mixture_log_prob.function: reference.mixture_log_prob,
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
-    ops.DiscretizedMixLogisticLoss: twins.discretized_mix_logistic_loss,
+    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
     ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: twins.importance_weights,
+    ops.ImportanceWeights: on_rows.importance_weights,
     ops.ELBOLoss: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)
-    TWINS[op.function] = getattr(twins, f"{op.__name__}")
+    TWINS[op.function] = getattr(on_rows, f"{op.__name__}")
 for function, twin in TWINS.items():
     function.twin = staticmethod(twin)

@@ -1,16 +1,11 @@
 """Which implementation an ``impl`` means for these tensors: the one reader of ``impl``."""
 
-import importlib.util
-
 import torch
 
-from ...kernels import library
+from ...kernels import backends, library, torch_state
 from . import validate
 from .likelihoods import LIKELIHOODS
 from .types import IMPLEMENTATIONS
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 # Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
 FEW_CLASSES = 16
@@ -29,11 +24,11 @@ def use_kernels(impl, *tensors, fits=True):
     False
     """
     if impl == "auto":
-        return fits and (HAS_TRITON if tensors[0].is_cuda else served_on_cpu(tensors))
+        return fits and default_backend(*tensors) is not None
     check_impl(impl)
     if impl == "reference":
         return False
-    require_backend(impl, tensors[0].device)
+    backends.require(backends.BACKENDS[impl], tensors[0])
     if not fits:
         raise RuntimeError(
             f"impl={impl!r}: no kernel supports these arguments. Kernels need tensors of one shape "
@@ -43,24 +38,26 @@ def use_kernels(impl, *tensors, fits=True):
     return True
 
 
-def served_on_cpu(tensors):
-    """Whether numba's kernels can do all that the reference can with these tensors.
+def default_backend(*tensors):
+    """The backend that impl="auto" takes for these tensors; None for the reference.
 
-    Not forward mode, torch.func, tensors without numbers or of a subclass. A graph of torch.compile
+    On a CPU that is the reference where a kernel cannot do all that the reference can: in forward
+    mode, under torch.func, for subclasses and for tensors without data. A graph of torch.compile
     holds kernels as opaque ops; torch.export and torch.jit.trace get the reference, which runs
     anywhere.
     """
-    if not HAS_NUMBA or library.INTERPRETED:
-        return False
+    backend = backends.default_backend(tensors[0])
+    if backend is None or not backend.plain_only:
+        return backend
     served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
-    return served and library.obstacle("numba") is None
+    return backend if served and backends.works(backend.name) else None
 
 
 def in_graph(tensors):
     """Whether torch.compile, and nobody else, sees these tensors of a CPU."""
     if not tensors[0].is_cpu or torch.compiler.is_exporting():
         return False
-    if library.transforming() or library.forward_mode():
+    if torch_state.transforming() or torch_state.forward_mode():
         return False
     return all(t is None or type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)
 
@@ -70,33 +67,9 @@ def plain_on_cpu(tensors):
     return (
         tensors[0].is_cpu
         and not torch.compiler.is_compiling()
-        and not library.forward_mode()
-        and not library.watched(tensors)
+        and not torch_state.forward_mode()
+        and not library.torch_must_see(tensors)
     )
-
-
-def require_backend(impl, device):
-    """Raise where the kernels of ``impl`` cannot run."""
-    if impl == "triton":
-        if not HAS_TRITON:
-            raise RuntimeError(
-                "impl='triton' needs Triton, which is not installed: pip install triton"
-            )
-        if device.type != "cuda" and not library.INTERPRETED:
-            raise RuntimeError(
-                f"impl='triton' needs CUDA tensors, got one on {device}: move the tensors to a "
-                "GPU, or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
-            )
-        return
-    if not HAS_NUMBA:
-        raise RuntimeError("impl='numba' needs numba, which is not installed: pip install numba")
-    if device.type != "cpu" or library.INTERPRETED:
-        raise RuntimeError(
-            f"impl='numba' needs CPU tensors, and TRITON_INTERPRET=1 not set: got one on {device}"
-        )
-    obstacle = library.obstacle("numba")
-    if obstacle is not None:
-        raise RuntimeError(f"impl='numba': the kernels cannot be compiled here: {obstacle}")
 
 
 def left_to_torch(impl, tensor, likelihood, learned=False):
@@ -114,15 +87,24 @@ def left_to_torch(impl, tensor, likelihood, learned=False):
     return tensor.numel() < small
 
 
-def is_numba(tensor):
-    """Whether its kernels, if they run, are numba's: to look at a result makes nobody wait."""
-    return library.backend(tensor) == "numba"
+def left_to_compiler(impl, tensor):
+    """Whether impl="auto" leaves elementwise operations and their sum to torch.compile on a CPU.
+
+    It fuses them with what is around, and an opaque op costs a call in Python.
+    """
+    return impl == "auto" and tensor.is_cpu and torch.compiler.is_compiling()
+
+
+def looks_are_free(tensor):
+    """Whether reading a result on the host waits for no device."""
+    backend = backends.serving(tensor)
+    return backend is not None and backend.looks_are_free
 
 
 def noise_is_kept(mu, logvar):
-    """Whether backward reads the noise of one sample: on a CPU to draw it again takes longer."""
+    """Whether the kernel of one sample hands its noise to backward."""
     wanted = torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad)
-    return wanted and is_numba(mu)
+    return wanted and backends.backend_of(mu).keeps_noise
 
 
 def where_it_fits(impl, fits):

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .. import reference
+from ..reference import reference
 
 
 def flatten(shape, event_dims, *tensors):

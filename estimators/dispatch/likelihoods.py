@@ -28,6 +28,8 @@ class Likelihood(NamedTuple):
     # where the width is a tensor, for which torch has several operations instead of one loss.
     torch_below: int = 0
     torch_below_if_learned: int = 0
+    # Whether torch.compile makes on a CPU what is as fast as a kernel.
+    left_to_compiler: bool = False
     # What stands behind a mask: at x = 0 an event of this recon, and width if there is one, has a
     # likelihood of 1. exp(-1e4) is 0 in every dtype.
     hidden: float = -1e4
@@ -53,6 +55,7 @@ LIKELIHOODS = {
             "gaussian",
             width="recon_logvar",
             torch_below=2**19,
+            left_to_compiler=True,
             hidden=0.0,
             hidden_width=-math.log(2 * math.pi),
         ),
@@ -61,11 +64,19 @@ LIKELIHOODS = {
             width="log_scale",
             torch_below=2**16,
             torch_below_if_learned=2**15,
+            left_to_compiler=True,
             hidden=0.0,
             hidden_width=-math.log(2),
         ),
         Likelihood("poisson", recon="log_rate", data="counts"),
-        Likelihood("categorical", recon="logits", x="target", data="classes", torch_below=2**18),
+        Likelihood(
+            "categorical",
+            recon="logits",
+            x="target",
+            data="classes",
+            torch_below=2**18,
+            left_to_compiler=True,
+        ),
     )
 }
 WIDTHS = {record.width for record in LIKELIHOODS.values() if record.width is not None}

@@ -7,3 +7,6 @@ IMPLEMENTATIONS = ("auto", "triton", "numba", "reference")
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 REDUCTIONS = ("none", "mean", "sum")
+
+Gradient: TypeAlias = Literal["total", "path", "dreg"]
+GRADIENTS = ("total", "path", "dreg")

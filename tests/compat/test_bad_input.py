@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal
 
 from fused_elbo import compat
-from fused_elbo.estimators.compat import nn_functional
+from fused_elbo.estimators.compat import torch_nn
 from helpers.machine import KERNELS
 from helpers.originals import ELEMENTWISE, F64, Case, compare
 
@@ -30,7 +30,7 @@ def test_negative_variances(bad, impl):
 
 def test_negative_variances_where_nobody_looks():
     """NaN, and not the finite number that clamping at eps would make of them."""
-    clamped = nn_functional._clamped(torch.tensor([-1.0, 0.0, 0.5, torch.nan, torch.inf]), 0.1)
+    clamped = torch_nn._clamped(torch.tensor([-1.0, 0.0, 0.5, torch.nan, torch.inf]), 0.1)
     assert torch.equal(clamped.isnan(), torch.tensor([True, False, False, True, False]))
     assert clamped[[1, 2, 4]].tolist() == pytest.approx([0.1, 0.5, math.inf])
 

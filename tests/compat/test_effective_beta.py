@@ -222,7 +222,12 @@ def test_effective_beta_by_name_has_every_loss_with_its_defaults():
         ("antixk_vanilla_vae_loss", {"pixels": 4}, TypeError, "needs M_N: it has no default"),
         ("AntixKBetaVAELoss", {"M_N": 1.0, "loss_type": "C"}, ValueError, "loss_type.*'H', 'B'"),
         ("pythae_vae_loss", {"reconstruction_loss": "l1"}, ValueError, "'mse', 'bce'"),
-        ("scvi_kl_local", {"variance": 2.0}, ValueError, "variance is of a squared error"),
+        (
+            "scvi_kl_local",
+            {"variance": 2.0},
+            ValueError,
+            "variance applies to squared-error",
+        ),
     ],
     ids=str,
 )

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fused_elbo.estimators import bounds, noise, reference, sampling
+from fused_elbo.estimators import bounds, sampling
 from fused_elbo.estimators.bounds import ESTIMATORS, estimate
 from fused_elbo.estimators.models import LinearGaussianModel
+from fused_elbo.estimators.reference import noise, reference
 from helpers.exact_bounds import F64, PLANE, check, exact, exact_elbo, replicate
 from helpers.machine import KERNELS
 

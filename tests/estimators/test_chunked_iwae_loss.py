@@ -5,8 +5,8 @@ import torch
 
 from bench.harness.memory import cpu_peak
 from fused_elbo import chunked_iwae_loss, iwae_loss
-from fused_elbo.estimators import noise
 from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.reference import noise
 from helpers.samples import IMPLS, at_seed, normal, q_and_prior
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64

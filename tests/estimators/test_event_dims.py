@@ -19,9 +19,9 @@ from fused_elbo import (
     rsample_kl,
     rsample_log_ratio,
 )
-from fused_elbo.estimators import noise
 from fused_elbo.estimators.diagnostics import active_units, kl_per_dimension
 from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.reference import noise
 from helpers.copies import Copies
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, normal

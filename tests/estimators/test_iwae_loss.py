@@ -209,7 +209,7 @@ def test_compiles(backend, gradient, impl, device, monkeypatch):
     torch._dynamo.reset()
     if impl == KERNELS:
         monkeypatch.setattr(
-            "fused_elbo.estimators.noise.draw_seed",
+            "fused_elbo.estimators.reference.noise.draw_seed",
             lambda device, generator=None: torch.full((), 5, device=device),
         )
     else:

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 from fused_elbo import elbo_loss, elbo_tc_loss, kl_decomposition, rsample_kl
-from fused_elbo.estimators import reference, textbook
+from fused_elbo.estimators.reference import reference, textbook
 from helpers.launches import watch
 from helpers.machine import KERNELS
 from helpers.samples import IMPLS, normal

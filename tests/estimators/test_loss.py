@@ -229,7 +229,7 @@ def test_forms_of_recon_logvar(form, reduction, dtype, device):
     else:
         leaves["recon_logvar"] = logvar.to(device, dtype).requires_grad_()
         parts = elbo_loss(**leaves, **options, return_parts=True, impl=KERNELS)
-        weight = torch.full((5,) if reduction == "none" else (), 0.75)
+        weight = torch.full((5,) if reduction == "none" else (), 0.75, device=device)
         compare(leaves, parts, [weight, None, None], **options)
 
 

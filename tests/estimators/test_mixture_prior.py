@@ -17,9 +17,9 @@ from fused_elbo import (
     rsample_kl,
     rsample_log_ratio,
 )
-from fused_elbo.estimators import reference
 from fused_elbo.estimators.bounds import ESTIMATORS, estimate
 from fused_elbo.estimators.evaluation import log_likelihood_bound
+from fused_elbo.estimators.reference import reference
 from helpers.samples import IMPLS, at_seed, normal
 
 F32, F64 = torch.float32, torch.float64

@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 
 import fused_elbo
-from fused_elbo.estimators import textbook
+from fused_elbo.estimators.reference import textbook
 from helpers.machine import KERNELS
 
 SIGMA2 = 0.6

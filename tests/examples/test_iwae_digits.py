@@ -8,7 +8,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.utils import parameters_to_vector
 
 from fused_elbo import iwae_loss, rsample_log_ratio
-from fused_elbo.estimators import noise, reference
+from fused_elbo.estimators.reference import noise, reference
 from helpers.machine import KERNELS
 from helpers.scripts import EXAMPLES, is_picture, run
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from fused_elbo.estimators import noise, reference
+from fused_elbo.estimators.reference import noise, reference
 from helpers.machine import KERNELS
 from helpers.scripts import is_picture, load, run
 

@@ -17,9 +17,12 @@ from typing import NamedTuple
 
 import torch
 
-from helpers.machine import INTERPRET, KERNELS
+from helpers.machine import INTERPRET, KERNELS, WORST_INSTRUCTIONS
 from helpers.oracle import argument_shape, noise_of, random_values, upstream
 
+# With every approximate instruction as far off as is documented a few results come to 2.2 times the
+# bars that hold with correctly rounded ones.
+SLACK = 2.5 if WORST_INSTRUCTIONS else 1
 ATOL = 4
 LOW = (torch.float16, torch.bfloat16)
 
@@ -171,6 +174,7 @@ def assert_within_bar(actual, oracle, size, eager, eager_wide, dtype, what):
     error = torch.where(good, actual.double() - oracle, 0.0).abs()
     eager_error = largest(torch.where(good, eager.double() - oracle, 0.0).abs())
     bar = 2 * eager_error + ATOL * rounding(actual.dtype) * largest(torch.where(good, size, 0.0))
+    bar *= SLACK
     assert largest(error) <= bar, f"{what}: error {largest(error):.3g} above the bar {bar:.3g}"
     if dtype in LOW:
         eager_error = largest(torch.where(good, eager_wide.double() - oracle, 0.0).abs())
@@ -178,7 +182,7 @@ def assert_within_bar(actual, oracle, size, eager, eager_wide, dtype, what):
         if actual.dtype == dtype:
             smallest = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
             bar = bar + 2 * rounding(dtype) * size + smallest
-        excess = largest(error - bar)
+        excess = largest(error - SLACK * bar)
         assert excess <= 0, f"{what}: {excess:.3g} above the bar of float32 accumulation"
 
 

@@ -4,12 +4,12 @@ from fused_elbo.kernels import library
 
 
 def watch(monkeypatch):
-    """The names of the launchers that are called from now on, in a list that grows."""
-    ran, real = [], library.launcher
+    """The names of the ops that run from now on, in a list that grows."""
+    ran, real = [], library.implementation
 
-    def launcher(folder, family, name):
+    def implementation(find, backend, family, name):
         ran.append(name)
-        return real(folder, family, name)
+        return real(find, backend, family, name)
 
-    monkeypatch.setattr(library, "launcher", launcher)
+    monkeypatch.setattr(library, "implementation", implementation)
     return ran

@@ -1,9 +1,10 @@
-"""Where the kernels of this run live: Triton's interpreter, numba, or a CUDA device.
+"""Where the kernels of this run live.
 
-    TRITON_INTERPRET=0 (the default)    Triton's on a CUDA device, numba's where there is none
-    TRITON_INTERPRET=1                  Triton's kernels, interpreted on a CPU
+    (nothing set)         Triton's on a CUDA device, numba's where there is none
+    TRITON_INTERPRET=1    Triton's kernels, interpreted on a CPU
+    TRITON_PTX=1          Triton's kernels, compiled for NVIDIA, their PTX executed on a CPU
 
-Both decide when they are first used: import this before any module of kernels.
+Triton and the library decide when they are first used: import this before any module of kernels.
 """
 
 import os
@@ -13,8 +14,18 @@ import pytest
 import torch
 
 INTERPRET = os.environ.setdefault("TRITON_INTERPRET", "0") == "1"
-ON_GPU = not INTERPRET and torch.cuda.is_available()
-KERNELS = "triton" if INTERPRET or ON_GPU else "numba"  # what impl= calls them
+PTX = os.environ.get("TRITON_PTX") == "1"
+# The emulator's approximate instructions are off by as much as NVIDIA documents.
+WORST_INSTRUCTIONS = PTX and os.environ.get("PTX_APPROX", "exact") != "exact"
+ON_GPU = not INTERPRET and not PTX and torch.cuda.is_available()
+KERNELS = "triton" if INTERPRET or PTX or ON_GPU else "numba"  # what impl= calls them
 NEEDS_ARVIZ = pytest.mark.skipif(
     sys.version_info < (3, 11), reason="arviz-stats is for Python 3.11 and newer"
 )
+
+if PTX:
+    from fused_elbo.kernels import library
+    from helpers.ptx import driver
+
+    driver.activate()
+    library.INTERPRETED = True  # CPU tensors are for Triton's kernels

@@ -2,7 +2,7 @@
 
 import torch
 
-from fused_elbo.kernels import library
+from fused_elbo.kernels.backends import backend_of
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -24,7 +24,7 @@ def op_calls(device, rows=3, cols=5):
         ("log_std", 5.0, 0.01),
     )
     # Of one sample numba's kernels keep the noise.
-    keeps = [False, True] if library.backend(a) == "numba" else [False]
+    keeps = [False, True] if backend_of(a).keeps_noise else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
         "gaussian_kl_backward": [

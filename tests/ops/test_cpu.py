@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 import fused_elbo as fe
-from fused_elbo.estimators import reference
+from fused_elbo.estimators.reference import reference
 from helpers.op_calls import op_calls, results_of
 from helpers.oracle import OPS, random_values
 

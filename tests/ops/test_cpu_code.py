@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fused_elbo import gaussian_nll
-from fused_elbo.estimators import noise
+from fused_elbo.estimators.reference import noise
 from fused_elbo.kernels import ops
 from helpers.oracle import gaussian_nll_parts
 

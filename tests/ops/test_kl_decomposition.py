@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from fused_elbo.estimators import reference
+from fused_elbo.estimators.reference import reference
 from fused_elbo.kernels import ops
 from helpers.accuracy import ATOL, LOW, accumulation, lay, rounding
 from helpers.machine import INTERPRET

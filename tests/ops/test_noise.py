@@ -11,8 +11,8 @@ import triton.language as tl
 from scipy import stats
 
 import fused_elbo
-from fused_elbo.estimators.noise import box_muller as twin_box_muller
-from fused_elbo.estimators.noise import draw_seed, philox, stream
+from fused_elbo.estimators.reference.noise import box_muller as twin_box_muller
+from fused_elbo.estimators.reference.noise import draw_seed, philox, stream
 from fused_elbo.kernels import ops
 from fused_elbo.kernels.triton import launch
 from fused_elbo.kernels.triton import noise as kernel_noise
@@ -61,7 +61,7 @@ def set_seed(monkeypatch, seed):
     def draw_seed(device, generator=None):
         return torch.tensor(seed, dtype=torch.int64, device=device)
 
-    monkeypatch.setattr("fused_elbo.estimators.noise.draw_seed", draw_seed)
+    monkeypatch.setattr("fused_elbo.estimators.reference.noise.draw_seed", draw_seed)
 
 
 def kernel_stream(samples, rows, cols, device, dtype=F32):

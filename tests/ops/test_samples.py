@@ -6,8 +6,8 @@ from torch.distributions import Independent, Normal
 
 import fused_elbo
 from fused_elbo import rsample_log_ratio
-from fused_elbo.estimators import noise, reference
 from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.reference import noise, reference
 from fused_elbo.kernels import ops
 from fused_elbo.kernels.triton import gaussian_rsample
 from helpers.machine import KERNELS

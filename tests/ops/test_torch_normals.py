@@ -11,6 +11,8 @@ from torch.distributions import Independent, Normal
 
 from fused_elbo import compat
 from fused_elbo.distributions import DiagonalNormal
+from fused_elbo.estimators.dispatch import calls
+from fused_elbo.kernels import library
 from fused_elbo.kernels.numba import mersenne_twister
 
 pytestmark = [pytest.mark.kernels, pytest.mark.numba]
@@ -97,15 +99,15 @@ def test_a_normal_that_torch_has_kept_is_the_next_one():
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_who_draws_them(impl, dtype, monkeypatch):
     """Enough float32 numbers on a CPU are drawn by the kernel, and by "reference" none."""
-    calls, randn = [], mersenne_twister.randn
-    monkeypatch.setattr(mersenne_twister, "randn", lambda *a: calls.append(a) or randn(*a))
-    calls.library.launcher.cache_clear()
+    ran, randn = [], mersenne_twister.randn
+    monkeypatch.setattr(mersenne_twister, "randn", lambda *a: ran.append(a) or randn(*a))
+    library.launcher.cache_clear()
     like, shape = torch.empty(0, dtype=dtype), (2, calls.FEW_NORMALS // 2)
     drawn = calls.torch_normals(shape, like, seeded(), impl=impl)
-    calls.library.launcher.cache_clear()
+    library.launcher.cache_clear()
     expected = torch.randn(shape, dtype=dtype, generator=seeded())
     torch.testing.assert_close(drawn, expected, rtol=0, atol=3e-6)
-    assert len(calls) == (impl == "auto" and dtype == torch.float32)
+    assert len(ran) == (impl == "auto" and dtype == torch.float32)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["global", "generator"])

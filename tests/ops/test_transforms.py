@@ -90,7 +90,7 @@ class TestCompile:
     def test_training_step(self, backend, dynamic, impl, device, monkeypatch):
         if impl == KERNELS:
             # What is drawn under compile need not be eager's draw: the seed is pinned.
-            pinned = "fused_elbo.estimators.noise.draw_seed"
+            pinned = "fused_elbo.estimators.reference.noise.draw_seed"
             monkeypatch.setattr(
                 pinned, lambda device, generator=None: torch.full((), 5, device=device)
             )
@@ -442,13 +442,14 @@ class TestOnAGpu:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
+    @pytest.mark.large
     @pytest.mark.parametrize("cols", [1024, 1025])
     def test_past_two_to_the_31_elements(self, cols):
         """Rows at the end of a tensor of more than 2**31 elements, against the same rows alone."""
         rows = 2**31 // cols + 300
         needed = 5 * rows * cols * 2
         if torch.cuda.mem_get_info()[0] < needed:
-            pytest.fail(f"needs {needed >> 30} GiB of free device memory")
+            pytest.skip(f"needs {needed >> 30} GiB of free device memory")
         mu = torch.zeros(rows, cols, device="cuda", dtype=BF16)
         mu[-256:] = torch.randn(256, cols, device="cuda")
         mu.requires_grad_()

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from ..dispatch import validate
-from . import tcvae, vae
+from .antixk import AntixKBetaTCVAELoss, AntixKBetaVAELoss, antixk_vanilla_vae_loss
+from .bolts import bolts_vae_loss
+from .disvae import DisvaeBtcvaeLoss
+from .pythae import (
+    pythae_beta_tcvae_loss,
+    pythae_beta_vae_loss,
+    pythae_vae_loss,
+    pythae_vamp_loss,
+)
+from .pytorch_examples import pytorch_examples_vae_loss
+from .rtqichen import rtqichen_tcvae_elbo
+from .scvi import scvi_kl_local
 
 ReconTerm: TypeAlias = Literal["bernoulli", "gaussian", "mse"]
 TermReduction: TypeAlias = Literal["sum", "batchmean", "mean"]
@@ -130,10 +141,10 @@ def effective_beta_of(
     >>> effective_beta_of("bolts_vae_loss", pixels=3072, latents=256)
     0.6000000000000001
     """
-    validate.choice("loss", loss, tuple(LOSSES))
-    terms = LOSSES[loss]
-    module = tcvae if hasattr(tcvae, loss) else vae
-    defaults = inspect.signature(getattr(module, loss)).parameters
+    losses = {function.__name__: function for function in LOSSES}
+    validate.choice("loss", loss, tuple(losses))
+    terms = LOSSES[losses[loss]]
+    defaults = inspect.signature(losses[loss]).parameters
     takes = tuple(inspect.signature(terms).parameters)
     for name in options:
         if name not in takes:
@@ -147,7 +158,9 @@ def effective_beta_of(
     if described["likelihood"] == "mse":
         described["variance"] = variance
     elif variance != 1.0:
-        raise ValueError(f"variance is of a squared error, which {loss} has not with {options}")
+        raise ValueError(
+            f"variance applies to squared-error losses only; {loss} with {options} is not one"
+        )
     return effective_beta(pixels=pixels, latents=latents, **described)
 
 
@@ -176,23 +189,23 @@ def _disvae(rec_dist, beta):
 
 
 # What effective_beta is to know of a loss, as a function of the loss's own options.
-LOSSES: dict[str, Callable[..., dict[str, Any]]] = {
-    "pytorch_examples_vae_loss": lambda: {
+LOSSES: dict[Callable[..., Any], Callable[..., dict[str, Any]]] = {
+    pytorch_examples_vae_loss: lambda: {
         "likelihood": "bernoulli",
         "recon_reduction": "sum",
         "kl_reduction": "sum",
     },
-    "pythae_vae_loss": lambda reconstruction_loss: _pythae(reconstruction_loss),
-    "pythae_beta_vae_loss": _pythae,
-    "antixk_vanilla_vae_loss": lambda M_N: _mean_squares(M_N),
-    "AntixKBetaVAELoss": _antixk_beta,
-    "bolts_vae_loss": lambda kl_coeff: _mean_squares(kl_coeff, "mean"),
-    "scvi_kl_local": lambda kl_weight: {"likelihood": "gaussian", "kl_weight": kl_weight},
-    "pythae_vamp_loss": lambda reconstruction_loss: _pythae(reconstruction_loss),
-    "rtqichen_tcvae_elbo": lambda beta: {"likelihood": "bernoulli", "kl_weight": beta},
-    "pythae_beta_tcvae_loss": _pythae,
-    "DisvaeBtcvaeLoss": _disvae,
-    "AntixKBetaTCVAELoss": lambda beta: {"likelihood": "mse", "kl_weight": beta},
+    pythae_vae_loss: lambda reconstruction_loss: _pythae(reconstruction_loss),
+    pythae_beta_vae_loss: _pythae,
+    antixk_vanilla_vae_loss: lambda M_N: _mean_squares(M_N),
+    AntixKBetaVAELoss: _antixk_beta,
+    bolts_vae_loss: lambda kl_coeff: _mean_squares(kl_coeff, "mean"),
+    scvi_kl_local: lambda kl_weight: {"likelihood": "gaussian", "kl_weight": kl_weight},
+    pythae_vamp_loss: lambda reconstruction_loss: _pythae(reconstruction_loss),
+    rtqichen_tcvae_elbo: lambda beta: {"likelihood": "bernoulli", "kl_weight": beta},
+    pythae_beta_tcvae_loss: _pythae,
+    DisvaeBtcvaeLoss: _disvae,
+    AntixKBetaTCVAELoss: lambda beta: {"likelihood": "mse", "kl_weight": beta},
 }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..dispatch import calls, choice, validate
 from ..dispatch.types import Implementation
-from ..reference import accumulate
-from ..textbook import LOG_2PI
+from ..reference.reference import accumulate
+from ..reference.textbook import LOG_2PI
 
 # The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
 # constant is 0, and a squared error loses no digits to adding the constant and taking it off.
@@ -159,7 +159,7 @@ def binary_cross_entropy(
     if not choice.use_kernels(impl, input, target, fits=fits):
         return F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     total = _likelihood_sum(input, target, likelihood="probabilities", impl=impl)
-    if choice.is_numba(total) and total.isnan():  # torch says what is wrong with them
+    if choice.looks_are_free(total) and total.isnan():  # torch says what is wrong with them
         return F.binary_cross_entropy(input, target, reduction=reduction)
     return _reduced(total, input, reduction)
 

@@ -1,17 +1,76 @@
-"""Importance-weighted losses: K samples of z for each example, all at once or in chunks."""
+"""Importance-weighted bounds: K samples of z for each example, all at once or in chunks."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import noise
+from ..kernels.torch_state import surely_transforming
 from .dispatch import calls, layouts, validate
 from .dispatch.likelihoods import LIKELIHOODS, NAMES, LikelihoodName
-from .dispatch.types import REDUCTIONS, Implementation, Reduction
-from .functional import Gradient, Mixture, check_gradient, check_prior, check_samples
+from .dispatch.types import REDUCTIONS, Gradient, Implementation, Reduction
+from .functional import check_samples
+from .mixtures import Mixture, check_prior
+from .reference import noise
+
+
+class ImportanceWeights(NamedTuple):
+    """A bound, the weights that are its gradient, and their effective sample size."""
+
+    bound: Tensor  # [...]
+    weights: Tensor  # [K, ...], of sum 1 over K
+    ess: Tensor  # [...], in [1, K], or 0 where all weights are
+
+
+def importance_weights(
+    log_weights: Tensor, alpha: float = 0.0, *, impl: Implementation = "auto"
+) -> ImportanceWeights:
+    r"""The importance-weighted bound of K log weights, in nats, and the normalised weights.
+
+    Not checked here: log weights made of a log ratio that :func:`rsample_log_ratio` returned for
+    ``gradient="dreg"`` need alpha = 0, for ``"path"`` alpha = 1; else q's gradient is biased.
+
+    .. math:: \tfrac1a \log \tfrac1K \sum_k w_k^a, \qquad
+              v_k = w_k^a \big/ \textstyle\sum_j w_j^a, \qquad
+              \mathrm{ESS} = 1 \big/ \textstyle\sum_k v_k^2, \qquad a = 1 - \alpha
+
+    alpha = 0 is IWAE's bound, alpha = 1 (the limit) the ELBO, others Renyi's.
+    Equivalent PyTorch, for alpha = 0::
+
+        torch.logsumexp(log_weights, 0) - math.log(K), torch.softmax(log_weights, 0)
+
+    except where all weights of an example are 0: there the bound is -inf, and the weights, and
+    so the gradients, are 0 instead of NaN.
+
+    Args:
+        log_weights: log w_k = log p(x, z_k) - log q(z_k|x), ``[K, ...]``.
+        alpha: the order of Renyi's bound.
+        impl: as in :func:`gaussian_log_prob`.
+
+    Returns:
+        ``(bound, weights, ess)``, in float32, or float64 if any input is. The bound is
+        differentiable (by the kernels on CUDA once, else any number of times); the others are
+        detached.
+
+    Raises:
+        ValueError: ``log_weights`` without samples, or an ``alpha`` that is not finite.
+        TypeError, RuntimeError: as :func:`gaussian_log_prob`.
+
+    Burda et al. 2016, eq. 8; Li & Turner, "Renyi divergence variational inference", NeurIPS
+    2016, eq. 7; Kong, Liu & Wong 1994 (ESS).
+
+    >>> bound, weights, ess = importance_weights(torch.zeros(4, 1))
+    >>> bound, ess
+    (tensor([0.]), tensor([4.]))
+    """
+    validate.tensors(log_weights=log_weights)
+    if log_weights.dim() == 0 or log_weights.shape[0] == 0:
+        shape = tuple(log_weights.shape)
+        raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
+    alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
+    return ImportanceWeights(*calls.importance_weights(log_weights, alpha, impl=impl))
 
 
 class IWAEParts(NamedTuple):
@@ -21,6 +80,54 @@ class IWAEParts(NamedTuple):
     log_weights: Tensor  # [K, B]: log p(x, z_k) - log q(z_k|x)
     weights: Tensor  # [K, B], of sum 1 over K
     ess: Tensor  # [B]: the weights' effective sample size
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def iwae_loss(
+    recon: Tensor,
+    x: Tensor,
+    log_ratio: Tensor,
+    *,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
 
 
 def iwae_loss(
@@ -35,7 +142,7 @@ def iwae_loss(
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     r"""The loss of an importance-weighted autoencoder: minus its bound of log p(x), in nats.
 
     A ``log_ratio`` whose ``gradient`` would be biased at this alpha is an error, if it comes as
@@ -103,6 +210,81 @@ def iwae_loss(
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 
 
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[False] = False,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: Literal[True],
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> IWAEParts: ...
+
+
+@overload
+def chunked_iwae_loss(
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int,
+    *,
+    chunk_size: int,
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+    prior: Mixture | None = None,
+    gradient: Gradient = "total",
+    antithetic: bool = False,
+    likelihood: LikelihoodName = "bernoulli",
+    recon_logvar: float | Tensor = 0.0,
+    log_scale: float | Tensor = 0.0,
+    alpha: float = 0.0,
+    reduction: Reduction = "mean",
+    return_parts: bool,
+    generator: Generator | None = None,
+    impl: Implementation = "auto",
+) -> Tensor | IWAEParts: ...
+
+
 def chunked_iwae_loss(
     decoder: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -124,7 +306,7 @@ def chunked_iwae_loss(
     return_parts: bool = False,
     generator: Generator | None = None,
     impl: Implementation = "auto",
-) -> Any:  # Tensor, or IWAEParts with return_parts=True
+) -> Tensor | IWAEParts:
     """:func:`iwae_loss` where K samples through the decoder do not fit into memory.
 
     Draws ``num_samples`` samples, runs the decoder over ``chunk_size`` of them at a time, and
@@ -168,7 +350,7 @@ def chunked_iwae_loss(
     >>> chunked_iwae_loss(decoder, torch.ones(4, 3), mu, logvar, 1000, chunk_size=100).shape
     torch.Size([])
     """
-    if torch._C._are_functorch_transforms_active():
+    if surely_transforming():
         raise RuntimeError(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
@@ -242,6 +424,17 @@ def chunked_iwae_loss(
     bound, weights, ess = calls.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
+
+
+def check_gradient(gradient, alpha, num_samples):
+    """Whether ``gradient`` is that of the bound of order ``alpha``: of one sample all are."""
+    alone = {"path": 1, "dreg": 0}.get(gradient, alpha)
+    if alpha != alone and num_samples > 1:
+        right = {0: "'dreg' or 'total'", 1: "'path' or 'total'"}.get(alpha, "'total'")
+        raise ValueError(
+            f"gradient={gradient!r} is biased at alpha={alpha} with {num_samples} samples, it "
+            f"needs alpha={alone}; for this alpha draw with gradient={right}"
+        )
 
 
 def check_options(likelihood, recon_logvar, log_scale, alpha, reduction):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.torch_state import surely_transforming
 from . import textbook
 
 # Elements of a comparison of every row with every component that are held at a time.
@@ -335,7 +336,7 @@ def mixture_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
     if log_weights is None:
         log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
     chunk = max(1, COMPARED // max(1, z.numel()))
-    if len(mu) <= chunk or torch._C._are_functorch_transforms_active():
+    if len(mu) <= chunk or surely_transforming():
         return log_density_of_part(z, mu, logvar, log_weights)
     parts = zip(*(t.split(chunk) for t in (mu, logvar, log_weights)), strict=True)
     found = [checkpoint(log_density_of_part, z, *part, use_reentrant=False) for part in parts]
@@ -370,7 +371,7 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
         return textbook.aggregate_log_probs(z, mu, logvar, *both)
 
     rows, chunk = torch.arange(len(z), device=z.device), max(1, COMPARED // mu.numel())
-    if len(z) <= chunk or torch._C._are_functorch_transforms_active():
+    if len(z) <= chunk or surely_transforming():
         return of_rows(z, rows, mu, logvar, *log_weights)
     components = mu, logvar, *log_weights
     parts = zip(z.split(chunk), rows.split(chunk), strict=True)

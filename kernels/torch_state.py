@@ -1,0 +1,56 @@
+"""What torch is doing, where it has no public name for the answer: one predicate per private name.
+
+Every other module asks here. A newer torch may lack a name; each predicate says what it then
+answers. Most answer yes: torch must see the call. Ops then go through torch's dispatcher and are
+recorded by its public ``apply``, and "auto" takes the reference on a CPU: slower, and right.
+"""
+
+import torch
+from torch.autograd import Function, forward_ad
+
+
+def private(module, name):
+    """A function of torch's, or one that always returns True where there is none."""
+    return getattr(module, name, lambda *_: True)
+
+
+# How many modes of __torch_dispatch__ are active: fake tensors, make_fx, export, FLOP counters.
+dispatch_modes = private(torch._C, "_len_torch_dispatch_stack")
+# The state of torch.jit.trace, None where it does not trace.
+tracing = private(torch._C, "_get_tracing_state")
+# Whether a transform of torch.func is active.
+transforming = private(torch._C, "_are_functorch_transforms_active")
+# Whether a tensor stands for the batch of torch.autograd.grad's ``is_grads_batched``.
+is_batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor")
+
+
+SAYS_TRANSFORMS = hasattr(torch._C, "_are_functorch_transforms_active")
+
+
+def surely_transforming():
+    """``transforming``, but False where torch does not say: for what would refuse every call."""
+    return SAYS_TRANSFORMS and transforming()
+
+
+def forward_mode():
+    """Whether a level of forward-mode differentiation is open; True where torch does not say."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+# ``function.apply`` without the 5 us in which it looks for defaults and dead wrappers.
+HAS_BARE_APPLY = hasattr(super(Function, Function), "apply")
+
+
+def bare_apply(function, *arguments):
+    """``function.apply`` outside of torch.func; the public one where torch has no other."""
+    if HAS_BARE_APPLY:
+        return super(Function, function).apply(*arguments)
+    return function.apply(*arguments)
+
+
+def function_of(ctx):
+    """The autograd function that a context belongs to; None under torch.func, or if it is unknown.
+
+    Without it there are first derivatives only.
+    """
+    return getattr(ctx, "_forward_cls", None)

@@ -1,0 +1,5 @@
+"""What a GPU, or a sanitizer on one, would not let pass."""
+
+
+class Fault(RuntimeError):  # noqa: N818
+    """An error of a kernel, or an instruction that this emulator does not know."""
