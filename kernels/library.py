@@ -16,6 +16,7 @@ from .backends import backend_of, load
 from .torch_state import (
     bare_apply,
     dispatch_modes,
+    forget,
     forward_mode,
     function_of,
     is_batched,
@@ -23,7 +24,11 @@ from .torch_state import (
     transforming,
 )
 
-LIBRARY = torch.library.Library("fused_elbo", "DEF")
+NAMESPACE = torch.ops.fused_elbo
+# Where the package is imported anew, the ops of the import before give up their names.
+if "library" in vars(NAMESPACE):
+    forget(NAMESPACE.library)
+LIBRARY = NAMESPACE.library = torch.library.Library("fused_elbo", "DEF")
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 PLAIN = {bool, int, float, str, list, tuple}
@@ -60,12 +65,11 @@ def register(family, schema, fake, find=launcher):
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
     torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
-    op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
         if is_compiling() or torch_must_see(arguments):
-            return op(*arguments)
+            return getattr(torch.ops.fused_elbo, name).default(*arguments)
         return launch(*arguments)
 
     return call

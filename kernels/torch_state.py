@@ -54,3 +54,10 @@ def function_of(ctx):
     Without it there are first derivatives only.
     """
     return getattr(ctx, "_forward_cls", None)
+
+
+def forget(library):
+    """Take back all that a torch.library.Library registered, which torch does at its end only."""
+    destroy = getattr(library, "_destroy", None)
+    if destroy is not None:
+        destroy()

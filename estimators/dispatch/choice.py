@@ -59,7 +59,11 @@ def in_graph(tensors):
         return False
     if torch_state.transforming() or torch_state.forward_mode():
         return False
-    return all(t is None or type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)
+    given = [t for t in tensors if t is not None]
+    if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in given):
+        return False
+    # The compiler takes no tensor twice for an autograd function.
+    return all(a is not b for i, a in enumerate(given) for b in given[:i])
 
 
 def plain_on_cpu(tensors):

@@ -82,6 +82,12 @@ def test_transforms_inside_of_it():
     assert found == []
 
 
+def test_a_tensor_that_is_given_twice():
+    found, compiled = ops_of(lambda a: fe.rsample_kl(a, a)[1])
+    torch.testing.assert_close(compiled(MU), fe.gaussian_kl(MU, MU, impl="reference"))
+    assert found == []
+
+
 def test_an_exported_program_runs_anywhere():
     class Sampler(torch.nn.Module):
         def forward(self, mu, logvar):
