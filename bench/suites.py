@@ -60,6 +60,8 @@ SUITES = (
 )
 OVERVIEW = [suite.name for suite in SUITES if suite.in_overview]
 PAGES = {
+    "measured": overview.measured,
+    "overview": overview.chart,
     "results": functools.partial(overview.project, suites=OVERVIEW),
     **{marker: section for suite in SUITES for marker, section in suite.pages.items()},
 }

@@ -70,6 +70,49 @@ def poisson_nll(log_rate, x):
 
 
 @declare(
+    "negative_binomial_nll",
+    "negative_binomial_nll(Tensor log_mean, Tensor x, Tensor? log_theta, Tensor? zero_logits, "
+    "float log_theta_value) -> (Tensor nll)",
+    gradients=("log_mean", "log_theta", "zero_logits"),
+    launchers=LIKELIHOOD,
+)
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+    """-log NB(x; mean exp log_mean, inverse dispersion exp log_theta); NaN where x is negative.
+
+    ``log_theta`` [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
+    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above.
+    """
+    acc = accumulator(log_mean, x, log_theta, zero_logits)
+    return log_mean.new_empty(log_mean.shape[0], dtype=acc)
+
+
+@declare(
+    "softmax_negative_binomial_nll",
+    "softmax_negative_binomial_nll(Tensor logits, Tensor x, Tensor? log_theta, "
+    "Tensor log_library, Tensor? zero_logits, float log_theta_value) -> (Tensor nll)",
+    gradients=("logits", "log_theta", "log_library", "zero_logits"),
+    launchers=LIKELIHOOD,
+)
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits, log_theta_value):
+    """The same for means exp(log_library) * softmax(logits), with log_library [rows, 1]."""
+    acc = accumulator(logits, x, log_theta, log_library, zero_logits)
+    return logits.new_empty(logits.shape[0], dtype=acc)
+
+
+@declare(
+    "multinomial_nll",
+    "multinomial_nll(Tensor logits, Tensor x) -> (Tensor nll)",
+    gradients=("logits",),
+    launchers=LIKELIHOOD,
+)
+def multinomial_nll(logits, x):
+    """-log Multinomial(x; softmax(logits)) of rows; NaN where x is negative. x may have fewer rows,
+    as above.
+    """
+    return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
+
+
+@declare(
     "categorical_nll",
     "categorical_nll(Tensor logits, Tensor target) -> (Tensor nll)",
     gradients=("logits",),
@@ -240,17 +283,15 @@ def posterior_sample_kl(
 
 @declare(
     "mixture_log_prob",
-    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
-    "SymInt? dataset_size) -> Tensor[]",
+    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
     gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
+def mixture_log_prob(z, mu, logvar, log_weights):
     """log sum_k exp(log_weights_k) N(z; mu_k, diag exp logvar_k).
 
-    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components] or None: all alike. But of a
-    ``dataset_size`` the components are a batch, in the order of z, and the weights stratified.
+    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components], or None for equal ones.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, torch.empty_like(log_prob)]
@@ -258,16 +299,15 @@ def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
 
 @declare(
     "marginals_log_prob",
-    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
-    "SymInt? dataset_size) -> Tensor[]",
+    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
     gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
-    """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): of a mixture's marginals.
+def marginals_log_prob(z, mu, logvar, log_weights):
+    """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): a mixture's marginals.
 
-    Arguments are as above. ``logsumexp`` is of each latent, to base 2.
+    Arguments are as above. ``logsumexp`` has a number per latent and row, to base 2.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, log_prob.new_empty(z.shape[1], z.shape[0])]
@@ -284,9 +324,10 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     """log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
 
-    q(z|x) are the rows of ``mu`` and ``logvar``; q(z) and its marginals as above, of components
-    ``all_mu`` and ``all_logvar``, or of these rows where they are None. ``logsumexp`` is of each
-    latent, to base 2, and in a last row that of all latents.
+    q(z|x) are the rows of ``mu`` and ``logvar``. q(z) and its marginals are mixtures as above, of
+    components ``all_mu`` and ``all_logvar``, or of these rows where they are None. The weights are
+    equal; or stratified, if the components are a batch of a data set of ``dataset_size``, in the
+    order of z. ``logsumexp`` has a row per latent, to base 2, and a last one for all latents.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, all_mu, all_logvar))
     terms = [torch.empty_like(log_prob) for _ in range(3)]
@@ -454,6 +495,70 @@ def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood,
     needs = [track and t is not None and t.requires_grad for t in wanted]
     options = width_value, kl, likelihood, beta, scale, needs
     return record(ELBOLoss, *tensors, *options)[:3]
+
+
+@declare(
+    "softmax_negative_binomial_nll",
+    "softmax_negative_binomial_loss(Tensor logits, Tensor x, Tensor? log_theta, "
+    "Tensor log_library, Tensor? zero_logits, float log_theta_value, float scale, bool[] needs)"
+    " -> Tensor[]",
+    launchers=(loss_launcher,),
+)
+def softmax_negative_binomial_loss_forward(
+    logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
+):
+    """[scale * sum of the nll, then the wanted gradients]."""
+    tensors = logits, log_theta, log_library, zero_logits
+    loss = logits.new_empty((), dtype=accumulator(x, *tensors))
+    return [loss, *gradients_like(tensors, needs)]
+
+
+class SoftmaxNegativeBinomialLoss(KernelFunction):
+    """(loss, and the gradients for backward, as in ``ELBOLoss``)."""
+
+    @staticmethod
+    def forward(*arguments):
+        return tuple(softmax_negative_binomial_loss_forward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.log_theta_value, ctx.scale, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.gradients = output[1:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors, ctx.log_theta_value, ctx.scale, None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, *_):
+        gradients, ctx.gradients = ctx.gradients, None
+        if dloss is None:
+            return (None,) * 8
+        op = softmax_negative_binomial_nll
+        needs = [ctx.needs_input_grad[position] for position in op.gradients]
+        if gradients is not None:
+            for gradient in gradients:
+                scale_(gradient, dloss)
+        else:
+            tensors = ctx.saved_tensors
+            dnll = (dloss * ctx.scale).expand(tensors[0].shape[0])
+            gradients = op.backward(dnll, *tensors, ctx.log_theta_value, needs)
+        return at_positions(spread(gradients, needs), op.gradients, 8)
+
+
+def softmax_negative_binomial_loss(
+    logits, x, log_theta, log_library, zero_logits, log_theta_value, scale
+):
+    """``scale`` times the sum of the nll over rows."""
+    tensors = logits, log_theta, log_library, zero_logits
+    track = torch.is_grad_enabled()
+    needs = [track and t is not None and t.requires_grad for t in tensors]
+    given = logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
+    return record(SoftmaxNegativeBinomialLoss, *given)[0]
 
 
 @declare(

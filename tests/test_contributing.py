@@ -18,8 +18,7 @@ OTHERS = {
     "importance_weights": {
         "bench/static/tables.py",
         "estimators/bounds.py",
-        "estimators/compat/vae.py",
-        "estimators/iwae.py",
+        "estimators/compat/pythae.py",
     },
 }
 FOLDERS = "api", "bench", "docs/site", "estimators", "kernels"

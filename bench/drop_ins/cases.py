@@ -1,4 +1,4 @@
-"""What is swept of the drop-ins: batches and dtypes of the Grid, at one latent dimension."""
+"""The sweep of the drop-ins: batches and dtypes of the Grid, at one latent dimension."""
 
 from ..harness.cases import DIRECTIONS, Case, coarse_first
 
@@ -10,11 +10,13 @@ def case_of(op, provider, batch, dtype):
 
 
 def sweep(entries, device, grid):
-    """All cases, a loss after the other."""
+    """All cases, a loss after the other; of a brief grid the batch in the middle alone."""
+    batches = coarse_first(grid.batches)
     return [
         case_of(op, provider, batch, dtype)
         for op, operation in entries.items()
-        for batch in coarse_first(grid.batches)
+        if not (grid.brief and operation.full_only)
+        for batch in (batches[-1:] if grid.brief else batches)
         if batch <= operation.most
         for dtype in grid.dtypes
         if dtype in operation.dtypes

@@ -77,11 +77,12 @@ ENTRIES["rtqichen_tcvae_elbo"] = DropIn(
     # Beside it a gradient is read for each example, and its number written.
     floor=lambda case: sampled_floor(case) + 8 * case.batch,
     **MOST_PAIRS,
+    full_only=True,
 )
 
 
 def columns(batch, like):
-    """Of the stratified weights, as published."""
+    """The logarithms of the stratified weights, as published."""
     others = batch - 1
     weights = torch.full((batch, batch), 1 / others, dtype=like.dtype, device=like.device)
     weights[:, 0] = 1 / EXAMPLES
@@ -114,6 +115,7 @@ ENTRIES["pythae_beta_tcvae_loss"] = DropIn(
     ).mean(),
     floor=sampled_floor,
     **MOST_PAIRS,
+    full_only=True,
 )
 
 
@@ -151,4 +153,5 @@ ENTRIES["pythae_vamp_loss"] = DropIn(
     # Components are read forward and backward, and their gradients written.
     floor=lambda case: sampled_floor(case) + 6 * traffic.ITEM[case.dtype] * HIDDEN * case.latent,
     dtypes=FLOAT32,
+    full_only=True,
 )

@@ -1,4 +1,4 @@
-"""What a case is and what a sweep covers. Torch-free: the charts read it too."""
+"""Cases, and the grids that sweeps cover. Torch-free: the charts read it too."""
 
 from typing import NamedTuple
 
@@ -13,24 +13,25 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables
 
 
 class Grid(NamedTuple):
-    """What a sweep covers, and how long each case is timed."""
+    """The shapes and dtypes of a sweep, and how long each case is timed."""
 
     batches: tuple
     latents: tuple
     dtypes: tuple
-    seconds: float  # timing per case and clock, rounds permitting
+    seconds: float  # of timing per case and clock, within ``rounds``
     rounds: tuple  # fewest and most
     few: tuple = ()  # more dtypes, in a few cells
+    brief: bool = False  # training alone, fewer shapes, and nothing that is ``full_only``
 
 
 GRIDS = {
     ("cpu", "smoke"): Grid((64,), (8, 32), FLOAT32, 0.005, (3, 10)),
+    # Six minutes from a fresh clone: kernels and graphs that compile anew take most of them.
     ("cpu", "default"): Grid(
-        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64")
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64"), brief=True
     ),
     ("cpu", "full"): Grid(
-        (64, 256, 1024, 4096, 16384), (8, 32, 128, 512, 1024), FLOAT32, 0.3, (11, 100),
-        ("bfloat16", "float16", "float64"),
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float16", "float64")
     ),
     ("cuda", "smoke"): Grid((64, 16384), (64,), FLOAT32, 0.01, (5, 20)),
     # 16384 x 1024 is 16.8M elements: several times the L2, enough to speak of bandwidth.

@@ -17,11 +17,11 @@ import time
 import torch
 
 FLUSH_BYTES = 256 * 2**20  # several times any L2: 50 MB on an H100
-CACHE_BYTES = {"cuda": 50 * 2**20, "cpu": 32 * 2**20}
+CACHE_BYTES = {"cuda": 50 * 2**20, "cpu": 32 * 2**20}  # at least: a larger L2 is asked for
 MAX_INPUT_SETS = {"cuda": 16, "cpu": 4}
 COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 256 * 2**20}
-# Cycles of the spin kernel a second: above any clock of today's GPUs, so it spins too long
-# rather than too short.
+# Cycles of the spin kernel per second. This is above the clock of any GPU of today, so that it
+# spins too long rather than too short.
 SPIN_HZ = 2.2e9
 
 
@@ -68,9 +68,20 @@ def rounds_for(seconds, estimate, bounds):
     return int(min(max(seconds / max(estimate, 1e-9), fewest), most))
 
 
+def cache_bytes(device):
+    """The last cache: of a GPU as it says, and at least an H100's."""
+    if device == "cpu":
+        return CACHE_BYTES[device]
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return max(CACHE_BYTES[device], getattr(properties, "L2_cache_size", 0) or 0)
+
+
 def input_sets(device, bytes_each):
-    """How many input sets to rotate over, so that none is in the cache when its turn comes."""
-    wanted = -(-3 * CACHE_BYTES[device] // max(bytes_each, 1))
+    """How many input sets to rotate over, so that none is in the cache when its turn comes.
+
+    That holds from some 10 MB per set on. Smaller ones fit into an L2 however many there may be.
+    """
+    wanted = -(-3 * cache_bytes(device) // max(bytes_each, 1))
     return min(max(wanted, 2), MAX_INPUT_SETS[device])
 
 
@@ -102,22 +113,30 @@ def enqueue_seconds(call, sets):
 
 
 class ColdStart:
-    """Before a timed call on a GPU: flush the L2, then spin until the host is ahead."""
+    """Before a timed call on a GPU: flush the L2, then spin until the host is ahead.
 
-    _buffer = None
+    A buffer is written, and then another one read: lines that are still to be written back would be
+    charged to the call. A call of over a thousand launches fills the queue, and the host is not
+    ahead of it then.
+    """
+
+    _buffers = None
 
     def __init__(self, enqueue):
-        if ColdStart._buffer is None:
-            ColdStart._buffer = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+        if ColdStart._buffers is None:
+            written, read = torch.zeros(2, FLUSH_BYTES // 4, device="cuda")
+            ColdStart._buffers = written, read, torch.empty((), device="cuda")
         self.cycles = int((2 * enqueue + 50e-6) * SPIN_HZ)
 
     def __call__(self):
-        ColdStart._buffer.zero_()
+        written, read, greatest = ColdStart._buffers
+        written.zero_()
+        torch.amax(read, 0, out=greatest)
         torch.cuda._sleep(self.cycles)
 
 
 def waits_for_device(call, inputs):
-    """Whether a call makes the host wait: then it cannot be queued ahead, nor captured."""
+    """Whether a call makes the host wait. Such a call cannot be queued ahead or captured."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -133,7 +152,7 @@ def waits_for_device(call, inputs):
 
 
 def graph_clock(call, sets, seconds, bounds):
-    """Seconds a call in the replay of a CUDA graph that holds one call on every input set."""
+    """Seconds per call in the replay of a CUDA graph that holds one call on each input set."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -158,10 +177,33 @@ def graph_clock(call, sets, seconds, bounds):
     return quartiles(samples)
 
 
+def copy_bytes(device):
+    """As large as it should be, or an eighth of a small GPU's memory."""
+    if device == "cpu":
+        return COPY_BYTES[device]
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return min(COPY_BYTES[device], properties.total_memory // 8)
+
+
+def at_work(ask):
+    """The answer of ``ask()`` while the GPU copies for about half a second."""
+    source = torch.empty(copy_bytes("cuda") // 4, device="cuda")
+    target = torch.empty_like(source)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    target.copy_(source)
+    torch.cuda.synchronize()
+    for _ in range(min(500, int(0.5 / (time.perf_counter() - start)) + 1)):
+        target.copy_(source)
+    found = ask()
+    torch.cuda.synchronize()
+    return found
+
+
 def copy_ceiling(device):
-    """Bytes a second, read plus written, of a large copy: the roof of everything measured."""
+    """Bytes per second, read plus written, of a large copy: the roof of all measurements."""
     # The CPU's pages are touched by filling; a copy of untouched ones would measure faults.
-    source = torch.full((COPY_BYTES[device] // 4,), 1.5, device=device)
+    source = torch.full((copy_bytes(device) // 4,), 1.5, device=device)
     target = torch.full_like(source, 0.5)
     samples = []
     cold = ColdStart(50e-6) if device == "cuda" else lambda: None

@@ -1,15 +1,23 @@
-"""On what it was measured: hardware and versions, without names of hosts, users or paths."""
+"""The machine: its hardware and versions, without names of hosts, users or paths."""
 
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NVIDIA_FIELDS = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "pstate")
-# Of what pytest-benchmark collects, the part that says something about speed.
+NVIDIA_FIELDS = (
+    "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "persistence_mode",
+    "ecc.mode.current", "mig.mode.current",
+)  # fmt: skip
+# These change while the GPU works. Older drivers have another word for the reasons.
+LOAD_FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+REASONS = "clocks_event_reasons.active", "clocks_throttle_reasons.active"
+HARMLESS = 0x1 | 0x2  # of the reasons: idle, and clocks that a user has set
+# The part of what pytest-benchmark collects that says something about speed.
 KEPT = ("machine", "system", "python_implementation", "python_version")
 
 
@@ -48,22 +56,62 @@ def cpu_model():
 def gpu():
     """Name, memory, driver and clocks of the GPU in use."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    query = run(
-        "nvidia-smi",
-        f"--query-gpu={','.join(NVIDIA_FIELDS)}",
-        "--format=csv,noheader",
-        f"--id={torch.cuda.current_device()}",
-    )
-    values = [value.strip() for value in query.split(",")]
-    fields = dict(zip(NVIDIA_FIELDS, values, strict=True)) if query.count(",") == 4 else {}
     return {
         "name": properties.name,
         "memory_bytes": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": getattr(properties, "L2_cache_size", None),
         "cuda": torch.version.cuda,
-        **fields,
+        **asked(NVIDIA_FIELDS),
     }
+
+
+def asked(fields):
+    """The answers of nvidia-smi for the GPU in use; {} where it is absent or knows no such GPU.
+
+    CUDA numbers the GPUs that a process may see, nvidia-smi all, and by another order: only the
+    UUID names the same one. A part of a GPU (MIG) has a UUID that this question does not know.
+    """
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    query = run(
+        "nvidia-smi",
+        f"--query-gpu={','.join(fields)}",
+        "--format=csv,noheader",
+        f"--id=GPU-{properties.uuid}",
+    )
+    values = [value.strip() for value in query.split(",")]
+    return dict(zip(fields, values, strict=True)) if len(values) == len(fields) and query else {}
+
+
+def load():
+    """Clocks, temperature and power of the GPU just now, and the reasons that hold clocks back."""
+    for reasons in REASONS:
+        if found := asked((*LOAD_FIELDS, reasons)):
+            return {"reasons" if key == reasons else key: found[key] for key in found}
+    return {}
+
+
+def held_back(found):
+    """Whether ``load`` says that clocks are held back, by heat or power say."""
+    try:
+        return bool(int(found.get("reasons", "0"), 16) & ~HARMLESS)
+    except ValueError:  # "[N/A]"
+        return False
+
+
+def why_no_gpu():
+    """A sentence where there is an NVIDIA GPU that torch cannot use; None where all is well."""
+    if DEVICE == "cuda" or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    driver = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    if not driver and not any(Path("/dev").glob("nvidia[0-9]*")):
+        return None
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA at all"
+    return (
+        f"There is an NVIDIA GPU (driver {driver.splitlines()[0] if driver else 'unknown'}), and "
+        f"torch {torch.__version__}, built for {built}, cannot use it: this is the CPU's run. "
+        "Install a newer driver or a torch for this one; CUDA_VISIBLE_DEVICES= asks for the CPU."
+    )
 
 
 def installed(package):
@@ -75,12 +123,12 @@ def installed(package):
 
 
 def numba_version():
-    """Of the kernels that CPU tensors take; None where they take the reference."""
+    """The version of numba, whose kernels CPU tensors take; None where they take the reference."""
     return None if os.environ.get("TRITON_INTERPRET") == "1" else installed("numba")
 
 
 def describe(device):
-    """What is added to pytest-benchmark's machine_info."""
+    """The fields that are added to pytest-benchmark's machine_info."""
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),

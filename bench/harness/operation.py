@@ -83,7 +83,8 @@ class Operation:
     tolerance: dict = dataclasses.field(default_factory=TOLERANCE.copy)
     memory_of_small: bool = False  # peak memory is counted on a CPU for small cases too
     corners: bool = False  # timed at the smallest and largest shapes of a grid alone
-    few_dtypes: bool = False  # timed in the dtypes that a grid has in a few cells
+    full_only: bool = False  # left out of brief grids
+    few_dtypes: bool = False  # timed in a few cells of other dtypes in brief grids too
     compiles: bool = True
     in_graphs: bool = False  # fused_elbo is timed inside torch.compile as well
     fullgraph: bool = True  # in one graph

@@ -1,18 +1,19 @@
-"""What a run shows while it goes: how many cases and about how long, then one line per case."""
+"""A run's progress: how many cases there are and about how long they take, then a line each."""
 
 import shutil
 import time
 
 import pytest
 
-from .machine import DEVICE
-from .providers import PROVIDERS
+from .machine import DEVICE, why_no_gpu
+from .providers import OURS, PROVIDERS
 
 SECONDS_BETWEEN_LINES = 15
-# Seconds that a case takes, check included, and a compilation: on a CPU as measured on two cores,
-# on a GPU as assumed. Tuned compilations take TUNED times as long.
-CASE = {"cpu": 0.15, "cuda": 0.4}
-COMPILATION = {"cpu": 4.0, "cuda": 2.5}
+# Seconds that a case takes, check included, and a compilation: on a CPU as measured, on a GPU as
+# assumed. Tuned compilations take TUNED times as long. KERNEL is for kernels not yet on disk.
+CASE = {"cpu": 0.2, "cuda": 0.4}
+COMPILATION = {"cpu": 2.5, "cuda": 2.5}
+KERNEL = {"cpu": 5.0, "cuda": 0.0}
 TUNED = 4
 
 
@@ -40,6 +41,8 @@ class Progress:
         self.start = time.monotonic()
         if self.reporter is not None:
             self.reporter.showfspath = False
+            if why := why_no_gpu():
+                self.reporter.write_line(why, red=True)
             cases = [item.callspec.params.get("case") for item in session.items]
             self.reporter.write_line(announcement(cases, DEVICE, self.config.getoption("budget")))
 
@@ -68,7 +71,7 @@ class Progress:
 
 def announcement(cases, device, budget=None):
     """The first line of a run; ``cases`` has None for what is no Case."""
-    text = f"{len(cases)} cases, about {duration(expected_seconds(cases, device))}"
+    text = f"{len(cases)} cases, about {duration(expected_seconds(cases, device))} at first"
     if budget:
         text += f"; what is left after {duration(budget)} is skipped"
     return f"{text}. Each is on disk when it is done, if --results says where."
@@ -76,11 +79,13 @@ def announcement(cases, device, budget=None):
 
 def expected_seconds(cases, device):
     """On a GPU each case compiles anew, on a CPU each operation, direction and dtype does."""
-    compiled = [c for c in cases if c is not None and PROVIDERS[c.provider].compile is not None]
+    cases, total = [case for case in cases if case is not None], len(cases)
+    compiled = [case for case in cases if PROVIDERS[case.provider].compile is not None]
+    kernels = {(case.op, case.dtype) for case in cases if case.provider in OURS}
     if device == "cpu":
         compiled = {(c.op, c.provider, c.dtype, c.direction): c for c in compiled}.values()
     turns = sum(TUNED if PROVIDERS[c.provider].tuned else 1 for c in compiled)
-    return len(cases) * CASE[device] + turns * COMPILATION[device]
+    return total * CASE[device] + turns * COMPILATION[device] + len(kernels) * KERNEL[device]
 
 
 def duration(seconds):

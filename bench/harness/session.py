@@ -33,6 +33,7 @@ class Session:
         self.journal = self.written = None
         self.timed, self.not_timed = [], []
         self.unspent = 0  # cases that the budget left no time for
+        self.load = []  # a GPU's clocks at work, after the first case and after the last
         self.ended = None  # {"why", "case"} of a run that ended before its last case
         self.signal = None
         self.start = time.monotonic()
@@ -45,7 +46,7 @@ class Session:
         self._ceiling = None
         self._measured = None
 
-    # What the benchmarks take to meet this state.
+    # For the tests that time something.
 
     @pytest.fixture
     def run(self, request):
@@ -58,7 +59,13 @@ class Session:
         if self._ceiling is None:
             self._ceiling = clock.copy_ceiling(DEVICE)
             self.note(copy_bytes_per_s=self._ceiling)
+            self.look_at_clocks()
         return self._ceiling
+
+    def look_at_clocks(self):
+        if DEVICE == "cuda":
+            self.load.append(clock.at_work(machine.load))
+            self.note(load=self.load)
 
     def skip_if_spent(self):
         """Skip what the time budget leaves no room for, or what was resumed past."""
@@ -139,6 +146,8 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.timed and not self.ended:
+            self.look_at_clocks()
         if self.journal:
             self.written = self.journal.finish(self.output())
         if self.written:
@@ -151,6 +160,8 @@ class Session:
             terminalreporter.section("wrong or failed providers: not timed", yellow=True)
         for row in bad:
             line(f"{row['status'].upper()} {row['id']}: {row['reason']}")
+        for found in filter(machine.held_back, self.load):
+            line(f"the GPU's clocks were held back ({found['reasons']}): doubt the times", red=True)
         if self.unspent:
             line(f"the budget of {self.budget:g} s was spent: {self.unspent} cases are left")
         if self.ended:
@@ -160,7 +171,7 @@ class Session:
             if self.ended or self.unspent:
                 line(f"go on with --resume={self.folder}")
 
-    # What the JSON says.
+    # The JSON.
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info):
@@ -179,6 +190,7 @@ class Session:
         output_json["command"] = command(self.config)
         output_json["load_average_before"] = self.load_average
         output_json["copy_bytes_per_s"] = self._ceiling
+        output_json["load"] = self.load
         output_json["ended"] = self.ended
         output_json["not_timed"] = self.not_timed
 

@@ -1,4 +1,4 @@
-"""What is swept of the operations: every shape of the grid, in both directions."""
+"""The sweep of the operations: every shape of the grid, in both directions."""
 
 from ..harness.cases import DIRECTIONS, Case, coarse_first
 from ..harness.providers import PROVIDERS
@@ -30,10 +30,12 @@ def of_grid(entries, device, grid):
     Each dtype is compiled anew. So these are the largest shape and one in the middle, training
     alone, and without ``fused_elbo-compiled``.
     """
-    found = shapes(grid)
-    few = sweep(entries, device, (found[0], found[-1]), grid.few, DIRECTIONS[:1])
-    return sweep(entries, device, found, grid.dtypes) + [
-        case
-        for case in few
-        if entries[case.op].few_dtypes and PROVIDERS[case.provider].compiles == "eager"
-    ]
+    found, directions = shapes(grid), DIRECTIONS
+    middle = found[-1]
+    if grid.brief:
+        found, directions = [*found[:4], middle], DIRECTIONS[:1]
+        entries = {op: operation for op, operation in entries.items() if not operation.full_only}
+    few = {op: o for op, o in entries.items() if o.few_dtypes or not (grid.brief or o.corners)}
+    others = sweep(few, device, (found[0], middle), grid.few, DIRECTIONS[:1])
+    others = [case for case in others if PROVIDERS[case.provider].compiles == "eager"]
+    return sweep(entries, device, found, grid.dtypes, directions) + others

@@ -8,7 +8,7 @@ from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
 from ..reporting import canvas
 from ..reporting.canvas import CLOCK_TEXT
-from ..reporting.results import dtypes, present, providers
+from ..reporting.results import dtypes, present, providers, waiting
 
 
 def charts(device):
@@ -38,7 +38,7 @@ def charts(device):
 
 
 def heat_maps(cells, what, subject):
-    """Speed-up over the best baseline, batch by latent dimension, a panel an operation."""
+    """Speed-up over the best baseline, batch by latent dimension, a panel per operation."""
     ops = present(cells)
     rows = math.ceil(len(ops) / 2)
     latents = sorted(cells.latent.unique())
@@ -67,7 +67,7 @@ def heat_maps(cells, what, subject):
 
 
 def times(table, op, dtype, clock, subject):
-    """Time of a call against batch size: a column a latent dimension, a row a direction."""
+    """Time of a call against batch size: a column per latent dimension, a row per direction."""
     latents = sorted(table.latent.unique())
     directions = [d for d in DIRECTIONS if (table.direction == d).any()]
     height = 2.25 * len(directions) + 1.75
@@ -96,7 +96,7 @@ def times(table, op, dtype, clock, subject):
         axis.set_title(f"D = {latent}", loc="left", weight="bold")
     for axis in axes[-1]:
         axis.set_xlabel("batch (examples)")
-    canvas.legend(figure, providers(table), height, floor=True)
+    canvas.legend(figure, providers(table), height, floor=True, waiting=waiting(table))
     return figure
 
 
@@ -114,7 +114,7 @@ def bandwidth(table, what, subject):
     ops = present(table)
     rows = math.ceil(len(ops) / 2)
     height = 1.55 * rows + 1.9
-    title = f"Necessary bytes a second, as a share of a measured copy: {what}"
+    title = f"Necessary bytes per second, as a share of a measured copy: {what}"
     figure, axes = canvas.canvas(rows, 2, height, title, subject, 1.15, sharex=True, sharey=True)
     figure.subplots_adjust(hspace=0.30, wspace=0.08)
     for axis, op in zip(axes.flat, ops, strict=False):
@@ -132,12 +132,12 @@ def bandwidth(table, what, subject):
         axis.set_xlabel("bytes that must move (MB)")
     for axis in axes[:, 0]:
         axis.set_ylabel("share of copy (%)")
-    canvas.legend(figure, providers(table), height)
+    canvas.legend(figure, providers(table), height, waiting=waiting(table))
     return figure
 
 
 def peak_memory(table, dtype, subject):
-    """Peak memory of a training step at the largest problem, a row an operation."""
+    """Peak memory of a training step at the largest problem, a row per operation."""
     size = (table.batch * table.latent).max()
     table = table[table.batch * table.latent == size]
     batch, latent = table.batch.iloc[0], table.latent.iloc[0]

@@ -62,7 +62,6 @@ ENTRIES["rsample_kl"] = Operation(
     exact=lambda mu, logvar, eps: (oracle.sample(mu, logvar, eps), oracle.kl_standard(mu, logvar)),
     floor=traffic.SAMPLE_KL,
     in_graphs=True,
-    few_dtypes=True,
 )
 
 
@@ -248,7 +247,6 @@ ENTRIES["gaussian_log_prob"] = Operation(
     },
     exact=oracle.log_density,
     floor=traffic.Floor(3, 5),  # x, mu, logvar | the same -> dmu, dlogvar
-    few_dtypes=True,
 )
 
 
@@ -279,6 +277,7 @@ ENTRIES["laplace_nll"] = Operation(
     exact=lambda recon, x: oracle.laplace(recon, x, FIXED_LOG_SCALE),
     floor=traffic.Floor(2, 3),  # as gaussian_nll
     corners=True,
+    full_only=True,
 )
 
 
@@ -308,6 +307,7 @@ ENTRIES["poisson_nll"] = Operation(
     exact=oracle.poisson,
     floor=traffic.Floor(2, 3),  # log rates, x | log rates, x -> dlog_rates
     corners=True,
+    full_only=True,
 )
 
 
@@ -335,4 +335,5 @@ ENTRIES["categorical_nll"] = Operation(
     exact=oracle.categorical,
     floor=traffic.Floor(1, 2, 3, 3),  # logits, int64 classes | the same -> dlogits
     corners=True,
+    full_only=True,
 )

@@ -1,4 +1,4 @@
-"""What all charts are drawn with: figures of one look, axes, legends, heat maps of speed-ups."""
+"""The parts of all charts: figures of one look, axes, legends, heat maps of speed-ups."""
 
 import math
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..harness.providers import PROVIDERS
-from .formats import TIMES, factor
+from .formats import TIMES, WAITS, factor
 
 WIDTH = 8.0  # inches; 800 pixels in a README, drawn with half as many again
 DPI = 150
@@ -59,17 +59,24 @@ def note(figure, height, y, text, x=0.5, ha="center"):
     figure.text(x, y / height, text, size=7.5, color="#555555", ha=ha)
 
 
-def legend(figure, names, height, floor=False):
-    """One legend of providers below all axes."""
+def legend(figure, names, height, floor=False, waiting=()):
+    """One legend of providers below all axes; those that are ``waiting`` have a mark."""
     handles = [
-        Line2D([], [], color=p.colour, marker=p.marker, markersize=5, label=name)
+        Line2D(
+            [], [], color=p.colour, marker=p.marker, markersize=5,
+            label=name + (WAITS if name in waiting else ""),
+        )
         for name, p in PROVIDERS.items()
         if name in names
-    ]
+    ]  # fmt: skip
+    if waiting:
+        text = f"{WAITS} waits for the device: host time is in it"
+        handles.append(Line2D([], [], linestyle="", label=text))
     if floor:
         text = "floor: necessary bytes at the measured copy's speed"
         handles.append(Line2D([], [], color="black", linestyle="--", label=text))
     columns = len(handles) if len(handles) < 6 else 4 if len(handles) > 6 else 3
+    columns = min(columns, 3) if waiting else columns
     figure.legend(
         handles=handles, loc="lower center", ncols=columns, fontsize=8, columnspacing=1.4,
         bbox_to_anchor=(0.5, 0.06 / height),
@@ -116,7 +123,7 @@ def speedup_axis(axis, powers, ends, label):
 
 
 def labelled_rows(axis, names):
-    """A row a name, the first on top."""
+    """A row per name, the first on top."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
 

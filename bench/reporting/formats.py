@@ -3,6 +3,8 @@
 import math
 
 TIMES, DASH = "\u00d7", "\u2013"
+# Beside a provider whose calls wait for the device: its device clock has host time in it.
+WAITS = "\u2020"
 
 
 def geometric_mean(values):

@@ -21,6 +21,18 @@ def project(devices, link, suites):
     return [PROJECT, table] if table else []
 
 
+def measured(devices, link):
+    """A sentence for README.md: whether a GPU was measured."""
+    found = ", ".join(link(device) for device in devices if not device.on_cpu)
+    return [f"Triton's kernels were measured on {found}." if found else "No GPU has been measured."]
+
+
+def chart(devices, link):
+    """For README.md: the overview of the first device, which is a GPU where one was measured."""
+    text = "speed-up over the best baseline and over eager PyTorch, per operation"
+    return ["!" + link(device, "plots/overview.png", text) for device in devices[:1]]
+
+
 def in_words(device, suites):
     """A sentence on what came out; None where nothing was compared."""
     cells = device.speedups[device.speedups.suite.isin(suites)]

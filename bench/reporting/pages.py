@@ -1,4 +1,7 @@
-"""The generated sections of README.md and docs/*.md, each between two markers of its name."""
+"""The generated sections of README.md and docs/*.md, each between two markers of its name.
+
+Markers on lines of their own hold paragraphs and tables; within a line they hold a sentence.
+"""
 
 import os
 from pathlib import Path
@@ -24,8 +27,8 @@ def fill(root, folder, sections):
     for page in [*root.glob("README.md"), *sorted(root.glob("docs/*.md"))]:
         there = Path(os.path.relpath(folder, page.parent)).as_posix()
 
-        def link(device, there=there):
-            return f"[{device.info['device_name']}]({there}/{device.folder.name}/README.md)"
+        def link(device, file="README.md", text=None, there=there):
+            return f"[{text or device.info['device_name']}]({there}/{device.folder.name}/{file})"
 
         old = new = page.read_text(encoding="utf-8")
         for name, section in sections.items():
@@ -41,4 +44,5 @@ def filled(page, name, content):
         return page
     before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{content()}\n{end}{after}"
+    around = "\n" if rest.startswith("\n") else ""
+    return f"{before}{begin}{around}{content()}{around}{end}{after}"

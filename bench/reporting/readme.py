@@ -1,16 +1,17 @@
 """``results/<device>/README.md``: the words beside the charts, from the JSON alone."""
 
 from . import on_cpu
-from .formats import DASH
+from .formats import DASH, WAITS
 from .speedups import losses, not_timed, speedup_table
 from .tables import Table, text
 
 CLOCKS = {
-    "device": "**device**: CUDA events around one call, cold L2 (256 MB are written before every "
-    "round), queued ahead behind a spin kernel so that no host time is in it, as far as the call "
-    "does not itself wait for the device. The charts show this clock unless they say otherwise.",
+    "device": "**device**: CUDA events around one call, cold L2 (256 MB are written and another "
+    "256 MB read before every round), queued ahead behind a spin kernel so that no host time is in "
+    f"it, unless the call itself waits for the device (marked {WAITS}) or has over a thousand "
+    "launches. The charts show this clock unless they say otherwise.",
     "graph": "**graph**: replay of a CUDA graph that holds one call on each of up to 16 input "
-    "sets, divided by their number.",
+    "sets, divided by their number. Sets of less than 10 MB stay in the L2.",
     "host": "**host**: wall-clock of the public call, from an idle device to a finished result.",
 }
 CPU_CLOCK = (
@@ -49,7 +50,7 @@ def write(device, charts, suites):
         parts += ["## Notes", notes.read_text(encoding="utf-8").strip()]
     parts += [
         "## Hardware and versions",
-        Table(["what", "value"], hardware_rows(device.info)),
+        Table(["what", "value"], hardware_rows(device.info) + load_rows(device.newest_run)),
         "## Runs",
         runs_table(device.runs),
         "`pytest --benchmark --results results` writes such a run; `make bench` also redraws "
@@ -75,6 +76,15 @@ def hardware_rows(info):
         *([["numba", info["numba"]]] if "numba" in info else []),
         ["Python", info["python_version"]],
         ["system", f"{info['system']} {info['machine']}"],
+    ]
+
+
+def load_rows(run):
+    """A GPU's clocks at work, at the beginning and the end of a run."""
+    return [
+        [f"at work, {when}", ", ".join(f"{key} {value}" for key, value in found.items())]
+        for when, found in zip(("first", "last"), run.get("load") or (), strict=False)
+        if found
     ]
 
 

@@ -9,6 +9,7 @@ from ..harness import runs
 from ..harness.cases import DTYPES
 from ..harness.providers import OURS, PROVIDERS
 from . import on_cpu
+from .formats import WAITS
 
 CELL = ["op", "batch", "latent", "dtype", "direction", "samples"]
 KEY = ["op", "provider", *CELL[1:]]
@@ -25,7 +26,7 @@ COLUMNS = [
 class Device:
     """A device's folder: its runs, read once, and the tables that are made of them.
 
-    ``table`` has a row a case and clock, ``right`` those that charts show, ``speedups`` is
+    ``table`` has a row per case and clock, ``right`` those that charts show, ``speedups`` is
     fused_elbo against the others. Rows of suites that time no operations are in ``runs`` only.
     """
 
@@ -39,7 +40,7 @@ class Device:
     @cached_property
     def table(self):
         rows = [row for name, run in self.runs for row in rows_of(name, run)]
-        table = pd.DataFrame(rows, columns=[*COLUMNS, "suite"])
+        table = pd.DataFrame(rows, columns=[*COLUMNS, "suite", "host_waits"])
         # An operation keeps its place as runs are added: where it was measured first.
         order = table.op.map({op: i for i, op in enumerate(table.op.unique())})
         # A suite that has more than one K somewhere states K everywhere.
@@ -56,7 +57,7 @@ class Device:
 
     @cached_property
     def speedups(self):
-        """By the clock of the charts."""
+        """The speed-ups by the clock of the charts."""
         return self.all_speedups[self.all_speedups.clock == self.clock]
 
     @cached_property
@@ -87,7 +88,7 @@ class Device:
 
 
 def rows_of(name, run):
-    """One row a case and clock; one without times for a provider that was wrong or failed."""
+    """One row per case and clock; one without times for a provider that was wrong or failed."""
     common = {"run": name, "commit": run["commit_info"]["id"][:7]}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
@@ -98,6 +99,7 @@ def rows_of(name, run):
             **{column: info[column] for column in ("status", "floor_bytes", "peak_bytes", "error")},
             "floor_s": info["floor_bytes"] / run["copy_bytes_per_s"],
             "compile_s": info["compile_seconds"],
+            "host_waits": bool(info.get("host_waits")),
         }
         clocks = {"host": info.get("host"), "graph": info.get("graph")}
         clocks[info["clock"]] = benchmark["stats"]
@@ -108,7 +110,8 @@ def rows_of(name, run):
     for info in run.get("not_timed", []):
         if "op" not in info:
             continue
-        yield common | runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
+        of_case = runs.case_of(info)._asdict() | {k: info[k] for k in ("status", "reason")}
+        yield common | of_case | {"host_waits": False}
 
 
 def times(stats):
@@ -130,6 +133,11 @@ def dtypes(table):
 def providers(table):
     """The providers of a table, in the order of the legend."""
     return [name for name in PROVIDERS if (table.provider == name).any()]
+
+
+def waiting(table):
+    """The providers whose calls make the host wait for the device, in some cell."""
+    return set(table[table.host_waits & (table.clock == "device")].provider)
 
 
 def summary(device):
@@ -159,7 +167,7 @@ def newest_run(table):
 
 
 def speedups(right):
-    """fused_elbo against eager and against the best baseline, a row a cell and clock.
+    """fused_elbo against eager and against the best baseline, a row per cell and clock.
 
     ``eager`` and ``best`` are ratios of times, above 1 where fused_elbo is faster; ``rival`` is
     the best baseline's name; ``beyond_noise`` and ``eager_beyond_noise`` say whether quartiles do
@@ -179,7 +187,7 @@ def compared(cell):
         **fused[OWN].to_dict(),
         "eager": eager.median_s / fused.median_s,
         "best": rival.median_s / fused.median_s,
-        "rival": rival.name,
+        "rival": rival.name + (WAITS if rival.host_waits else ""),
         "beyond_noise": apart(fused, rival),
         "eager_beyond_noise": apart(fused, eager),
         "eager_bytes": eager.peak_bytes,

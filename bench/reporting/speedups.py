@@ -7,6 +7,7 @@ from .results import dtypes, present
 from .tables import Cell, Table, tinted
 
 MOST_LOSSES = 20
+SHORT_CLOCKS = {"device": "device clock", "host": "wall clock"}
 SPEEDUPS = [
     "operation", ("direction", None), ("dtype", None), ("over eager", "over\neager"),
     ("over best baseline", "over\nbest"), ("range", None), (None, "worst cell"),
@@ -40,7 +41,7 @@ def verdicts(cells):
 
 
 def speedup_table(speedups, suites, title=""):
-    """A row an operation, direction and dtype: speed-ups over eager and the best baseline."""
+    """A row per operation, direction and dtype: speed-ups over eager and the best baseline."""
     rows = []
     for op in present(speedups, suites):
         for direction in DIRECTIONS:
@@ -102,15 +103,23 @@ def not_timed_in_short(run):
 
 
 def of_devices(devices, suites, link):
-    """Forward + backward over eager / over the best, a column a device and dtype; None if empty."""
+    """Forward + backward over eager / over the best; None if empty.
+
+    A column for each device, dtype and clock. On a GPU the clock of the kernels comes first, and
+    then the clock on the wall, by which a training loop waits.
+    """
     columns = {}
     for device in devices:
-        cells = device.speedups[device.speedups.direction == DIRECTIONS[0]]
+        cells = device.all_speedups[device.all_speedups.direction == DIRECTIONS[0]]
         cells = cells[cells.suite.isin(suites)]
         shown = device.infos(device.right[device.right.suite.isin(suites)])
-        kind = on_cpu.in_headers(shown) if device.on_cpu else ""
+        kernels = on_cpu.in_headers(shown) if device.on_cpu else "Triton's kernels"
         for dtype in dtypes(cells):
-            columns[f"{link(device)}, {kind}{dtype}"] = cells[cells.dtype == dtype]
+            for clock in dict.fromkeys((device.clock, "host")):
+                at = cells[(cells.dtype == dtype) & (cells.clock == clock)]
+                if not at.empty:
+                    header = f"{link(device)}, {kernels}, {SHORT_CLOCKS[clock]}, {dtype}"
+                    columns[header] = at
     ops = {op: None for s in suites for cells in columns.values() for op in present(cells, [s])}
     rows = [
         [f"`{op}`"] + [both_means(cells[cells.op == op]) for cells in columns.values()]

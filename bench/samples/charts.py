@@ -8,7 +8,7 @@ from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
 from ..reporting import canvas, formats
 from ..reporting.canvas import CLOCK_TEXT, draw_line
-from ..reporting.results import present, providers
+from ..reporting.results import present, providers, waiting
 from . import results
 
 TITLES = {"iwae_encoder": "the encoder's side", "iwae_step": "the whole step"}
@@ -77,7 +77,7 @@ def against_samples(table, op, dtype, clock, subject):
     axes[0, 0].yaxis.set_major_formatter(EngFormatter("s"))
     axes[1, 0].set_ylabel("peak memory\non top of the inputs")
     axes[1, 0].yaxis.set_major_formatter(EngFormatter("B"))
-    canvas.legend(figure, providers(table), height, floor=True)
+    canvas.legend(figure, providers(table), height, floor=True, waiting=waiting(table))
     return figure
 
 
@@ -106,7 +106,7 @@ def loss_share(table, dtype, subject):
 
 
 def heat_maps(cells, dtype, clock, subject):
-    """Speed-up by K and (batch, latent): a row an operation, over the best and over eager."""
+    """Speed-up by K and (batch, latent): a row per operation, over the best and over eager."""
     ops = present(cells)
     panels = [(op, against) for op in ops for against in ("best", "eager")]
     panel_height = 0.75 + 0.27 * cells.samples.nunique()

@@ -29,6 +29,7 @@ def pages(root):
         names.append(name)
     for notebook in sorted((root / "examples").glob("*.ipynb")):
         found[f"examples/{notebook.name}"] = linked_notebook(root, notebook)
+        cards.insert(0, notebook_card(notebook))
     listed = "\n".join(names)
     found[INDEX] = documents.relinked(root, "examples/README.md", intro, INDEX)
     found[INDEX] += f"\n{documents.grid(cards)}\n\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
@@ -43,6 +44,13 @@ def linked_notebook(root, path):
             text = "".join(cell["source"])
             cell["source"] = documents.relinked(root, f"examples/{path.name}", text)
     return json.dumps(notebook)
+
+
+def notebook_card(path):
+    """Its title and its first paragraph."""
+    text = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    title, first, *_ = text.split("\n\n")
+    return documents.card(title.removeprefix("# "), f"/examples/{path.stem}", None, first)
 
 
 def title_of(program):

@@ -1,4 +1,4 @@
-"""A record for each likelihood: all that checks, dispatch and losses know of it.
+"""One record per likelihood: all that checks, dispatch and losses know about it.
 
 The rest follows from its name: the op and the reference are called ``{name}_nll``.
 """
@@ -6,12 +6,20 @@ The rest follows from its name: the op and the reference are called ``{name}_nll
 import math
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-LikelihoodName: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
+LikelihoodName: TypeAlias = Literal[
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "categorical",
+    "poisson",
+    "negative_binomial",
+    "multinomial",
+]
 NAMES = get_args(LikelihoodName)
 
 
 class Likelihood(NamedTuple):
-    """What one likelihood takes, and when torch's own loss is faster."""
+    """One likelihood: its arguments, its data, and when torch's own loss is faster."""
 
     name: str
     # The names of the decoder's output and of the data in the likelihood's own function.
@@ -21,6 +29,8 @@ class Likelihood(NamedTuple):
     # 0.0 by default; the others are such tensors, and None by default.
     width: str | None = None
     optional: tuple[str, ...] = ()
+    # Whether the op takes a width that is one for all examples as a single row [1, cols].
+    width_by_column: bool = False
     # "real": floating or integer. "unit": floating in [0, 1], or bool. "counts": floating or
     # integer, without a gradient. "classes": integers; recon has one more dimension, their logits.
     data: Literal["real", "unit", "counts", "classes"] = "real"
@@ -69,6 +79,16 @@ LIKELIHOODS = {
             hidden_width=-math.log(2),
         ),
         Likelihood("poisson", recon="log_rate", data="counts"),
+        Likelihood(
+            "negative_binomial",
+            recon="log_mean",
+            width="log_theta",
+            optional=("zero_logits",),
+            width_by_column=True,
+            data="counts",
+            hidden_width=0.0,
+        ),
+        Likelihood("multinomial", recon="logits", x="counts", data="counts"),
         Likelihood(
             "categorical",
             recon="logits",

@@ -36,26 +36,21 @@ STAMP = stamp_of(HERE)
 
 
 def folders():
-    """Where machine code may lie, the first choice first.
+    """Where machine code may lie: the first that can be written is written, and all are read.
 
-    These are numba's choices: NUMBA_CACHE_DIR; else beside the sources, and then, where nobody may
-    write there, in the user's folder for caches. All are read, so that an image of a container or
-    an installation of a cluster can bring its code.
+    These are numba's choices: NUMBA_CACHE_DIR alone, if it is set; else beside the sources, and
+    then, where nobody may write there, in the user's folder for caches. An image of a container
+    or an installation of a cluster can thus bring its code to those who may not write.
     """
-    found = [HERE / "__pycache__"]
     own = "fused_elbo_" + hashlib.sha256(str(HERE).encode()).hexdigest()[:16]
-    if numba.config.CACHE_DIR:
-        return [Path(numba.config.CACHE_DIR) / own, *found]
+    if numba.config.CACHE_DIR:  # type: ignore[attr-defined]  # set at import
+        return [Path(numba.config.CACHE_DIR) / own]  # type: ignore[attr-defined]
+    beside = HERE / "__pycache__"
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # there is no home
-        return found
-    return [*found, Path(caches) / own]
-
-
-def writable_folders():
-    """Those of ``folders`` that new code may be kept in: NUMBA_CACHE_DIR alone, if it is set."""
-    return folders()[:1] if numba.config.CACHE_DIR else folders()
+        return [beside]
+    return [beside, Path(caches) / own]
 
 
 class Cache:
@@ -93,7 +88,7 @@ class Cache:
         except Exception as error:
             LOGGER.debug("%s is not kept: %r", self.name, error)
             return
-        for folder in writable_folders():
+        for folder in folders():
             try:
                 write(folder / name, payload)
             except OSError as error:

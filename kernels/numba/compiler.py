@@ -9,22 +9,24 @@ from llvmlite import ir
 from numba import carray, config, extending, njit, types
 from numba.core import cgutils
 from numba.core.base import BaseContext
-from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Flags
 from numba.core.dispatcher import Dispatcher
 
 from .cache import Cache
+from .linking import Helper, Restrict
 
 # What numba promises to nobody, and kernels are compiled with. Where it is gone, the import of this
 # module says so, and nobody is served by half of a backend.
 for owner, names in {
     BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
-    DefaultPassBuilder: "define_nopython_pipeline",
     Dispatcher: "get_compile_result",
-    Flags: "forceinline no_cfunc_wrapper no_cpython_wrapper noalias",
+    Flags: "forceinline no_cfunc_wrapper no_compile no_cpython_wrapper noalias",
+    JITCodeLibrary: "_get_module_for_linking _raise_if_finalized add_ir_module",
     cgutils: "alloca_once_value unpack_tuple",
 }.items():
     operator.attrgetter(*names.split())(owner)
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set at import
     raise ImportError("NUMBA_DISABLE_JIT is set, with which numba compiles nothing")
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
@@ -52,7 +54,7 @@ def jit(**options):
         if function.__closure__:
             contents = ",".join(described(cell.cell_contents) for cell in function.__closure__)
             function.__qualname__ += "_" + hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return njit(**options)(function)
+        return njit(**{"pipeline_class": Helper, **options})(function)
 
     return decorate
 
@@ -128,14 +130,6 @@ def run_in_threads(typing_context, openmp, threads, function, arguments):
         return context.get_dummy_value()
 
     return types.none(openmp, threads, function, arguments), generate
-
-
-class Restrict(CompilerBase):
-    """Numba's compiler, with all arguments ``noalias``."""
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
 def elementwise(function):

@@ -1,6 +1,7 @@
 """The host side that every launcher shares: compiling, and threads."""
 
 import ctypes
+import gc
 import os
 import sys
 import threading
@@ -79,10 +80,14 @@ def compile_first(kernel, *arguments):
     timer.daemon = True
     if not compiled and sys.stderr.isatty():
         timer.start()
+    collecting = gc.isenabled()
+    gc.disable()  # compiling makes a million objects, and looking for cycles takes a tenth of it
     try:
         kernel(*arguments)
     finally:
         timer.cancel()
+        if collecting:
+            gc.enable()
     compiled.add(kernel)
 
 

@@ -44,7 +44,7 @@ def test_every_provider_competes():
 
 @pytest.mark.parametrize("op", ENTRIES)
 def test_parts_are_the_whole(op, monkeypatch):
-    """What is compiled in parts, here of 2 rows, and a last one of 1 without compiling."""
+    """The function in parts of 2 rows, with a last one of 1, not compiled here."""
     sizes = []
 
     def uncompiled(function):
@@ -123,7 +123,7 @@ def test_floor_is_the_size_of_the_tensors():
 
 @pytest.mark.parametrize("op", ENTRIES)
 def test_memory_is_foretold(op):
-    """By the count of tensors of all pairs, to 5 % where those are all that matters."""
+    """The count of tensors of all pairs gives it to 5 %, where those are all that matters."""
     for provider in ("eager", "distributions"):
         if provider in ENTRIES[op].providers:
             case = cases.case_of(op, provider, 128, 128, 32)
@@ -180,9 +180,9 @@ SECONDS = {"eager": 40e-3, "compile": 8e-3, "compile-chunked": 4e-3, OURS: 2e-3}
 
 
 def made_up_run(device="cpu"):
-    """Every cell of the default grid that is not huge: eager 20 times as slow, the best 2."""
+    """Every cell of the full grid that is not huge: eager 20 times as slow, the best 2."""
     benchmarks = []
-    for case in cases.sweep(ENTRIES, "cpu", "default"):
+    for case in cases.sweep(ENTRIES, "cpu", "full"):
         if case.provider in SECONDS and case.samples < 4096:
             seconds = SECONDS[case.provider] * cases.pairs(case) / 2**20
             peak = 1000 * case.batch * (1 if case.provider == OURS else case.samples)

@@ -116,22 +116,30 @@ def run_on_cpu(day, **numba):
     """Two made-up operations, and what the run knew of numba: nothing, None or a version."""
     output = fake_runs.of_operations(day, {"eager": 4e-6, "fused_elbo": 2e-6})
     output["machine_info"] |= {"device": "cpu", "gpu": None} | numba
+    for benchmark in output["benchmarks"]:
+        info = benchmark["extra_info"]
+        del info["host"], info["graph"]
+        info["clock"] = "host"
     return output
 
 
 @pytest.mark.parametrize(
     ("numba", "words", "header"),
     [
-        ({}, "on a CPU `fused_elbo` is its PyTorch reference", "PyTorch reference, float32"),
+        (
+            {},
+            "on a CPU `fused_elbo` is its PyTorch reference",
+            "PyTorch reference, wall clock, float32",
+        ),
         (
             {"numba": None},
             "without numba `fused_elbo` is its PyTorch reference",
-            "PyTorch reference, float32",
+            "PyTorch reference, wall clock, float32",
         ),
         (
             {"numba": "0.1"},
             "on a CPU `fused_elbo` runs numba's kernels",
-            "numba's kernels, float32",
+            "numba's kernels, wall clock, float32",
         ),
     ],
 )
@@ -163,7 +171,7 @@ def test_cells_of_runs_before_numba_are_named(tmp_path):
     (name, _), _ = Device(folder).runs
     assert f"Cells from these runs are still of the PyTorch reference: {name}." in text
     link = suites.PAGES["results"]([Device(folder)], lambda device: "link")[1]
-    assert link.columns[1] == "link, PyTorch reference and numba's kernels, float32"
+    assert link.columns[1] == "link, PyTorch reference and numba's kernels, wall clock, float32"
 
     fake_runs.write(tmp_path, 3, run_on_cpu(3, numba="0.1"))
     plot.main(["--results", str(tmp_path)])
@@ -171,7 +179,7 @@ def test_cells_of_runs_before_numba_are_named(tmp_path):
 
 
 def test_tables_fit_a_terminal_of_80_columns():
-    """Those of the committed runs, with no cell cut off or wrapped."""
+    """Tables of the committed runs, with no cell cut off or wrapped."""
     console = rich.console.Console(width=200)
     for path in runs.devices(fake_runs.ROOT / "results"):
         for shown in suites.terminal(Device(path)):
@@ -187,7 +195,7 @@ def test_first_line_says_what_came_out(folder, capsys):
 
 
 def test_what_was_not_timed_is_said_once(folder, capsys):
-    """Of the newest run alone, a line for each operation and provider."""
+    """A line for each operation and provider, of the newest run alone."""
     rows = [
         {"op": "gaussian_kl", "provider": "eager", "batch": batch, "latent": 8, "samples": 1,
          "dtype": "float32", "direction": "forward", "suite": "operations", "id": str(batch),
@@ -211,7 +219,7 @@ def test_damaged_run_is_named(folder):
 
 
 def test_charts_leave_the_pages_alone(folder, tmp_path, monkeypatch):
-    """What everyone runs writes into the device's folder; the pages are a maintainer's."""
+    """The usual command writes into the device's folder; the pages are a maintainer's."""
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\nold\n{END}\n")
     monkeypatch.setattr(plot, "ROOT", tmp_path)

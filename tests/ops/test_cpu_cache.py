@@ -84,6 +84,16 @@ def test_a_full_disk(tiny, tmp_path):
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
 
 
+READ_ONLY = """
+write = Path.write_bytes
+def elsewhere(path, content):
+    if path.is_relative_to(cache.HERE):
+        raise PermissionError(13, "Permission denied", str(path))
+    return write(path, content)
+Path.write_bytes = elsewhere
+"""
+
+
 def test_no_folder(tiny, tmp_path):
     """As in a container whose packages and whose home are read-only."""
     (tmp_path / "file").touch()
@@ -171,16 +181,22 @@ def test_two_write_at_once(tmp_path):
     assert found <= set(payloads)
 
 
-def test_a_read_only_folder_is_read(monkeypatch, tmp_path):
-    """An image that was built by another user brings its code; new code goes where it may."""
-    monkeypatch.setattr(cache, "HERE", tmp_path / "package")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cache.numba.config, "CACHE_DIR", "")
-    package, home = cache.folders()
-    assert cache.writable_folders() == [package, home]
-    monkeypatch.setattr(cache.numba.config, "CACHE_DIR", str(tmp_path / "named"))
-    assert cache.folders()[1:] == [package]
-    assert cache.writable_folders() == cache.folders()[:1]
+def test_a_read_only_folder_is_read(tiny, tmp_path):
+    """An image that another user built brings its code, and new code goes where it may."""
+    before = """
+from pathlib import Path
+from fused_elbo.kernels.numba import cache
+cache.HERE = Path({!r})
+"""
+    package = before.format(str(tmp_path / "package"))
+    home = {"NUMBA_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "home")}
+    assert tiny(package, **home) == [7, 0]
+    assert only_file(tmp_path).is_relative_to(tmp_path / "package")
+    assert tiny(package + READ_ONLY, **home) == [7, 1]
+    only_file(tmp_path).unlink()
+    assert tiny(package + READ_ONLY, **home) == [7, 0]
+    assert only_file(tmp_path).is_relative_to(tmp_path / "home")
+    assert tiny(package + READ_ONLY, **home) == [7, 1]
 
 
 def test_no_home(monkeypatch):
@@ -290,7 +306,7 @@ def test_machine_code_of_another_dtype_is_not_run(tmp_path):
 import torch
 from fused_elbo.kernels.numba.mixture_log_prob import components_of
 logvar = torch.zeros(2, 3, dtype=torch.{})
-_, inverse_std, _ = components_of(logvar.dtype, logvar, logvar, None, None)
+_, inverse_std, _ = components_of(logvar.dtype, logvar, logvar, None)
 print(inverse_std.tolist())
 """
     for dtype in ("float32", "float64"):

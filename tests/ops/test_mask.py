@@ -107,6 +107,38 @@ def test_all_and_nothing(impl, device):
     assert half == 0
 
 
+@IMPLS
+def test_counts_without_some_genes(impl, device):
+    """As of the tensors that do not have them."""
+    kept = torch.tensor([True, False, True, True, False, True], device=device)
+    x = torch.rand(B, 6, device=device).mul(4).round()
+    t = [torch.randn(B, 6, device=device) for _ in range(3)]
+    bad = [torch.where(kept, a, torch.nan).requires_grad_() for a in t]
+    few = [a[:, kept].clone().requires_grad_() for a in t]
+    nb, multinomial = fused_elbo.negative_binomial_nll, fused_elbo.multinomial_nll
+    counts = torch.where(kept, x, torch.nan)
+    for found, wanted, which in (
+        (
+            nb(bad[0], counts, bad[1], zero_logits=bad[2], mask=kept, impl=impl),
+            nb(few[0], x[:, kept], few[1], zero_logits=few[2], impl=impl),
+            slice(3),
+        ),
+        (
+            multinomial(bad[0], counts, mask=kept, impl=impl),
+            multinomial(few[0], x[:, kept], impl=impl),
+            slice(1),
+        ),
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        for f, w in zip(
+            torch.autograd.grad(found.sum(), bad[which]),
+            torch.autograd.grad(wanted.sum(), few[which]),
+            strict=True,
+        ):
+            torch.testing.assert_close(f[:, kept], w, rtol=1e-4, atol=1e-5)
+            assert (f[:, ~kept] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("mask", "error", "words"),
     [
