@@ -1,4 +1,4 @@
-"""What torch is doing, where it has no public name for the answer: one predicate per private name.
+"""The state of torch that has no public name: one predicate per private name.
 
 Every other module asks here. A newer torch may lack a name; each predicate says what it then
 answers. Most answer yes: torch must see the call. Ops then go through torch's dispatcher and are

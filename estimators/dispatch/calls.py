@@ -423,10 +423,10 @@ TWINS: dict[Any, Any] = {
     ops.marginals_log_prob.function: reference.marginals_log_prob,
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
-    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
-    ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: on_rows.importance_weights,
-    ops.ELBOLoss: elbo_loss_on_rows,
+    ops.DiscretizedMixLogisticLossFunction: on_rows.discretized_mix_logistic_loss,
+    ops.BalancedKLFunction: reference.balanced_kl,
+    ops.ImportanceWeightsFunction: on_rows.importance_weights,
+    ops.ELBOLossFunction: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)

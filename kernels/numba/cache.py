@@ -54,7 +54,7 @@ def folders():
 
 
 class Cache:
-    """What a dispatcher of numba asks before it compiles a kernel, and tells afterwards."""
+    """The cache that numba's dispatcher asks before it compiles a kernel, and tells afterwards."""
 
     def __init__(self, function):
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
@@ -102,7 +102,7 @@ def digest_of(name, payload):
 
 
 def read(path):
-    """What was written there under that name by these sources, or None."""
+    """The bytes that these sources wrote there under that name, or None."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -82,7 +82,7 @@ def channel_at(x, mean, raw_log_scale, bins):
 
 @elementwise
 def log_densities(pixels, given, bins, results, logs):
-    """Of one mixture; the results are its logit once more, and the gradients of log p.
+    """log p under one mixture; the results are its logit once more, and the gradients of log p.
 
     Forward alone has no use for these, and takes a quarter longer; a loop of its own would take 2 s
     to compile.

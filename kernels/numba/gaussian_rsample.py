@@ -201,7 +201,7 @@ def rsample_backward_kernel(
         fill(dlogvar, 0.0)
         for k in range(samples):
             dz = load(dz_ptr, sample_of(tile, k, rows), scratch[5])
-            # Of an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
+            # With an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
             add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), one, dmu, dlogvar)
         half_times(std, dlogvar)
         store(dmu_ptr, tile, dmu)

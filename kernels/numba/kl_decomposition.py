@@ -260,7 +260,7 @@ def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, d
 
 @elementwise
 def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
-    """What the two densities of a row add to the gradients."""
+    """Add the share of a row's two densities to the gradients."""
     real = z.dtype.type
     for d in range(z.size):
         inverse = exp(real(-0.5) * logvar[d])
@@ -284,7 +284,7 @@ def finite_logsumexps(logsumexp_ptr, row, end, rows, size, result):
 
 @helper
 def upstream_of(operand, row, end, size, buffer):
-    """Of a block of rows: zeros where there are none."""
+    """The upstream gradients of a block of rows; zeros where there are none."""
     if not present(operand):
         fill(buffer[:size], 0.0)
         return buffer[:size]

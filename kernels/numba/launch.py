@@ -29,7 +29,7 @@ def samples_of(recon, x, needs_dx):
 
 
 class Here(threading.local):
-    """What a thread of Python has of its own: buffers, which as new arrays would be new pages."""
+    """Buffers of one Python thread. New arrays would be new pages of memory."""
 
     def __init__(self):
         self.scratch = {}

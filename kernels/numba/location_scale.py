@@ -38,7 +38,7 @@ def subtract(values, result):
 
 @helper
 def spread_width(width_ptr, tile, rate, width, inverse, scratch):
-    """Of one number a row the exponential is taken once a row, not once an element."""
+    """A width per row: its exponential is taken once per row, not once per element."""
     row, count, _, _ = tile
     one_a_row = load(width_ptr, (row, count, 0, 1), scratch[0])
     inverse_a_row = scratch[1][:count]

@@ -71,7 +71,7 @@ def radius(word):
 
 @inline
 def cos_sin(word):
-    """Of the angle pi word / 2**31, word read as signed: an octant's polynomial, turned."""
+    """cos and sin of pi word / 2**31, word read as signed: an octant's polynomial, turned."""
     angle = np.int32(word)
     quadrant = np.int32(np.int32(angle + (1 << 29)) >> 30)
     r = np.float32(np.int32(angle - np.int32(quadrant << 30))) * HALF_TURN
@@ -80,7 +80,7 @@ def cos_sin(word):
     cosine = np.float32(1.0) + square * COS(square)
     odd = (quadrant & 1) != 0
     cosine, sine = (sine if odd else cosine), (cosine if odd else sine)
-    # Of the quadrant's second lowest bit the sign.
+    # The quadrant's second lowest bit is the sign.
     cosine = float_of_bits(bits_of_float(cosine) ^ (np.int32(quadrant + 1) >> 1 << 31))
     sine = float_of_bits(bits_of_float(sine) ^ (quadrant >> 1 << 31))
     return cosine, sine
@@ -108,8 +108,9 @@ def first_of_four(calls, a, b, normals):
 
 @inline
 def noise_buffers(scratch):
-    """What ``draw`` works in, of the last rows of the scratch: the four words of each call, and
-    normals with and without the padding of their rows.
+    """The buffers that ``draw`` works in, in the last rows of the scratch.
+
+    They hold the four words of each call, and normals with and without the padding of their rows.
     """
     words = carray(pointer(scratch[BUFFERS].ctypes.data), (4, CALLS), np.uint32)
     padded = carray(pointer(scratch[BUFFERS + 1].ctypes.data), NOISE_BLOCK, np.float32)

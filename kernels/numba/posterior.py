@@ -296,7 +296,7 @@ def run_backward(dz, dkl, inputs, noise, seed, kept, form, soft_clamp, std_offse
 
 
 def gradient_operands(gradients, spread):
-    """Of mean and spread two, of which either may be None, or the halves of one."""
+    """Operands of the gradients in mean and spread, or of the halves of one tensor."""
     return operands(*gradients) if spread is None else map(operand, gradients)
 
 

@@ -30,7 +30,7 @@ def sums_of(operand, tile, buffer):
 
 @helper
 def sum_short_rows(values, count, width, factor, sums):
-    """Of whole rows of 4 columns one takes 1 ns so, and 2 by ``lane_sum``."""
+    """Rows shorter than a register: a plain loop, which is faster than ``lane_sum`` there."""
     real = values.dtype.type
     for line in range(count):
         total = real(0.0)

@@ -148,7 +148,7 @@ def divide(a, b, PTX: tl.constexpr):
 
 @triton.jit
 def square(x):
-    """And half its slope."""
+    """Return (x², half its derivative)."""
     return x * x, x
 
 

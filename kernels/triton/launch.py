@@ -55,9 +55,9 @@ def tile_shape(rows, cols, dtype):
 def vector_width(cols, tensors):
     """Elements in 16 bytes if every row of every tensor starts on such a boundary, else 1.
 
-    Kernels take column counts and strides in this unit and multiply it back, which shows
-    the compiler that 128-bit accesses are aligned: from a bare integer it learns that only
-    of multiples of 16 elements, and a row of 8 floats would be read one by one.
+    Kernels take column counts and strides in this unit and multiply it back. Triton infers the
+    alignment of an integer argument only if it is a multiple of 16; this way it vectorises rows of
+    8 floats too.
     """
     width = max(16 // t.element_size() for t in tensors)
     fits = cols % width == 0 and all(t.stride(0) % width == 0 for t in tensors)

@@ -100,7 +100,7 @@ def test_no_folder(tiny, tmp_path):
     assert tiny(NUMBA_CACHE_DIR=str(tmp_path / "file")) == [7, 0]
 
 
-# Of numba, which may move any of them.
+# Names of numba, which may move any of them.
 GONE = {
     "_reduce": "numba.core.compiler.CompileResult",
     "_rebuild": "numba.core.compiler.CompileResult",
@@ -225,7 +225,7 @@ def test_numba_that_compiles_nothing():
     assert "NUMBA_DISABLE_JIT is set" in run(REFUSED, NUMBA_DISABLE_JIT="1")
 
 
-# Of what kernels are compiled with.
+# Parts of numba that kernels are compiled with.
 NEEDED = {
     "call_internal_no_propagate": "numba.core.base.BaseContext",
     "noalias": "numba.core.compiler.Flags",
@@ -275,7 +275,7 @@ njit = numba.njit
 
 def counting(**options):
     def decorate(function):
-        # What Python calls of a kernel has its name, but takes any arguments.
+        # Python calls a wrapper with the kernel's name, which takes any arguments.
         any_arguments = function.__code__.co_flags & inspect.CO_VARARGS
         found[function.__module__, function.__qualname__, any_arguments] += 1
         return njit(**options)(function)
@@ -290,7 +290,7 @@ print(len(found), [name for name, count in found.items() if count > 1])
 
 
 def test_no_two_functions_have_one_name():
-    """By its name numba finds machine code: of two on disk one ran for both."""
+    """numba finds machine code by name: of two on disk one ran for both."""
     count, names = run(NAMES).split(" ", 1)
     assert int(count) > 200
     assert names.strip() == "[]"
@@ -300,7 +300,7 @@ ONES = "[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]\n"
 
 
 def test_machine_code_of_another_dtype_is_not_run(tmp_path):
-    """Which two processes that compile at once can leave behind."""
+    """Two processes that compile at once can leave such a file behind."""
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     program = """
 import torch
