@@ -144,14 +144,15 @@ def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
 
 @declare(
     "gaussian_rsample",
-    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) -> Tensor[]",
+    "gaussian_rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) "
+    "-> Tensor[]",
     gradients=("mu", "logvar"),
     saved=("logvar", "seed", "samples"),
     like={"mu": "logvar"},
     results=("z",),
     kept="noise",
 )
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """z [samples, rows, cols], or one [rows, cols]; ``seed`` is an int64 scalar on the device.
 
     ``keep_noise``: z - mu [rows, cols], before it was rounded, stays for backward, which otherwise

@@ -164,7 +164,7 @@ def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tens
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     keep_noise = num_samples is None and noise_is_kept(mu, logvar)
-    z = ops.rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    z = ops.gaussian_rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
     return reshaped(z, shape if num_samples is None else (num_samples, *shape))
 
 
@@ -176,7 +176,7 @@ def sampler(mu, samples, shape, *, impl):
 
         def draw_again(mu, logvar):
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples, False).view(shape)
+            return ops.gaussian_rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
@@ -414,7 +414,7 @@ def elbo_loss_on_rows(
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: on_rows.rsample,
+    ops.gaussian_rsample.function: on_rows.rsample,
     ops.rsample_kl.function: on_rows.rsample_kl,
     ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,

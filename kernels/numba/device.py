@@ -109,8 +109,8 @@ def expm1_given(x, exp_x):
 def halves_of_exp(x):
     """(half, r, q) with exp(x) = 2 half (1 + r + q), half a power of two, r + q small.
 
-    It is half the power of two, because the full one can overflow. x is clamped to [-87, 89]: below,
-    exp(x) is negligible beside 1; above, it is infinite.
+    It is half the power of two, because the full one can overflow. x is clamped to [-87, 89].
+    Below that exp(x) is negligible beside 1; above it is infinite.
     """
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x

@@ -284,7 +284,7 @@ def rsample_log_ratio_backward_kernel(
         store(dprior_logvar_ptr, tile, dprior_logvar)
 
 
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """[z, and the noise if it is to be kept], of mu and logvar."""
     rows, cols = mu.shape
     acc = accumulator(mu, logvar)
@@ -307,7 +307,7 @@ def rsample(mu, logvar, seed, samples, keep_noise):
     return [z, noise] if keep_noise else [z]
 
 
-def rsample_backward(dz, logvar, seed, samples, noise, needs):
+def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
     """The wanted gradients, from dz of the shape of z; they do not depend on mu."""
     rows, cols = logvar.shape
     samples = 1 if samples is None else samples

@@ -358,13 +358,13 @@ def launch_rsample_backward(
     ]
 
 
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """Noise is never kept: to draw it is free beside reading it."""
     q = mu, logvar, None, None
     return [launch_rsample(q, seed, samples, with_log_ratio=False)[0]]
 
 
-def rsample_backward(dz, logvar, seed, samples, noise, needs):
+def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
     samples = 1 if samples is None else samples
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)

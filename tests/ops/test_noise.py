@@ -179,7 +179,7 @@ class TestNothingElseMatters:
         """Every op that samples draws them, from any draw on; antithetic pairs share one."""
         seed = torch.tensor(2**62 + 5, device=device)
         q = [torch.randn(6, 7, device=device).to(dtype) for _ in range(2)]
-        z = ops.rsample(*q, seed, 4, False)
+        z = ops.gaussian_rsample(*q, seed, 4, False)
 
         def draws(first, samples, antithetic):
             options = "total", False, antithetic
