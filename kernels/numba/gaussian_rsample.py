@@ -2,12 +2,10 @@
 
 A tile of mu and logvar is read once for all its samples. Backward draws the same eps again from
 the seed and sums over the samples in buffers: neither noise nor anything else of size
-[samples, rows, cols] is stored but z and its gradient. Only of a single sample, without a log
-ratio, std eps may be kept for backward: in float32 that reads it in a quarter of the time.
+[samples, rows, cols] is stored but z and its gradient. For a single sample without a log ratio,
+std eps may be kept for backward, because reading it is faster than drawing it again.
 
-The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
-0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
-where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
+The derivation of the log ratio is in ``../triton/gaussian_rsample.py``.
 """
 
 import math

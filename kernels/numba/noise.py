@@ -1,9 +1,8 @@
-"""The noise stream: Philox4x32-10 and Box-Muller, four normals a call.
+"""The noise stream: Philox4x32-10 and Box-Muller, four normals per call.
 
 The counter is the logical position (column // 4, row, sample) and the key a 64-bit seed, as in
 the Triton kernels and in ``fused_elbo.estimators.noise``: the same seed gives the same normals,
-to the rounding of log and sin. A normal takes 0.5 ns on one core with AVX-512, Philox a little
-more of it than Box-Muller; ``torch.randn`` takes 2.4.
+to the rounding of log and sin. See docs/kernels.md for times.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """

@@ -19,7 +19,7 @@ MAX_BLOCK_COLS = 1024
 
 
 class Tiling(NamedTuple):
-    """How a [rows, cols] problem is cut: one program a tile, straight-line code."""
+    """How a [rows, cols] problem is cut: one program per tile, straight-line code."""
 
     rows: int
     cols: int
@@ -144,7 +144,7 @@ def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **con
     """Run a kernel over the tiles of its operands.
 
     It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
-    tiles a row; then ``constexprs``, and those that every kernel has. Strides and columns go in
+    tiles per row; then ``constexprs``, and those that every kernel has. Strides and columns go in
     vectors. ``programs`` is the grid's second dimension.
     """
     if not tiles.rows:
