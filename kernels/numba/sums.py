@@ -67,7 +67,7 @@ def whole_registers(width, buffer):
 def row_sums(term):
     """Like ``add_rows``, for ``term(tensors, i)``: a function of a tuple of tensors and an index.
 
-    From 64 columns on the terms of a row are summed in registers, which is faster than by way of the
+    From 64 columns on the terms of a row are summed in registers, which is faster than through the
     buffer. The buffer is for short rows, for rows whose last columns fill no register and would be
     computed one by one, and for float64, whose loops call libm and would sum in one lane.
     """

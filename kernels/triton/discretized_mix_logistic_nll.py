@@ -6,8 +6,8 @@ read once. One kernel serves forward, backward (``dnll`` in, gradients out) and 
 
 Take a bin of half width h, at a distance c from the mean, with m = |c| / scale and t = h / scale.
 Its probability sigmoid(m + t) - sigmoid(m - t) is e (1 - f^2) / ((e + f) (1 + e f)), with
-e = exp -m and f = exp -t. Nothing cancels, so small probabilities keep their digits, and the three channels of
-a mixture share one logarithm.
+e = exp -m and f = exp -t. Nothing cancels, so small probabilities keep their digits, and the three
+channels of a mixture share one logarithm.
 """
 
 import math
