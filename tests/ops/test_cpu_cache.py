@@ -314,3 +314,36 @@ print(inverse_std.tolist())
     first, second = sorted(tmp_path.rglob("*precision_kernel*.nbc"))
     shutil.copy(second, first)
     assert run(program.format("float32"), **folder) == ONES
+
+
+LOGGED = """
+import logging, sys, warnings
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s %(message)s")
+warnings.showwarning = lambda message, *place: print("warning:", message)
+sys.stderr.isatty = lambda: True
+sys.stderr.write = sys.stdout.write
+import tiny
+tiny.run()
+tiny.run()
+"""
+
+
+def test_whoever_waits_is_told_once(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first, again = run(LOGGED, **folders), run(LOGGED, **folders)
+    told = "python -m fused_elbo.warm_up compiles them ahead"
+    assert first.count(told) == 2  # in the log and at the terminal
+    assert "fused_elbo compiling kernels" in first
+    assert "warning" not in first
+    assert told not in again
+
+
+def test_where_nothing_can_be_kept_a_warning_says_what_to_do(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "file").touch()
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "file")}
+    told = run(LOGGED, **folders)
+    assert told.count("warning:") == 1
+    assert "NUMBA_CACHE_DIR" in told.split("warning:")[1]
+    assert "python -m fused_elbo.warm_up" in told.split("warning:")[1]
