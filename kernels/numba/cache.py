@@ -25,6 +25,7 @@ from numba.core.serialize import dumps
 
 HERE = Path(__file__).parent
 LOGGER = logging.getLogger("fused_elbo")
+USED: set[Path] = set()  # folders that code was read from, or written to
 
 
 def stamp_of(folder):
@@ -78,6 +79,7 @@ class Cache:
             for folder in folders():
                 payload = read(folder / name)
                 if payload is not None:
+                    USED.add(folder)
                     return CompileResult._rebuild(target, *pickle.loads(payload))
         except Exception as error:  # it is compiled instead, whatever happened
             LOGGER.debug("%s is compiled anew: %r", self.name, error)
@@ -97,6 +99,7 @@ class Cache:
             except OSError as error:
                 LOGGER.debug("%s is not kept in %s: %s", self.name, folder, error)
             else:
+                USED.add(folder)
                 return
         warn_of_no_folder()
 
