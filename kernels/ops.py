@@ -240,17 +240,15 @@ def posterior_sample_kl(
 
 @declare(
     "mixture_log_prob",
-    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
-    "SymInt? dataset_size) -> Tensor[]",
+    "mixture_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
     gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
+def mixture_log_prob(z, mu, logvar, log_weights):
     """log sum_k exp(log_weights_k) N(z; mu_k, diag exp logvar_k).
 
-    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components] or None: all alike. But of a
-    ``dataset_size`` the components are a batch, in the order of z, and the weights stratified.
+    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components], or None for equal ones.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, torch.empty_like(log_prob)]
@@ -258,16 +256,15 @@ def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
 
 @declare(
     "marginals_log_prob",
-    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights, "
-    "SymInt? dataset_size) -> Tensor[]",
+    "marginals_log_prob(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> Tensor[]",
     gradients=("z", "mu", "logvar", "log_weights"),
     results=("log_prob",),
     kept="logsumexp",
 )
-def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
-    """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): of a mixture's marginals.
+def marginals_log_prob(z, mu, logvar, log_weights):
+    """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): a mixture's marginals.
 
-    Arguments are as above. ``logsumexp`` is of each latent, to base 2.
+    Arguments are as above. ``logsumexp`` has a number per latent and row, to base 2.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, log_prob.new_empty(z.shape[1], z.shape[0])]
@@ -284,9 +281,10 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     """log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
 
-    q(z|x) are the rows of ``mu`` and ``logvar``; q(z) and its marginals as above, of components
-    ``all_mu`` and ``all_logvar``, or of these rows where they are None. ``logsumexp`` is of each
-    latent, to base 2, and in a last row that of all latents.
+    q(z|x) are the rows of ``mu`` and ``logvar``. q(z) and its marginals are mixtures as above, of
+    components ``all_mu`` and ``all_logvar``, or of these rows where they are None. The weights are
+    equal; or stratified, if the components are a batch of a data set of ``dataset_size``, in the
+    order of z. ``logsumexp`` has a row per latent, to base 2, and a last one for all latents.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, all_mu, all_logvar))
     terms = [torch.empty_like(log_prob) for _ in range(3)]

@@ -16,7 +16,7 @@ OF_Z, OF_COMPONENTS = [True, False, False, False], [False, True, True, False]
 
 
 def cases(t):
-    inputs = *(tensor[:COMPONENTS] for tensor in (t.a, t.b, t.c)), None, None
+    inputs = *(tensor[:COMPONENTS] for tensor in (t.a, t.b, t.c)), None
     grad, by_latent = t.rows[:COMPONENTS], t.sums(t.cols, COMPONENTS)
 
     def mixture_backward(needs):
@@ -31,7 +31,7 @@ def cases(t):
         "mixture_log_prob backward of components": mixture_backward(OF_COMPONENTS),
         "marginals_log_prob forward": lambda: marginals_log_prob(*inputs),
         "marginals_log_prob stratified forward": lambda: marginals_log_prob(
-            *inputs[:4], 2 * COMPONENTS
+            *inputs, 2 * COMPONENTS
         ),
         "marginals_log_prob backward of z": marginals_backward(OF_Z),
         "marginals_log_prob backward of components": marginals_backward(OF_COMPONENTS),

@@ -79,7 +79,7 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     if not use_kernels(impl, z, mu, logvar, log_weights):
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     (flat,) = as_rows(z.shape, z)
-    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights, None), z.shape[:-1])
+    return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
 
 
 def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
@@ -88,8 +88,8 @@ def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
         return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
     joint, marginals = log_weights
     return (
-        ops.mixture_log_prob(z, mu, logvar, joint, None),
-        ops.marginals_log_prob(z, mu, logvar, marginals, None),
+        ops.mixture_log_prob(z, mu, logvar, joint),
+        ops.marginals_log_prob(z, mu, logvar, marginals),
     )
 
 

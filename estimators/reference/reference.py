@@ -324,14 +324,12 @@ def normalised(log_weights):
     return torch.where(greatest == torch.inf, infinite / infinite.sum(0), weights)
 
 
-def mixture_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
+def mixture_log_prob(z, mu, logvar, log_weights=None):
     """Twin of :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
 
-    Of a ``dataset_size`` they are stratified, as below. From COMPARED elements on a part of the
-    components at a time, and again in backward; torch.func knows nothing of the latter.
+    From COMPARED elements on it takes a part of the components at a time, and again in backward;
+    torch.func knows nothing of the latter.
     """
-    if dataset_size is not None:
-        return aggregate_log_probs(z, mu, logvar, dataset_size)[0]
     z, mu, logvar, log_weights = accumulate(z, mu, logvar, log_weights)
     if log_weights is None:
         log_weights = mu.new_full((len(mu),), -math.log(len(mu)))
@@ -347,8 +345,8 @@ def log_density_of_part(z, mu, logvar, log_weights):
     return log_sum_exp(textbook.gaussian_mixture_log_probs(z, mu, logvar, log_weights), -1)
 
 
-def marginals_log_prob(z, mu, logvar, log_weights=None, dataset_size=None):
-    return aggregate_log_probs(z, mu, logvar, dataset_size, (log_weights, log_weights))[1]
+def marginals_log_prob(z, mu, logvar, log_weights=None):
+    return aggregate_log_probs(z, mu, logvar, None, (log_weights, log_weights))[1]
 
 
 def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, None)):

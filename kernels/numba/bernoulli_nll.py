@@ -13,7 +13,7 @@ from .compiler import elementwise, inline, kernel
 from .device import exp, fill, log, log1m_half, log1p_unit
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     load,
     operand,
     present,
@@ -125,7 +125,7 @@ def bernoulli_nll_kernel(
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    partial = np.empty(BLOCK + samples)
+    partial = np.empty(TILE + samples)
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])

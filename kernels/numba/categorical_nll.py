@@ -22,10 +22,10 @@ from .compiler import (
     kernel,
     pointer,
 )
-from .device import exp, fill, log
+from .device import exp, fill, log, scale
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     load,
     operand,
     present,
@@ -90,12 +90,6 @@ def scaled_exps(values, shift, factor, result):
 
 
 @elementwise
-def multiply(values, number):
-    for i in range(values.size):
-        values[i] *= number
-
-
-@elementwise
 def logs(values):
     for i in range(values.size):
         values[i] = log(values[i])
@@ -156,7 +150,7 @@ def write_probabilities(logits, count, width, logsumexp, factor, result):
         return
     exps(result)
     for line in range(count):
-        multiply(result[line * width : (line + 1) * width], factor[line])
+        scale(result[line * width : (line + 1) * width], factor[line])
 
 
 @kernel
@@ -169,7 +163,7 @@ def categorical_nll_kernel(
     targets = carray(pointer(targets_ptr), rows, np.int64)
     grads = scratch[0]
     fill(grads, scale)
-    for row, count, _, _ in tiles(queue, step, rows, min(classes, BLOCK)):
+    for row, count, _, _ in tiles(queue, step, rows, min(classes, TILE)):
         greatest, total, chosen = scratch[1][:count], scratch[2][:count], scratch[3][:count]
         for k in range(samples):
             first = row + k * rows
@@ -177,8 +171,8 @@ def categorical_nll_kernel(
             fill(greatest, -np.inf)
             fill(total, 0.0)
             fill(chosen, np.nan)
-            for col in range(0, classes, BLOCK):
-                here = first, count, col, min(BLOCK, classes - col)
+            for col in range(0, classes, TILE):
+                here = first, count, col, min(TILE, classes - col)
                 logits = load(logits_ptr, here, scratch[4])
                 behind = targets[row : row + count] - col
                 add_piece(logits, count, here[3], behind, greatest, total, chosen, scratch[5])
@@ -191,8 +185,8 @@ def categorical_nll_kernel(
             if present(dnll_ptr):
                 grads = load(dnll_ptr, of_rows, scratch[7])
             add(greatest, total)
-            for col in range(0, classes, BLOCK):
-                here = first, count, col, min(BLOCK, classes - col)
+            for col in range(0, classes, TILE):
+                here = first, count, col, min(TILE, classes - col)
                 logits = load(logits_ptr, here, scratch[4])
                 dlogits = target(dlogits_ptr, here, scratch[5])
                 write_probabilities(logits, count, here[3], total, grads, dlogits)

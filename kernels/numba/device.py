@@ -255,6 +255,13 @@ def tanh(x):
     return value if x >= real(0.0) else -value
 
 
+@inline
+def finite_or_zero(greatest):
+    """What to subtract from logarithms before exp: 0 where nothing is possible, not -inf."""
+    real = type(greatest)
+    return greatest if greatest > real(-np.inf) else real(0.0)
+
+
 @elementwise
 def fill(values, value):
     for i in range(values.size):

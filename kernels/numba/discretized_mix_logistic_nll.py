@@ -19,8 +19,9 @@ from numba import carray
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, inline, kernel, pointer
-from .device import exp, exp_normal, expm1, fill, log, tanh
+from .device import exp, exp_normal, expm1, fill, finite_or_zero, log, tanh
 from .launch import launch
+from .loops import subtract
 from .memory import CODES, FLOAT32, FLOAT64, load, operand, present, store, target, tiles, workspace
 
 BLOCK = 128  # pixels; with 10 mixtures the gradients of twice as many leave half of the L2 caches
@@ -124,29 +125,16 @@ def raise_to(values, greatest):
         greatest[i] = values[i] if not values[i] <= greatest[i] else greatest[i]
 
 
-@inline
-def shift_of(greatest):
-    """Where nothing is possible, not -inf - -inf."""
-    real = type(greatest)
-    return greatest if greatest > real(-np.inf) else real(0.0)
-
-
 @elementwise
 def add_exp(values, greatest, total):
     for i in range(total.size):
-        total[i] += exp(values[i] - shift_of(greatest[i]))
+        total[i] += exp(values[i] - finite_or_zero(greatest[i]))
 
 
 @elementwise
 def conclude(total, result):
     for i in range(result.size):
-        result[i] = shift_of(result[i]) + log(total[i])
-
-
-@elementwise
-def subtract(a, b, result):
-    for i in range(result.size):
-        result[i] = a[i] - b[i]
+        result[i] = finite_or_zero(result[i]) + log(total[i])
 
 
 @elementwise

@@ -11,7 +11,7 @@ from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, expm1_given, expm1_minus_x, expm1_minus_x_given
 from .launch import launch
-from .memory import BLOCK, load, operand, present, store, target, tiles, workspace
+from .memory import TILE, load, operand, present, store, target, tiles, workspace
 from .sums import row_sums
 
 
@@ -100,7 +100,7 @@ def gaussian_kl_kernel(
     queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
     scratch = workspace(scratch, queue)
-    partial = np.empty(BLOCK)
+    partial = np.empty(TILE)
     prior = prior_mu_ptr, prior_logvar_ptr
     for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])

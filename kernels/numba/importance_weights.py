@@ -14,7 +14,8 @@ from ..rows import accumulator
 from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, fill, log, log1p_unit, scale
 from .launch import launch
-from .memory import BLOCK, load, operand, present, sample_of, target, tiles, workspace
+from .loops import subtract
+from .memory import TILE, load, operand, present, sample_of, target, tiles, workspace
 
 
 @inline
@@ -31,12 +32,6 @@ def relative_weight(log_weight, extreme, order):
     here = real(order) * log_weight
     below = real(order) * extreme == infinity and here < infinity
     return real(1.0) if here == infinity else real(0.0) if below else weight
-
-
-@elementwise
-def subtract(a, b, result):
-    for i in range(result.size):
-        result[i] = a[i] - b[i]
 
 
 @elementwise
@@ -114,7 +109,7 @@ def importance_weights_kernel(
     log_weights_ptr, bound_ptr, ess_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    sums = np.empty((4, BLOCK))
+    sums = np.empty((4, TILE))
     for tile in tiles(queue, step, rows, cols):
         _, count, _, _ = tile
         mean, total, squares = sums[0][:count], sums[1][:count], sums[2][:count]

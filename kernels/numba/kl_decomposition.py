@@ -17,17 +17,28 @@ import torch
 
 from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
-from .device import exp, exp2, fill
+from .device import exp, exp2, fill, finite_or_zero
 from .launch import RANGE, launch
-from .marginals_log_prob import SCALE, conclude, log_density, to_base_two, whole_blocks
 from .memory import in_place, load, operand, present, tiles, workspace
-from .mixture_log_prob import DEEP, buffer_of, lines_of, put_aside, weights_of, zeros
+from .pairs import (
+    DEEP,
+    SCALE,
+    STRETCH,
+    buffer_of,
+    columns_of,
+    conclude,
+    lines_of,
+    log_density,
+    put_aside,
+    to_base_two,
+    whole_blocks,
+    zeros,
+)
 from .sums import REASSOCIATED
 
 BLOCK = 32  # rows at once: two registers
 WIDE = 128  # the same backward, at most: a sum over rows takes as long as sixty of them
 FEW = 8  # components, which share what is read and written for a row
-STRETCH = 256  # components, after which sums are put aside, to round as torch's do
 PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
 LOG_2 = math.log(2)
 COST = 0.2, 0.3  # ns for a latent of a pair, forward and backward
@@ -41,16 +52,6 @@ def aligned(size, like):
     values = np.empty(size + 2 * LANES, like.dtype)
     start = -(values.ctypes.data // values.itemsize) % LANES
     return values[start : start + size + LANES]
-
-
-@helper
-def block_of(operand, row, end, cols, size, buffer, block):
-    """Rows [row, end) as [cols, size]."""
-    lines = lines_of(operand, row, end, cols, size, buffer, 0.0)
-    for d in range(cols):
-        for i in range(size):
-            block[d * size + i] = lines[i * cols + d]
-    return block[: cols * size]
 
 
 @helper
@@ -92,7 +93,6 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 
     ``logs`` [FEW, BLOCK] become log densities of all latents together.
     """
-    real = z.dtype.type
     cols = z.size // BLOCK
     for d in range(cols):
         for i in range(BLOCK):
@@ -102,8 +102,7 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
                 log_one = log_density(z[d * BLOCK + i], mu[at], inverse[at], constant[at])
                 partial[j * BLOCK + i] += log_one
                 top = max(top, log_one)
-            # Where nothing is possible yet, not -inf - -inf.
-            shift = top if top > real(-np.inf) else real(0.0)
+            shift = finite_or_zero(top)
             sum_ = total[d * BLOCK + i] * exp2(greatest[d * BLOCK + i] - shift)
             for j in range(FEW):
                 at = j * cols + d
@@ -122,7 +121,7 @@ def add_joint(logs, weights, greatest, total):
         top = greatest[i]
         for j in range(FEW):
             top = max(top, logs[j * BLOCK + i])
-        shift = top if top > real(-np.inf) else real(0.0)
+        shift = finite_or_zero(top)
         sum_ = total[i] * exp2(greatest[i] - shift)
         for j in range(FEW):
             sum_ += weights[j * BLOCK + i] * exp2(logs[j * BLOCK + i] - shift)
@@ -167,7 +166,7 @@ def kl_decomposition_kernel(
     marginals = np.empty(BLOCK)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        z = block_of(q[0], row, end, cols, BLOCK, lines, block_of_z)
+        z = columns_of(q[0], row, end, cols, BLOCK, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
@@ -273,7 +272,7 @@ def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
 
 
 @helper
-def known(logsumexp_ptr, row, end, rows, size, result):
+def finite_logsumexps(logsumexp_ptr, row, end, rows, size, result):
     """[cols + 1, size]; infinite where a latent is impossible of all components, or missing."""
     for d in range(result.size // size):
         found = in_place(logsumexp_ptr, d * rows + row, end - row, result)
@@ -304,7 +303,7 @@ def kl_decomposition_backward_kernel(
     like, whole, wanted = scratch[0], components * cols, of_parts[0] != 0
     of_few, most = buffers_of_few(cols, like), cols * block_rows
     lines, block_of_z = buffer_of(most, like), aligned(most, like)
-    known_logsumexp = aligned(most + block_rows, like)
+    logsumexps = aligned(most + block_rows, like)
     all_aside, all_dz = aligned(most, like), zeros(most, like)
     nowhere = zeros(cols * FEW, like), zeros(cols * FEW, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
@@ -320,9 +319,9 @@ def kl_decomposition_backward_kernel(
             size = whole_blocks(end - row, BLOCK)
             weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
             aside, dz = all_aside[: cols * size], all_dz[: cols * size]
-            z = block_of(q[0], row, end, cols, size, lines, block_of_z)
-            logsumexp = known_logsumexp[: (cols + 1) * size]
-            known(logsumexp_ptr, row, end, rows, size, logsumexp)
+            z = columns_of(q[0], row, end, cols, size, lines, 0.0, block_of_z)
+            logsumexp = logsumexps[: (cols + 1) * size]
+            finite_logsumexps(logsumexp_ptr, row, end, rows, size, logsumexp)
             first = upstream_of(upstream[0], row, end, size, scratch[2])
             second = upstream_of(upstream[1], row, end, size, scratch[3])
             third = upstream_of(upstream[2], row, end, size, scratch[4])
@@ -368,6 +367,14 @@ def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_ptr, sum_
         fill(total, 0.0)
         for part in range(parts):
             put_aside(in_place(parts_ptr, part * rows * cols + start, size, like), total)
+
+
+def weights_of(components, dataset_size):
+    """(that of a row's own component, of the next one, of each other): all alike, or stratified."""
+    if dataset_size is None:
+        return (1 / components,) * 3
+    others = components - 1
+    return 1 / dataset_size, (dataset_size - others) / (dataset_size * others), 1 / others
 
 
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):

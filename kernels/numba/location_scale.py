@@ -16,12 +16,12 @@ from .compiler import elementwise, helper, kernel
 from .device import exp_normal, exp_scaled, fill
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
+    broadcast_rows,
     load,
     operand,
     present,
     sample_of,
-    spread,
     store,
     target,
     tiles,
@@ -43,8 +43,8 @@ def spread_width(width_ptr, tile, rate, width, inverse, scratch):
     one_a_row = load(width_ptr, (row, count, 0, 1), scratch[0])
     inverse_a_row = scratch[1][:count]
     exp_scaled(one_a_row, -rate, inverse_a_row)
-    spread(one_a_row, tile, 1, width)
-    spread(inverse_a_row, tile, 1, inverse)
+    broadcast_rows(one_a_row, tile, 1, width)
+    broadcast_rows(inverse_a_row, tile, 1, inverse)
 
 
 def location_scale_kernel(name, distance, slope, rate, constant):
@@ -98,7 +98,7 @@ def location_scale_kernel(name, distance, slope, rate, constant):
         x_ptr, width_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dwidth_ptr, row_dwidth_ptr,
     ):  # fmt: skip
         scratch = workspace(scratch, queue)
-        nll_partial, dwidth_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
+        nll_partial, dwidth_partial = np.empty(TILE + samples), np.empty(TILE + samples)
         learned = present(width_ptr) and width_ptr[2] != 0  # one number an element
         real = scratch.dtype.type
         fixed = real(width_value), real(math.exp(-rate * width_value))

@@ -14,34 +14,24 @@ import torch
 
 from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, inline, jit, kernel
-from .device import exp, exp2, fill, log
+from .device import exp2, fill, finite_or_zero
 from .launch import launch
 from .memory import in_place, load, operand, present, tiles, workspace
-from .mixture_log_prob import put_aside, weights_of
+from .pairs import (
+    LOG2_E,
+    SCALE,
+    STRETCH,
+    conclude,
+    log_density,
+    put_aside,
+    to_base_two,
+    whole_blocks,
+)
 from .sums import REASSOCIATED
 
 BLOCK = 1024  # rows, or components, at once: their numbers stay in the first cache
 FEW = 8  # components, which share what is read and written for a row
-STRETCH = 256  # components, after which sums are put aside, to round as torch's do
 COST = 0.17, 0.22  # ns for a pair, forward and backward
-LOG2_E = math.log2(math.e)
-# Of distances in standard deviations: half their squares are then to base 2.
-SCALE = math.sqrt(0.5 * LOG2_E)
-
-
-@inline
-def log_density(z, mu, inverse, constant):
-    distance = (z - mu) * inverse
-    return constant - distance * distance
-
-
-@elementwise
-def to_base_two(logvar, inverse, constant):
-    """(1 / std, what a log density has beside squares), in these units."""
-    real = logvar.dtype.type
-    for i in range(logvar.size):
-        inverse[i] = exp(real(-0.5) * logvar[i]) * real(SCALE)
-        constant[i] = real(-0.5 * LOG2_E) * logvar[i]
 
 
 @elementwise
@@ -52,31 +42,18 @@ def add_log_weights(log_weights, constant):
 
 
 @elementwise
-def add_components(z, mu, inverse, constant, weights, at, greatest, total):
-    """The sum with FEW components more: sum_k w_k exp2(log_k) = exp2(greatest) total.
-
-    The weights of the last begin at ``at``, those of the one before it at the next place.
-    """
-    real = z.dtype.type
+def add_components(z, mu, inverse, constant, greatest, total):
+    """The sum with FEW components more: sum_k exp2(log_k) = exp2(greatest) total."""
     for i in range(z.size):
         top = greatest[i]
         for j in range(FEW):
             top = max(top, log_density(z[i], mu[j], inverse[j], constant[j]))
-        # Where nothing is possible yet, not -inf - -inf.
-        shift = top if top > real(-np.inf) else real(0.0)
+        shift = finite_or_zero(top)
         sum_ = total[i] * exp2(greatest[i] - shift)
         for j in range(FEW):
             log_one = log_density(z[i], mu[j], inverse[j], constant[j])
-            weight = weights[np.uint64(at) + np.uint64(FEW - 1 - j) + np.uint64(i)]
-            sum_ += weight * exp2(log_one - shift)
+            sum_ += exp2(log_one - shift)
         greatest[i], total[i] = top, sum_
-
-
-@elementwise
-def conclude(greatest, total):
-    real = total.dtype.type
-    for i in range(total.size):
-        total[i] = greatest[i] + log(total[i]) * real(LOG2_E)
 
 
 @inline
@@ -90,13 +67,12 @@ def share_and_pull(z, mu, inverse, log_ratio, upstream):
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
-def add_pulls(z, logsumexp, upstream, weights, at, mu, inverse, constant, dz):
+def add_pulls(z, logsumexp, upstream, mu, inverse, constant, dz):
     """The gradient of the rows from a component; and moments of it from the rows."""
     zeroth = first = second = z.dtype.type(0.0)
     for i in range(z.size):
-        weight = weights[np.uint64(at) + np.uint64(i)]
         share, pull, distance = share_and_pull(
-            z[i], mu, inverse, constant - logsumexp[i], upstream[i] * weight
+            z[i], mu, inverse, constant - logsumexp[i], upstream[i]
         )
         zeroth += share
         first += pull
@@ -129,19 +105,13 @@ def components_of(mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, size
     return mu, inverse, constant
 
 
-@inline
-def whole_blocks(size, of):
-    return (size + of - 1) // of * of
-
-
 @kernel
 def marginals_log_prob_kernel(
-    queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
+    queue, step, latents, _, scratch, rows, components, z_ptr, mu_ptr, logvar_ptr,
     log_weights_ptr, logsumexp_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     like = scratch[0]
-    weights = in_place(weights_ptr, 0, rows + BLOCK + FEW, like)
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
         for row in range(0, rows, BLOCK):
             end = min(row + BLOCK, rows)
@@ -159,10 +129,7 @@ def marginals_log_prob_kernel(
                 fill(constant[stop - start :], -np.inf)
                 for k in range(0, count, FEW):
                     few = slice(k, k + FEW)
-                    at = (row - start - k - FEW + 1) % rows
-                    add_components(
-                        z, mu[few], inverse[few], constant[few], weights, at, greatest, total
-                    )
+                    add_components(z, mu[few], inverse[few], constant[few], greatest, total)
             conclude(greatest, total)
             found = in_place(logsumexp_ptr, latent * rows + row, end - row, like)
             for i in range(found.size):
@@ -171,14 +138,13 @@ def marginals_log_prob_kernel(
 
 @kernel
 def marginals_log_prob_backward_kernel(
-    queue, step, latents, _, scratch, rows, components, weights_ptr, z_ptr, mu_ptr, logvar_ptr,
+    queue, step, latents, _, scratch, rows, components, z_ptr, mu_ptr, logvar_ptr,
     log_weights_ptr, logsumexp_ptr, upstream_ptr, dz_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
 ):  # fmt: skip
     """dz [latents, rows]; dmu, dlogvar, dlog_weights [latents, components], of zeros."""
     scratch = workspace(scratch, queue)
     like = scratch[0]
     real = like.dtype.type
-    weights = in_place(weights_ptr, 0, rows + BLOCK + FEW, like)
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
         dmu = in_place(dmu_ptr, latent * components, components, like)
         dlogvar = in_place(dlogvar_ptr, latent * components, components, like)
@@ -199,9 +165,8 @@ def marginals_log_prob_backward_kernel(
                     mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
                 )
                 for k in range(count):
-                    at = (row - start - k) % rows
                     zeroth, first, second = add_pulls(
-                        z, logsumexp, upstream, weights, at, mu[k], inverse[k], constant[k], partial
+                        z, logsumexp, upstream, mu[k], inverse[k], constant[k], partial
                     )
                     scale = inverse[k] * real(1 / SCALE**2)
                     dmu[start + k] += first * scale
@@ -214,19 +179,6 @@ def marginals_log_prob_backward_kernel(
                 found[i] = dz[i] * real(1 / SCALE**2)
 
 
-def circle_of_weights(rows, components, log_weights, dataset_size, acc):
-    """By (row - component) % rows, and on for a block and FEW more: no loop has to go round.
-
-    Those of the components alone are a part of their log densities.
-    """
-    own, following, others = weights_of(components, dataset_size)
-    others = others if log_weights is None else 1.0
-    weights = torch.full((rows + BLOCK + FEW,), others, dtype=acc, device="cpu")
-    if dataset_size is not None:
-        weights[::rows], weights[rows - 1 :: rows] = own, following
-    return weights
-
-
 def by_latents(tensor):
     return operand(tensor.t())
 
@@ -236,12 +188,11 @@ def of_components(log_weights):
     return operand(None if log_weights is None else log_weights[None])
 
 
-def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
+def marginals_log_prob(z, mu, logvar, log_weights):
     """[log-densities [rows], what backward needs of them [cols, rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, cols), components = z.shape, len(mu)
     logsumexp = torch.empty((cols, rows), dtype=acc, device="cpu")
-    weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     launch(
         marginals_log_prob_kernel,
         acc,
@@ -249,23 +200,20 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
         rows * components,
         rows,
         components,
-        weights.data_ptr(),
         *map(by_latents, (z, mu, logvar)),
         of_components(log_weights),
         logsumexp.data_ptr(),
         cost=COST[0],
     )
-    return [math.log(2) * logsumexp.sum(0) - 0.5 * cols * math.log(2 * math.pi), logsumexp]
+    normalizer = 0.5 * math.log(2 * math.pi) + (math.log(components) if log_weights is None else 0)
+    return [math.log(2) * logsumexp.sum(0) - cols * normalizer, logsumexp]
 
 
-def marginals_log_prob_backward(
-    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
-):
+def marginals_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs = z, mu, logvar, log_weights
     acc = logsumexp.dtype
     (rows, cols), components = z.shape, len(mu)
-    weights = circle_of_weights(rows, components, log_weights, dataset_size, acc)
     # A row that is impossible of all components pulls at none.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
     found = [torch.zeros((cols, len(t)), dtype=acc, device="cpu") for t in (z, mu, mu, mu)]
@@ -276,7 +224,6 @@ def marginals_log_prob_backward(
         rows * components,
         rows,
         components,
-        weights.data_ptr(),
         *map(by_latents, inputs[:3]),
         of_components(log_weights),
         operand(logsumexp),

@@ -9,25 +9,23 @@ file alone, and a kernel is compiled once for float32 and once for float64.
 import numpy as np
 import torch
 from numba import carray
-from numba.extending import overload
 
 from .compiler import (
     LANES,
-    bits_of_float,
     copy_four,
     fetch_add,
-    float_of_bits,
     helper,
     inline,
     pointer,
     store_lanes,
     unowned,
 )
+from .halves import bfloat_of_float, half_of_float, widen
 
-BLOCK = 2048  # elements of a tile; half as many take a tenth longer, for each costs some 60 ns
+TILE = 2048  # elements of a tile; half as many take a tenth longer, for each costs some 60 ns
 SHORT = 64  # columns of a row from which LLVM's own loop over them is as fast as four at once
 BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
-SCRATCH = (BUFFERS + 3, BLOCK + LANES)
+SCRATCH = (BUFFERS + 3, TILE + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
 NO_STRIDES = (0, 0)
@@ -89,13 +87,13 @@ def present(operand):
 
 
 @inline
-def rows_of_tile(cols, size=BLOCK):
+def rows_of_tile(cols, size=TILE):
     """The most rows of a tile."""
     return max(1, size // cols)
 
 
 @helper
-def tiles_of(lo, hi, cols, size=BLOCK):
+def tiles_of(lo, hi, cols, size=TILE):
     """(row, count, col, width) of each tile of the rows [lo, hi)."""
     most = rows_of_tile(cols, size)
     for row in range(lo, hi, most):
@@ -104,7 +102,7 @@ def tiles_of(lo, hi, cols, size=BLOCK):
 
 
 @helper
-def tiles(queue, step, rows, cols, size=BLOCK):
+def tiles(queue, step, rows, cols, size=TILE):
     """The tiles of this thread: of ``step`` rows at a time, as long as the queue has any.
 
     ``queue`` is [rows that are taken, rows that are done, threads], all 0 at first.
@@ -133,57 +131,8 @@ def is_own(code, buffer):
     return code == (FLOAT32 if buffer.itemsize == 4 else FLOAT64)
 
 
-@inline
-def float_of_half(half):
-    """A float16's 16 bits, without the instruction that processors before 2012 lack."""
-    bits = np.int32(half)
-    magnitude = np.int32((bits & 0x7FFF) << 13)
-    if (bits & 0x7C00) == 0x7C00:  # infinite or NaN
-        value = float_of_bits(np.int32(magnitude | 0x7F800000))
-    else:  # exact, of subnormal numbers too
-        value = float_of_bits(magnitude) * np.float32(2.0**112)
-    return -value if bits & 0x8000 else value
-
-
-@inline
-def half_of_float(value):
-    """The 16 bits of a float32 rounded to float16, to nearest even."""
-    bits = bits_of_float(value)
-    magnitude = np.int32(bits & 0x7FFFFFFF)
-    if magnitude >= 0x47800000:  # from 2**16 on, infinite or NaN
-        half = np.int32(0x7E00 if magnitude > 0x7F800000 else 0x7C00)
-    elif magnitude < 0x38800000:  # a subnormal float16: adding 1/2 rounds to its last bit
-        half = np.int32(bits_of_float(float_of_bits(magnitude) + np.float32(0.5)) - 0x3F000000)
-    else:
-        odd = np.int32(magnitude >> 13 & 1)
-        half = np.int32(np.int32(magnitude - 0x38000000 + 0xFFF + odd) >> 13)
-    return np.int16(half | (bits >> 16 & 0x8000))
-
-
-def widen(value):
-    raise NotImplementedError
-
-
-@overload(widen)
-def _(value):
-    """A number from what lies in memory: a float16 from int16, a bfloat16 from uint16."""
-    if value.bitwidth != 16:
-        return lambda value: value
-    if value.signed:
-        return lambda value: float_of_half(value)
-    return lambda value: float_of_bits(value << 16)
-
-
-@inline
-def narrow(value):
-    """The 16 bits of a float32 rounded to bfloat16, to nearest even; NaN stays NaN."""
-    bits = bits_of_float(value)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.uint16(rounded if value == value else 0x7FC0)
-
-
 @helper
-def spread(source, tile, stride, buffer):
+def broadcast_rows(source, tile, stride, buffer):
     """One number a row, sixteen columns at once and over the end of the row, for rows may be short.
 
     A plain loop takes 0.9 ns an element where they have 16 columns, and this 0.1.
@@ -231,7 +180,7 @@ def gather_short_rows(source, tile, row_stride, buffer):
 @helper
 def copy(source, tile, row_stride, col_stride, buffer):
     if col_stride == 0:
-        spread(source, tile, row_stride, buffer)
+        broadcast_rows(source, tile, row_stride, buffer)
     else:
         gather(source, tile, row_stride, col_stride, buffer)
 
@@ -329,7 +278,7 @@ def store_in_line(operand, tile, values):
     if code == BFLOAT16:
         brain = carray(pointer(address + 2 * start), values.size, np.uint16)
         for i in range(values.size):
-            brain[i] = narrow(np.float32(values[i]))
+            brain[i] = bfloat_of_float(np.float32(values[i]))
     elif code == FLOAT16:
         half = carray(pointer(address + 2 * start), values.size, np.int16)
         for i in range(values.size):

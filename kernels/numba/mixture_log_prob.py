@@ -15,17 +15,23 @@ import numpy as np
 import torch
 
 from ..rows import accumulator
-from . import memory
-from .compiler import LANES, elementwise, helper, inline, kernel
-from .device import exp, exp_scaled, fill, log
+from .compiler import elementwise, helper, inline, kernel
+from .device import exp, exp_scaled, fill, finite_or_zero, log
 from .launch import launch
-from .memory import in_place, load, operand, target, tiles, workspace
+from .memory import TILE, in_place, load, operand, target, tiles, workspace
+from .pairs import (
+    DEEP,
+    STRETCH,
+    buffer_of,
+    columns_of,
+    lines_of,
+    put_aside,
+    zeros,
+)
 from .sums import add_rows
 
 BLOCK = 64  # rows, or components, that a loop takes at once: four registers
 FEW = 4  # of the others, which share what is read and written for them
-DEEP = 8  # latents that are added up by themselves: one sum of 64 rounds twice as much
-STRETCH = 256  # of the others, after which sums are put aside, to round as torch's do
 COST = 0.03  # ns for a latent of a pair
 
 
@@ -71,13 +77,6 @@ def squares_of_components(z, mu, inverse, result):
             result[i] += square(z[d], mu[d * BLOCK + i], inverse[d * BLOCK + i])
 
 
-@inline
-def raise_one(squares, index, excess):
-    """Of stratified weights: one of a block, if it is there, counts exp(excess) times as much."""
-    if 0 <= index < BLOCK:
-        squares[index] -= squares.dtype.type(2.0 * excess)
-
-
 @elementwise
 def to_logs(constant, logs):
     """From squares to log densities, but for a constant of all."""
@@ -89,13 +88,11 @@ def to_logs(constant, logs):
 @elementwise
 def rise(logs, greatest, total, shift):
     """The greatest with FEW components more: sum_k exp(log_k) = exp(shift) total."""
-    real = logs.dtype.type
     for i in range(BLOCK):
         top = greatest[i]
         for j in range(FEW):
             top = max(top, logs[j * BLOCK + i])
-        # Where nothing is possible yet, not -inf - -inf.
-        shift[i] = top if top > real(-np.inf) else real(0.0)
+        shift[i] = finite_or_zero(top)
         total[i] *= exp(greatest[i] - shift[i])
         greatest[i] = top
 
@@ -165,53 +162,8 @@ def add_weights(weights, result):
             result[i] += weights[j * BLOCK + i]
 
 
-@elementwise
-def put_aside(partial, result):
-    """result += partial, and partial = 0."""
-    real = partial.dtype.type
-    for i in range(result.size):
-        result[i] += partial[i]
-        partial[i] = real(0.0)
-
-
 @helper
-def zeros(size, like):
-    values = np.empty(size, like.dtype)
-    fill(values, 0.0)
-    return values
-
-
-@helper
-def buffer_of(size, like):
-    """For what ``load`` may write beyond its end too."""
-    return np.empty(size + LANES, like.dtype)
-
-
-@helper
-def lines_of(operand, start, stop, cols, size, buffer, value):
-    """Rows [start, stop) as [size, cols], with ``value`` for the missing ones."""
-    filled, whole = (stop - start) * cols, size * cols
-    found = load(operand, (start, stop - start, 0, cols), buffer)
-    if filled == whole:
-        return found
-    for i in range(filled):
-        buffer[i] = found[i]
-    for i in range(filled, whole):
-        buffer[i] = value
-    return buffer[:whole]
-
-
-@helper
-def block_of(operand, start, stop, cols, buffer, value, block):
-    """The same as [cols, BLOCK]."""
-    lines = lines_of(operand, start, stop, cols, BLOCK, buffer, value)
-    for d in range(cols):
-        for i in range(BLOCK):
-            block[d * BLOCK + i] = lines[i * cols + d]
-
-
-@helper
-def known(operand, start, stop, size, buffer):
+def finite_logsumexp(operand, start, stop, size, buffer):
     """logsumexp of rows; infinite for those that are impossible of all components, or missing."""
     found = load(operand, (start, stop - start, 0, 1), buffer)
     for i in range(stop - start):
@@ -225,7 +177,7 @@ def known(operand, start, stop, size, buffer):
 def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, half_ptr):
     """1 / std, and -1/2 of the sum of the log variances."""
     scratch = workspace(scratch, queue)
-    partial = np.empty(memory.BLOCK)
+    partial = np.empty(TILE)
     for tile in tiles(queue, step, rows, cols):
         logvar, inverse = load(logvar_ptr, tile, scratch[0]), target(inverse_ptr, tile, scratch[1])
         exp_scaled(logvar, -0.5, inverse)
@@ -234,17 +186,17 @@ def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, 
 
 @kernel
 def mixture_log_prob_kernel(
-    queue, step, blocks, _, scratch, rows, components, cols, own, following, normalizer, z_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, normalizer, z_ptr,
     mu_ptr, inverse_ptr, constant_ptr, log_prob_ptr, logsumexp_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     logs, constants = scratch[0][: FEW * BLOCK], scratch[1]
     greatest, total, shift = scratch[2][:BLOCK], scratch[3][:BLOCK], scratch[4][:BLOCK]
-    lines, z = buffer_of(BLOCK * cols, logs), buffer_of(BLOCK * cols, logs)
+    lines, block_of_z = buffer_of(BLOCK * cols, logs), buffer_of(BLOCK * cols, logs)
     mus, inverses = buffer_of(FEW * cols, logs), buffer_of(FEW * cols, logs)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        block_of(z_ptr, row, end, cols, lines, 0.0, z)
+        z = columns_of(z_ptr, row, end, cols, BLOCK, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
@@ -256,8 +208,6 @@ def mixture_log_prob_kernel(
             for j in range(FEW):
                 here, latents = logs[j * BLOCK : (j + 1) * BLOCK], slice(j * cols, (j + 1) * cols)
                 squares_of_rows(z, mu[latents], inverse[latents], here)
-                raise_one(here, k + j - row, own)
-                raise_one(here, (k + j - 1) % rows - row, following)
                 to_logs(constant[j], here)
             rise(logs, greatest, total, shift)
             for j in range(FEW):
@@ -272,18 +222,18 @@ def mixture_log_prob_kernel(
 
 @kernel
 def mixture_log_prob_rows_kernel(
-    queue, step, blocks, _, scratch, rows, components, cols, own, following, z_ptr, mu_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, z_ptr, mu_ptr,
     inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     weights, constants = scratch[0][: FEW * BLOCK], scratch[1]
-    lines, z = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
+    lines, block_of_z = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
     mus, inverses = buffer_of(FEW * cols, weights), buffer_of(FEW * cols, weights)
     partial, dz = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        block_of(z_ptr, row, end, cols, lines, 0.0, z)
-        logsumexp = known(logsumexp_ptr, row, end, BLOCK, scratch[2])
+        z = columns_of(z_ptr, row, end, cols, BLOCK, lines, 0.0, block_of_z)
+        logsumexp = finite_logsumexp(logsumexp_ptr, row, end, BLOCK, scratch[2])
         upstream = lines_of(upstream_ptr, row, end, 1, BLOCK, scratch[3], 0.0)
         fill(dz, 0.0)
         for k in range(0, components, FEW):
@@ -295,8 +245,6 @@ def mixture_log_prob_rows_kernel(
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
                 latents = slice(j * cols, (j + 1) * cols)
                 squares_of_rows(z, mu[latents], inverse[latents], here)
-                raise_one(here, k + j - row, own)
-                raise_one(here, (k + j - 1) % rows - row, following)
                 weigh_rows(constant[j], logsumexp, upstream, here)
             add_pulls(z, mu, inverse, weights, partial)
             if (k + FEW) % STRETCH == 0 or k + FEW >= components:
@@ -309,21 +257,21 @@ def mixture_log_prob_rows_kernel(
 
 @kernel
 def mixture_log_prob_components_kernel(
-    queue, step, blocks, _, scratch, rows, components, cols, own, following, z_ptr, mu_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, z_ptr, mu_ptr,
     inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
 ):  # fmt: skip
     """From the weighted moments of z - mu."""
     scratch = workspace(scratch, queue)
     weights, none, zeroth = scratch[0][: FEW * BLOCK], scratch[1][:BLOCK], scratch[2][:BLOCK]
     lines, zs = buffer_of(BLOCK * cols, weights), buffer_of(FEW * cols, weights)
-    mu, inverse = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
+    mus, inverses = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
     one, two = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
     first, second = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
     fill(none, 0.0)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         start, end = block * BLOCK, min((block + 1) * BLOCK, components)
-        block_of(mu_ptr, start, end, cols, lines, 0.0, mu)
-        block_of(inverse_ptr, start, end, cols, lines, 1.0, inverse)
+        mu = columns_of(mu_ptr, start, end, cols, BLOCK, lines, 0.0, mus)
+        inverse = columns_of(inverse_ptr, start, end, cols, BLOCK, lines, 1.0, inverses)
         constant = lines_of(constant_ptr, start, end, 1, BLOCK, scratch[3], -np.inf)
         fill(zeroth, 0.0)
         fill(first, 0.0)
@@ -331,13 +279,11 @@ def mixture_log_prob_components_kernel(
         for row in range(0, rows, FEW):
             stop = min(row + FEW, rows)
             z = lines_of(z_ptr, row, stop, cols, FEW, zs, 0.0)
-            logsumexp = known(logsumexp_ptr, row, stop, FEW, scratch[4])
+            logsumexp = finite_logsumexp(logsumexp_ptr, row, stop, FEW, scratch[4])
             upstream = lines_of(upstream_ptr, row, stop, 1, FEW, scratch[5], 0.0)
             for j in range(FEW):
                 here = weights[j * BLOCK : (j + 1) * BLOCK]
                 squares_of_components(z[j * cols : (j + 1) * cols], mu, inverse, here)
-                raise_one(here, row + j - start, own)
-                raise_one(here, (row + j + 1) % rows - start, following)
                 weigh_components(constant, logsumexp[j], upstream[j], here)
             add_moments(z, mu, weights, one, two)
             add_weights(weights, none)
@@ -357,28 +303,14 @@ def mixture_log_prob_components_kernel(
                 dlogvar[i * cols + d] = real(0.5) * (second[at] * root * root - zeroth[i])
 
 
-def weights_of(components, dataset_size):
-    """Of a row in (its own component, the next one, the others): all alike, or stratified."""
-    if dataset_size is None:
-        return (1 / components,) * 3
-    others = components - 1
-    return 1 / dataset_size, (dataset_size - others) / (dataset_size * others), 1 / others
-
-
-def problem_of(z, mu, dataset_size):
-    """What all kernels take: sizes, and by how much the logarithms of two weights exceed others."""
-    own, following, others = weights_of(len(mu), dataset_size)
-    return *z.shape[:1], *mu.shape, math.log(own / others), math.log(following / others)
-
-
-def components_of(acc, mu, logvar, log_weights, dataset_size):
+def components_of(acc, mu, logvar, log_weights):
     """(mu, 1 / std, what the log densities have beside squares)."""
     inverse, constant = mu.new_empty(mu.shape, dtype=acc), mu.new_empty(len(mu), dtype=acc)
     tensors = logvar, inverse, constant
     # Not by torch, which gives an exp of 2048 elements to OpenMP: that hangs in a forked child.
     launch(precision_kernel, acc, *mu.shape, *map(operand, tensors), cost=0.2)
-    uniform = math.log(weights_of(len(mu), dataset_size)[-1])
-    return mu, inverse, constant + (uniform if log_weights is None else log_weights.detach())
+    log_weights = -math.log(len(mu)) if log_weights is None else log_weights.detach()
+    return mu, inverse, constant + log_weights
 
 
 def run(kernel, acc, blocked, others, *arguments, cost):
@@ -387,18 +319,19 @@ def run(kernel, acc, blocked, others, *arguments, cost):
     launch(kernel, acc, blocks, pairs, *arguments, cost=cost)
 
 
-def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
+def mixture_log_prob(z, mu, logvar, log_weights):
     """[log-densities [rows], what backward needs of them [rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     rows, cols = z.shape
-    components = components_of(acc, mu, logvar, log_weights, dataset_size)
+    components = components_of(acc, mu, logvar, log_weights)
     results = [torch.empty(rows, dtype=acc, device="cpu") for _ in range(2)]
     run(
         mixture_log_prob_kernel,
         acc,
         z,
         mu,
-        *problem_of(z, mu, dataset_size),
+        rows,
+        *mu.shape,
         0.5 * cols * math.log(2 * math.pi),
         *map(operand, (z, *components)),
         *(t.data_ptr() for t in results),
@@ -407,14 +340,12 @@ def mixture_log_prob(z, mu, logvar, log_weights, dataset_size):
     return results
 
 
-def mixture_log_prob_backward(
-    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
-):
+def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs = z, mu, logvar, log_weights
     acc = logsumexp.dtype
-    components = components_of(acc, mu, logvar, log_weights, dataset_size)
-    problem = problem_of(z, mu, dataset_size)
+    components = components_of(acc, mu, logvar, log_weights)
+    problem = len(z), *mu.shape
     operands = [operand(t) for t in (z, *components, logsumexp, dlog_prob)]
     shapes = z.shape, mu.shape, mu.shape, mu.shape[:1]
     found = [torch.empty(shape, dtype=acc, device="cpu") for shape in shapes]

@@ -31,7 +31,7 @@ from .counts import (
 from .device import LOG1P, exp, exp_normal, expm1, fill, log, log1p_unit
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     in_place,
     load,
     operand,
@@ -314,8 +314,8 @@ def negative_binomial_nll_kernel(
     dlog_theta_ptr, dzero_logits_ptr, row_dlog_theta_ptr, col_dlog_theta_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    few, many = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
-    nll_partial, dlog_theta_partial = np.empty(BLOCK + samples), np.empty(BLOCK + samples)
+    few, many = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
+    nll_partial, dlog_theta_partial = np.empty(TILE + samples), np.empty(TILE + samples)
     inflated = present(zero_logits_ptr)
     fill(scratch[0], scale)
     fill(scratch[1], log_theta_value)

@@ -16,7 +16,7 @@ from .counts import count_constant, deviance
 from .device import exp, fill, log
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     load,
     operand,
     present,
@@ -72,7 +72,7 @@ def poisson_nll_kernel(
     drate_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    partial = np.empty(BLOCK + samples)
+    partial = np.empty(TILE + samples)
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])

@@ -43,9 +43,9 @@ def kl_decomposition_backward(
         places, components = (0, 3, 4), (all_mu, all_logvar)
     of_pairs = [needs[place] for place in places]
     if any(of_pairs):
-        options = None, dataset_size, logsumexp[-1], [*of_pairs, False]
+        options = None, logsumexp[-1], [*of_pairs, False], dataset_size
         add(mixture_log_prob_backward(second - first, z, *components, *options), places)
-        options = None, dataset_size, logsumexp[:-1], [*of_pairs, False]
+        options = None, logsumexp[:-1], [*of_pairs, False], dataset_size
         add(marginals_log_prob_backward(third - second, z, *components, *options), places)
     own = [needs[place] for place in (1, 0, 2)]
     if any(own):

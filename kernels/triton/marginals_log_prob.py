@@ -15,7 +15,8 @@ import triton.language as tl
 
 from ..rows import accumulator
 from .device import exp2
-from .mixture_log_prob import (
+from .pairs import (
+    add_exps,
     batch_of,
     excess_log_weight,
     in_tiles,
@@ -73,12 +74,7 @@ def marginals_log_prob_kernel(
         component = first + other
         mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
         logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
-        top = tl.maximum(greatest, tl.max(logs, axis=0)[None, :])
-        # Where nothing is possible yet, not -inf - -inf.
-        shift = tl.where(top == float("-inf"), 0.0, top)
-        total *= exp2(greatest - shift, PTX)
-        total += tl.sum(exp2(logs - shift, PTX), axis=0)[None, :]
-        greatest = top
+        greatest, total = add_exps(logs, greatest, total, True, PTX)
     stage = tl.program_id(1).to(tl.int64) * cols + latent
     tl.store(logsumexp_ptr + stage * rows + row, greatest + tl.log2(total))
 
@@ -187,8 +183,12 @@ def operands(z, mu, logvar, log_weights, dataset_size):
     ]
 
 
-def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
-    """[log-densities [rows], what backward needs of them [cols, rows]]."""
+def marginals_log_prob(z, mu, logvar, log_weights, dataset_size=None):
+    """[log-densities [rows], what backward needs of them [cols, rows]].
+
+    The weights are stratified where the components are a batch of ``dataset_size``, in the order of
+    z; ``kl_decomposition`` alone asks for it.
+    """
     rows, cols = z.shape
     tensors = operands(z, mu, logvar, log_weights, dataset_size)
     wide, components = tensors[0].shape[1], tensors[1].shape[1]
@@ -209,7 +209,7 @@ def marginals_log_prob(z, mu, logvar, log_weights, dataset_size):
 
 
 def marginals_log_prob_backward(
-    dlog_prob, z, mu, logvar, log_weights, dataset_size, logsumexp, needs
+    dlog_prob, z, mu, logvar, log_weights, logsumexp, needs, dataset_size=None
 ):
     """The wanted gradients, from dlog_prob [rows]."""
     inputs, (rows, cols), components = (z, mu, logvar, log_weights), z.shape, len(mu)

@@ -83,8 +83,8 @@ def test_weights_are_no_code_of_their_own():
 
     def launches(given):
         with recording() as found:
-            marginals_log_prob(z, z, z, given, None)
-            marginals_log_prob_backward(grad, z, z, z, given, None, kept, [*needs, False])
+            marginals_log_prob(z, z, z, given)
+            marginals_log_prob_backward(grad, z, z, z, given, kept, [*needs, False])
         for kernel, arguments, constexprs in found:
             seen = [getattr(argument, "dtype", argument) for argument in arguments]
             yield kernel, seen, constexprs

@@ -94,22 +94,22 @@ def op_calls(device, rows=3, cols=5):
             (both, None, a, b, c, d, seed, 0, 2, "path", False, False, [False, *[True] * 3]),
         ],
         "mixture_log_prob": [
-            (a, several, several, t(2 * rows), None),
-            (half, half, half, None, 2 * rows),
+            (a, several, several, t(2 * rows)),
+            (half, half, half, None),
         ],
         "mixture_log_prob_backward": [
-            (e, a, several, several, t(2 * rows), None, e, [True] * 4),
-            (e, a, b, c, None, 2 * rows, e, [True, *[False] * 3]),
-            (e, a, b, c, None, None, e, [False, True, True, False]),
+            (e, a, several, several, t(2 * rows), e, [True] * 4),
+            (e, a, b, c, None, e, [True, *[False] * 3]),
+            (e, a, b, c, None, e, [False, True, True, False]),
         ],
         "marginals_log_prob": [
-            (a, several, several, t(2 * rows), None),
-            (half, half, half, None, 2 * rows),
+            (a, several, several, t(2 * rows)),
+            (half, half, half, None),
         ],
         "marginals_log_prob_backward": [
-            (e, a, several, several, t(2 * rows), None, t(cols, rows), [True] * 4),
-            (e, a, b, c, None, 2 * rows, t(cols, rows), [True, *[False] * 3]),
-            (e, a, b, c, None, None, t(cols, rows), [False, True, True, False]),
+            (e, a, several, several, t(2 * rows), t(cols, rows), [True] * 4),
+            (e, a, b, c, None, t(cols, rows), [True, *[False] * 3]),
+            (e, a, b, c, None, t(cols, rows), [False, True, True, False]),
         ],
         "kl_decomposition": [
             (a, b, c, several, several, None),

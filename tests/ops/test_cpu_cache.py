@@ -308,7 +308,7 @@ def test_machine_code_of_another_dtype_is_not_run(tmp_path):
 import torch
 from fused_elbo.kernels.numba.mixture_log_prob import components_of
 logvar = torch.zeros(2, 3, dtype=torch.{})
-_, inverse_std, _ = components_of(logvar.dtype, logvar, logvar, None, None)
+_, inverse_std, _ = components_of(logvar.dtype, logvar, logvar, None)
 print(inverse_std.tolist())
 """
     for dtype in ("float32", "float64"):

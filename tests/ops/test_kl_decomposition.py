@@ -161,6 +161,18 @@ def test_layouts(layout, device):
 
 
 class TestExtremes:
+    def test_a_weight_in_the_sum_and_not_beside_it(self, device):
+        """Where z's own q is all there is, which weighs 1/N of a million. Mixed in as 1/M and taken
+        out again, it would be what rounding leaves of 1/N - 1/M.
+        """
+        size, cols = 10**6, 2
+        _, mu, logvar, *none = problem(3, cols, None, device, std=0.02)
+        mu = mu + 100 * torch.arange(3, device=device)[:, None]
+        first, second, _ = ops.kl_decomposition(mu + 0.01, mu, logvar, *none, size)
+        expected = torch.full_like(first, math.log(size))
+        torch.testing.assert_close(first, expected, rtol=2e-6, atol=0)
+        torch.testing.assert_close(second, (cols - 1) * expected, rtol=2e-6, atol=0)
+
     def test_far_components_make_no_nan(self, device):
         """Their squares overflow in float32, or distances in standard deviations do."""
         z, mu, logvar, *none = problem(5, 3, None, device)
@@ -260,6 +272,27 @@ def test_nothing_of_the_size_of_all_pairs(device):
         sum(t.sum() for t in terms).backward()
     most = max((abs(e.self_cpu_memory_usage) for e in profile.events()), default=0)
     assert 0 < most < rows * rows * 4 / 8
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("programs", [1, 100])
+def test_stratified_in_stretches(programs, device, monkeypatch):
+    """Several programs for what is owned, and for the others one or more."""
+    from fused_elbo.kernels.triton import pairs
+
+    for constant, value in (("OWN", 8), ("OTHERS", 4), ("PROGRAMS", programs)):
+        monkeypatch.setattr(pairs, constant, value)
+    check(problem(9, 2, None, device), 30, device)
+
+
+def test_through_torch_compile_it_is_one_op(device):
+    """Whatever the size of the data set, which is compiled once."""
+    tensors = [t.requires_grad_() for t in problem(5, 3, None, device)[:3]]
+    function = lambda *a: ops.kl_decomposition(*a[:3], None, None, a[3])  # noqa: E731
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (20, 21) if not INTERPRET else (20,):
+        pairs = zip(compiled(*tensors, size), function(*tensors, size), strict=True)
+        assert all(torch.equal(found, expected) for found, expected in pairs)
 
 
 def test_agrees_with_its_twin(device):

@@ -365,10 +365,10 @@ class TestGradients:
 @pytest.mark.parametrize("programs", [1, 3, 100])
 def test_stretches(programs, device, monkeypatch):
     """Several programs for what is owned, and for the others one or more."""
-    from fused_elbo.kernels.triton import mixture_log_prob as family
+    from fused_elbo.kernels.triton import pairs
 
     for name, value in (("OWN", 8), ("OTHERS", 4), ("PROGRAMS", programs)):
-        monkeypatch.setattr(family, name, value)
+        monkeypatch.setattr(pairs, name, value)
     for size in ((3, 17, 2), (19, 9, 3)):
         check(problem(*size, device, dtype=F32), device=device)
 
