@@ -374,7 +374,7 @@ for kernel in (gaussian_kl.gaussian_kl_kernel, gaussian_kl.gaussian_kl_backward_
 
 
 def test_warm_up_names_what_it_does_not_know():
-    with pytest.raises(ValueError, match="ops.*nonsense"):
+    with pytest.raises(ValueError, match=r"ops.*nonsense"):
         warm_up(ops=["nonsense"])
-    with pytest.raises(ValueError, match="dtypes.*int8"):
+    with pytest.raises(ValueError, match=r"dtypes.*int8"):
         warm_up(dtypes=["int8"])
