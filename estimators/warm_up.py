@@ -45,8 +45,8 @@ def differentiated(function, count):
     return step
 
 
-def sampled_log_ratio(*latents, impl):
-    return functional.rsample_log_ratio(*latents, SAMPLES, impl=impl)
+def sampled_log_ratio(mu, logvar, *, impl):
+    return functional.rsample_log_ratio(mu, logvar, SAMPLES, impl=impl)
 
 
 STEPS: dict[str, Callable[[torch.dtype], None]] = {

@@ -17,7 +17,7 @@ _cell = {}
 
 
 def time_case(benchmark, run, operation, case):
-    """What the test of a case does; ``benchmark`` is pytest-benchmark's, ``run`` the Session."""
+    """Check and time a case; ``benchmark`` is pytest-benchmark's, ``run`` the Session."""
     run.skip_if_spent()
     # Before anything is timed: a large copy throws the caches out.
     run.ceiling()
@@ -140,8 +140,8 @@ class Prepared:
 
 
 def round_setup(prepared, calm):
-    """What pytest-benchmark runs before each round, untimed: the next inputs, and the same
-    state of the machine: a cold device, or a CPU that others leave alone."""
+    """The untimed function before each round: it gives the next inputs, and the same state of the
+    machine, which is a cold device or a CPU that others leave alone."""
     sets = prepared.sets
     cold = None
     if prepared.device == "cuda":

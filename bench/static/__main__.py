@@ -1,4 +1,4 @@
-"""What the machine code of every kernel says, read without a GPU.
+"""Read the machine code of every kernel, without a GPU.
 
 ``python -m bench.static`` compiles each kernel ahead of time, with the arguments and tiles that its
 launcher would use, and writes ``results/static/<target>.json``, a table and a roofline chart.
