@@ -1,4 +1,4 @@
-"""What the package shows: names, signatures, imports, and what it does not import."""
+"""The package from outside: names, signatures, imports, and what it does not import."""
 
 import doctest
 import importlib
@@ -158,7 +158,7 @@ def run(code, **environment):
 
 
 def test_cpu_tensors_import_no_triton():
-    """What torch itself imports does not count: the look is at what our operations add."""
+    """Our operations add no import of Triton to those of torch itself."""
     code = "import torch, sys\nbefore = set(sys.modules)\n" + ALL_OPERATIONS
     code += "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'triton'])\n"
     code += "print([m for m in sys.modules if m.startswith('fused_elbo.kernels.triton')])"

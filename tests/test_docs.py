@@ -21,7 +21,7 @@ def blocks(text, language):
 
 
 def anchor(heading):
-    """What a link to a heading ends in: the-noise-stream, for "The noise stream"."""
+    """The end of a link to a heading: the-noise-stream for "The noise stream"."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 

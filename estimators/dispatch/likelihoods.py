@@ -1,4 +1,4 @@
-"""A record for each likelihood: all that checks, dispatch and losses know of it.
+"""One record per likelihood: all that checks, dispatch and losses know about it.
 
 The rest follows from its name: the op and the reference are called ``{name}_nll``.
 """
@@ -18,7 +18,7 @@ NAMES = get_args(LikelihoodName)
 
 
 class Likelihood(NamedTuple):
-    """What one likelihood takes, and when torch's own loss is faster."""
+    """One likelihood: its arguments, its data, and when torch's own loss is faster."""
 
     name: str
     # The names of the decoder's output and of the data in the likelihood's own function.

@@ -312,7 +312,7 @@ def expm1_minus(a):
 
 
 def expm1_series(a):
-    """Of a = b + r Taylor's series for |b| <= 1/4, and exp(a) = exp(b) (1 + expm1(r)).
+    """Taylor's series for |b| <= 1/4 where a = b + r, with exp(a) = exp(b) (1 + expm1(r)).
 
     Differentiated, it is exact to rounding too.
     """

@@ -43,8 +43,8 @@ def folders():
     or an installation of a cluster can thus bring its code to those who may not write.
     """
     own = "fused_elbo_" + hashlib.sha256(str(HERE).encode()).hexdigest()[:16]
-    if numba.config.CACHE_DIR:
-        return [Path(numba.config.CACHE_DIR) / own]
+    if numba.config.CACHE_DIR:  # type: ignore[attr-defined]  # set at import
+        return [Path(numba.config.CACHE_DIR) / own]  # type: ignore[attr-defined]
     beside = HERE / "__pycache__"
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

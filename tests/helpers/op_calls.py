@@ -24,7 +24,7 @@ def op_calls(device, rows=3, cols=5):
         ("log_std", 0.0, 0.0),
         ("log_std", 5.0, 0.01),
     )
-    # Of one sample numba's kernels keep the noise.
+    # Backends may keep the noise of one sample.
     keeps = [False, True] if backend_of(a).keeps_noise else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
