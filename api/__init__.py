@@ -6,6 +6,11 @@ take the PyTorch reference. Neither Triton nor numba is imported before a kernel
 
 from importlib.metadata import version
 
+from .estimators.counts import (
+    multinomial_nll,
+    negative_binomial_nll,
+    softmax_negative_binomial_nll,
+)
 from .estimators.discretized import discretized_mix_logistic_nll
 from .estimators.functional import (
     gaussian_kl,
@@ -65,8 +70,11 @@ __all__ = [
     "kl_decomposition",
     "laplace_nll",
     "mixture_log_prob",
+    "multinomial_nll",
+    "negative_binomial_nll",
     "poisson_nll",
     "rsample_kl",
     "rsample_kl_log_std",
     "rsample_log_ratio",
+    "softmax_negative_binomial_nll",
 ]

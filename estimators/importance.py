@@ -91,6 +91,8 @@ def iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
@@ -107,6 +109,8 @@ def iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
@@ -123,6 +127,8 @@ def iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool,
@@ -138,6 +144,8 @@ def iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
@@ -171,7 +179,7 @@ def iwae_loss(
         log_ratio: log p(z) - log q(z|x), ``[K, B]``, as :func:`rsample_log_ratio` returns it.
             Its ``gradient`` decides which estimator trains q; with K > 1 ``"dreg"`` is for
             alpha = 0, ``"path"`` for alpha = 1.
-        likelihood, recon_logvar, log_scale: as in :func:`elbo_loss`.
+        likelihood, recon_logvar, log_scale, log_theta, zero_logits: as in :func:`elbo_loss`.
         alpha: the order of Renyi's bound.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, log_weights, weights, ess)``, a named tuple, all but the
@@ -196,7 +204,8 @@ def iwae_loss(
     >>> iwae_loss(logits, x, torch.zeros(5, 4))
     tensor(2.0794)
     """
-    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    given = recon_logvar, log_scale, log_theta, zero_logits
+    alpha, parameters = check_options(likelihood, given, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, parameters, likelihood)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
     nll = calls.negative_log_likelihood(
@@ -227,6 +236,8 @@ def chunked_iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
@@ -252,6 +263,8 @@ def chunked_iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
@@ -277,6 +290,8 @@ def chunked_iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool,
@@ -301,6 +316,8 @@ def chunked_iwae_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     alpha: float = 0.0,
     reduction: Reduction = "mean",
     return_parts: bool = False,
@@ -331,8 +348,9 @@ def chunked_iwae_loss(
         prior_mu, prior_logvar, prior, gradient, antithetic, generator: as in
             :func:`rsample_log_ratio`; but the reference too draws the kernels' noise here, at
             2.6 times the cost of ``torch.randn`` on a CPU.
-        likelihood, recon_logvar, log_scale, alpha, reduction, return_parts, impl: as in
+        likelihood, recon_logvar, log_scale, log_theta, alpha, reduction, return_parts, impl: as in
             :func:`iwae_loss`.
+        zero_logits: as there, and the same for all samples.
 
     Returns:
         As :func:`iwae_loss`. With ``gradient="dreg"`` it is differentiable once, and
@@ -355,7 +373,8 @@ def chunked_iwae_loss(
             "chunked_iwae_loss recomputes its chunks by torch.utils.checkpoint, which does not run "
             "under torch.func: use torch.autograd.grad, or iwae_loss for all samples at once"
         )
-    alpha, parameters = check_options(likelihood, recon_logvar, log_scale, alpha, reduction)
+    given = recon_logvar, log_scale, log_theta, zero_logits
+    alpha, parameters = check_options(likelihood, given, alpha, reduction)
     q = mu, logvar, prior_mu, prior_logvar
     validate.tensors(mu=mu, logvar=logvar)
     event_dims = max(mu.dim() - 1, logvar.dim() - 1, 1)
@@ -387,7 +406,7 @@ def chunked_iwae_loss(
             gradient=gradient,
             antithetic=antithetic,
             impl=impl,
-            flat=prior is not None,
+            improper_prior=prior is not None,
         )
         recon = decoder(layouts.restore(z, of_latents, order, size))
         values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)
@@ -437,11 +456,12 @@ def check_gradient(gradient, alpha, num_samples):
         )
 
 
-def check_options(likelihood, recon_logvar, log_scale, alpha, reduction):
-    """Returns ``alpha``, and what the likelihood has of the two before it."""
+def check_options(likelihood, given, alpha, reduction):
+    """Returns ``alpha``, and those of the ``given`` parameters that the likelihood has."""
     validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
-    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    names = "recon_logvar", "log_scale", "log_theta", "zero_logits"
+    parameters = validate.parameters(likelihood, **dict(zip(names, given, strict=True)))
     return validate.number("alpha", alpha, -validate.FINITE, validate.FINITE), parameters
 
 

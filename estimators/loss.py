@@ -29,6 +29,8 @@ def elbo_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
@@ -49,6 +51,8 @@ def elbo_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
@@ -69,6 +73,8 @@ def elbo_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
@@ -88,6 +94,8 @@ def elbo_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
@@ -113,7 +121,8 @@ def elbo_loss(
 
     Args:
         recon: the decoder's output ``[B, ...]``: logits for ``"bernoulli"``, means for
-            ``"gaussian"``, medians for ``"laplace"``, log rates for ``"poisson"``, and
+            ``"gaussian"``, medians for ``"laplace"``, log rates for ``"poisson"``, log means for
+            ``"negative_binomial"``, logits over all events for ``"multinomial"``, and
             ``[B, ..., C]`` logits of classes for ``"categorical"``; or ``[K, B, ...]``, over whose
             K samples the likelihood's term is averaged.
         x: the data ``[B, ...]``, not copied for the samples: floating or bool for ``"bernoulli"``,
@@ -121,10 +130,13 @@ def elbo_loss(
         mu, logvar: of q, ``[B, ...]``; the KL is summed over all but the first dimension.
         kl: instead of them, the KL of each example ``[B]``, as :func:`rsample_kl` returns it: of
             latents ``[B, C, H, W]`` with ``event_dims=3``.
-        likelihood: ``"bernoulli"``, ``"gaussian"``, ``"laplace"``, ``"categorical"`` or
-            ``"poisson"``: the function of that name says more.
+        likelihood: ``"bernoulli"``, ``"gaussian"``, ``"laplace"``, ``"categorical"``,
+            ``"poisson"``, ``"negative_binomial"`` or ``"multinomial"``: the function of that name
+            says more.
         recon_logvar: log variance of a Gaussian decoder, as in :func:`gaussian_nll`.
         log_scale: log scale of a Laplace decoder, as in :func:`laplace_nll`.
+        log_theta, zero_logits: log inverse dispersion of a negative binomial decoder, and where it
+            is zero-inflated the logits of that, as in :func:`negative_binomial_nll`.
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
         beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1. A number, or a scalar
             tensor on the device of ``x``, scheduled or learned.
@@ -152,7 +164,13 @@ def elbo_loss(
     validate.choice("likelihood", likelihood, NAMES)
     validate.choice("reduction", reduction, REDUCTIONS)
     beta = validate.weight("beta", beta, x)
-    parameters = validate.parameters(likelihood, recon_logvar=recon_logvar, log_scale=log_scale)
+    parameters = validate.parameters(
+        likelihood,
+        recon_logvar=recon_logvar,
+        log_scale=log_scale,
+        log_theta=log_theta,
+        zero_logits=zero_logits,
+    )
     shape = validate.likelihood(likelihood, recon, x, parameters)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
@@ -201,9 +219,9 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
 class ELBOLoss(torch.nn.Module):
     """:func:`elbo_loss` as a module; its keyword arguments are fixed at construction.
 
-    ``recon_logvar``, ``log_scale`` and ``beta`` may be a ``torch.nn.Parameter`` (a learned sigma:
-    the module then has it among its parameters) or a tensor (a buffer). ``beta`` is an attribute
-    that a schedule may assign: a number or, where it began as a tensor, a tensor.
+    ``recon_logvar``, ``log_scale``, ``log_theta`` and ``beta`` may be a ``torch.nn.Parameter`` (a
+    learned sigma: the module then has it among its parameters) or a tensor (a buffer). ``beta`` is
+    an attribute that a schedule may assign: a number or, where it began as a tensor, a tensor.
 
     >>> loss = ELBOLoss(likelihood="gaussian", beta=0.5)
     >>> loss(torch.zeros(4, 3), torch.ones(4, 3), torch.ones(4, 2), torch.zeros(4, 2))
@@ -213,6 +231,7 @@ class ELBOLoss(torch.nn.Module):
     beta: Any
     recon_logvar: Any
     log_scale: Any
+    log_theta: Any
 
     def __init__(
         self,
@@ -220,6 +239,7 @@ class ELBOLoss(torch.nn.Module):
         likelihood: LikelihoodName = "bernoulli",
         recon_logvar: float | Tensor = 0.0,
         log_scale: float | Tensor = 0.0,
+        log_theta: float | Tensor = 0.0,
         beta: float | Tensor = 1.0,
         reduction: Reduction = "mean",
         return_parts: bool = False,
@@ -235,6 +255,7 @@ class ELBOLoss(torch.nn.Module):
         self.impl = impl
         self._keep("recon_logvar", recon_logvar)
         self._keep("log_scale", log_scale)
+        self._keep("log_theta", log_theta)
         self._keep("beta", validate.weight("beta", beta, beta))
 
     def _keep(self, name, value):
@@ -253,6 +274,7 @@ class ELBOLoss(torch.nn.Module):
         kl: Tensor | None = None,
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
+        zero_logits: Tensor | None = None,
     ) -> Tensor | ELBOParts:
         """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
@@ -266,6 +288,8 @@ class ELBOLoss(torch.nn.Module):
             likelihood=self.likelihood,
             recon_logvar=self.recon_logvar,
             log_scale=self.log_scale,
+            log_theta=self.log_theta,
+            zero_logits=zero_logits,
             beta=self.beta,
             reduction=self.reduction,
             return_parts=self.return_parts,

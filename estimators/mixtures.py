@@ -199,7 +199,7 @@ def kl_decomposition(
     stratified_of = dataset_size if estimator == "stratified" else None
     q = z, mu, logvar, all_mu, all_logvar
     terms = calls.kl_decomposition(*q, stratified_of, impl=impl)
-    if estimator == "weighted":
+    if estimator == "weighted" and dataset_size is not None:
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms
         excess = first.new_full((), dataset_size).log()  # on its device: nothing waits for a copy
@@ -226,7 +226,7 @@ def all_examples(z, dataset_size, dataset):
 
 
 def size_of_data_set(batch, dataset_size, dataset, estimator):
-    """Whether the arguments of the estimators of a batch fit."""
+    """Check the arguments of the estimators that know a batch alone."""
     if dataset is not None:
         raise ValueError(f"estimator={estimator!r} takes no dataset: that is for 'aggregate'")
     if dataset_size is None:
@@ -263,6 +263,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
     impl: Implementation = "auto",
@@ -286,6 +288,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
     impl: Implementation = "auto",
@@ -309,6 +313,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool,
     impl: Implementation = "auto",
@@ -331,6 +337,8 @@ def elbo_tc_loss(
     likelihood: LikelihoodName = "bernoulli",
     recon_logvar: float | Tensor = 0.0,
     log_scale: float | Tensor = 0.0,
+    log_theta: float | Tensor = 0.0,
+    zero_logits: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -348,7 +356,8 @@ def elbo_tc_loss(
         elbo_loss(recon, x, kl=alpha * mi + beta * tc + gamma * dkl)
 
     Args:
-        recon, x, likelihood, recon_logvar, log_scale, reduction: as in :func:`elbo_loss`.
+        recon, x, likelihood, recon_logvar, log_scale, log_theta, zero_logits, reduction: as in
+            :func:`elbo_loss`.
         z, mu, logvar, dataset_size, estimator, dataset: as in :func:`kl_decomposition`.
         mutual_information, total_correlation, dimension_wise: the weights of the terms.
         return_parts: return ``(loss, nll, mutual_information, total_correlation,
@@ -387,6 +396,8 @@ def elbo_tc_loss(
         likelihood=likelihood,
         recon_logvar=recon_logvar,
         log_scale=log_scale,
+        log_theta=log_theta,
+        zero_logits=zero_logits,
         reduction=reduction,
         return_parts=True,
         impl=impl,

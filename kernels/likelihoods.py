@@ -58,6 +58,8 @@ LIKELIHOODS = {
     "gaussian": Likelihood("gaussian_nll", parameters=1, width_value=True, constants=(1,)),
     "laplace": Likelihood("laplace_nll", parameters=1, width_value=True),
     "poisson": Likelihood("poisson_nll"),
+    "negative_binomial": Likelihood("negative_binomial_nll", parameters=2, width_value=True),
+    "multinomial": Likelihood("multinomial_nll"),
     "categorical": Likelihood("categorical_nll"),
 }
 
@@ -77,8 +79,8 @@ def backward_launcher(backend, family, name):
     launch = launcher(backend, family, f"launch_{name.removesuffix('_backward')}")
 
     def backward(dnll, *arguments):
-        *arguments, needs = arguments
-        return launch(*arguments, dnll=dnll, needs=needs)[1]
+        *given, needs = arguments
+        return launch(*given, dnll=dnll, needs=needs)[1]
 
     return backward
 
@@ -88,8 +90,8 @@ def loss_launcher(backend, family, name):
     launch = launcher(backend, family, f"launch_{family}")
 
     def loss(*arguments):
-        *arguments, scale, needs = arguments
-        nll, gradients = launch(*arguments, scale=scale, values="total", needs=needs)
+        *given, scale, needs = arguments
+        nll, gradients = launch(*given, scale=scale, values="total", needs=needs)
         return [nll.sum() * scale, *gradients]
 
     return loss

@@ -70,6 +70,49 @@ def poisson_nll(log_rate, x):
 
 
 @declare(
+    "negative_binomial_nll",
+    "negative_binomial_nll(Tensor log_mean, Tensor x, Tensor? log_theta, Tensor? zero_logits, "
+    "float log_theta_value) -> (Tensor nll)",
+    gradients=("log_mean", "log_theta", "zero_logits"),
+    launchers=LIKELIHOOD,
+)
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+    """-log NB(x; mean exp log_mean, inverse dispersion exp log_theta); NaN where x is negative.
+
+    ``log_theta`` [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
+    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above.
+    """
+    acc = accumulator(log_mean, x, log_theta, zero_logits)
+    return log_mean.new_empty(log_mean.shape[0], dtype=acc)
+
+
+@declare(
+    "softmax_negative_binomial_nll",
+    "softmax_negative_binomial_nll(Tensor logits, Tensor x, Tensor? log_theta, "
+    "Tensor log_library, Tensor? zero_logits, float log_theta_value) -> (Tensor nll)",
+    gradients=("logits", "log_theta", "log_library", "zero_logits"),
+    launchers=LIKELIHOOD,
+)
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits, log_theta_value):
+    """The same for means exp(log_library) * softmax(logits), with log_library [rows, 1]."""
+    acc = accumulator(logits, x, log_theta, log_library, zero_logits)
+    return logits.new_empty(logits.shape[0], dtype=acc)
+
+
+@declare(
+    "multinomial_nll",
+    "multinomial_nll(Tensor logits, Tensor x) -> (Tensor nll)",
+    gradients=("logits",),
+    launchers=LIKELIHOOD,
+)
+def multinomial_nll(logits, x):
+    """-log Multinomial(x; softmax(logits)) of rows; NaN where x is negative. x may have fewer rows,
+    as above.
+    """
+    return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
+
+
+@declare(
     "categorical_nll",
     "categorical_nll(Tensor logits, Tensor target) -> (Tensor nll)",
     gradients=("logits",),
@@ -453,6 +496,70 @@ def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood,
     needs = [track and t is not None and t.requires_grad for t in wanted]
     options = width_value, kl, likelihood, beta, scale, needs
     return record(ELBOLossFunction, *tensors, *options)[:3]
+
+
+@declare(
+    "softmax_negative_binomial_nll",
+    "softmax_negative_binomial_loss(Tensor logits, Tensor x, Tensor? log_theta, "
+    "Tensor log_library, Tensor? zero_logits, float log_theta_value, float scale, bool[] needs)"
+    " -> Tensor[]",
+    launchers=(loss_launcher,),
+)
+def softmax_negative_binomial_loss_forward(
+    logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
+):
+    """[scale * sum of the nll, then the wanted gradients]."""
+    tensors = logits, log_theta, log_library, zero_logits
+    loss = logits.new_empty((), dtype=accumulator(x, *tensors))
+    return [loss, *gradients_like(tensors, needs)]
+
+
+class SoftmaxNegativeBinomialLossFunction(KernelFunction):
+    """(loss, and the gradients for backward, as in ``ELBOLoss``)."""
+
+    @staticmethod
+    def forward(*arguments):
+        return tuple(softmax_negative_binomial_loss_forward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.log_theta_value, ctx.scale, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.gradients = output[1:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def arguments(ctx):
+        return *ctx.saved_tensors, ctx.log_theta_value, ctx.scale, None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss, *_):
+        gradients, ctx.gradients = ctx.gradients, None
+        if dloss is None:
+            return (None,) * 8
+        op = softmax_negative_binomial_nll
+        needs = [ctx.needs_input_grad[position] for position in op.gradients]
+        if gradients is not None:
+            for gradient in gradients:
+                scale_(gradient, dloss)
+        else:
+            tensors = ctx.saved_tensors
+            dnll = (dloss * ctx.scale).expand(tensors[0].shape[0])
+            gradients = op.backward(dnll, *tensors, ctx.log_theta_value, needs)
+        return at_positions(scatter_gradients(gradients, needs), op.gradients, 8)
+
+
+def softmax_negative_binomial_loss(
+    logits, x, log_theta, log_library, zero_logits, log_theta_value, scale
+):
+    """``scale`` times the sum of the nll over rows."""
+    tensors = logits, log_theta, log_library, zero_logits
+    track = torch.is_grad_enabled()
+    needs = [track and t is not None and t.requires_grad for t in tensors]
+    given = logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
+    return record(SoftmaxNegativeBinomialLossFunction, *given)[0]
 
 
 @declare(

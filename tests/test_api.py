@@ -1,4 +1,4 @@
-"""What the package shows: names, signatures, imports, and what it does not import."""
+"""The package from outside: names, signatures, imports, and what it does not import."""
 
 import doctest
 import importlib
@@ -28,6 +28,10 @@ SIGNATURES = {
     "bernoulli_nll": "logits x * impl='auto'",
     "laplace_nll": "recon x log_scale=0.0 * impl='auto'",
     "poisson_nll": "log_rate x * impl='auto'",
+    "negative_binomial_nll": "log_mean x log_theta * zero_logits=None impl='auto'",
+    "softmax_negative_binomial_nll": "logits x log_theta log_library * zero_logits=None "
+    "reduction='none' impl='auto'",
+    "multinomial_nll": "logits counts * impl='auto'",
     "categorical_nll": "logits target * impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
     "prior=None gradient='total' antithetic=False generator=None impl='auto'",
@@ -35,22 +39,22 @@ SIGNATURES = {
     "impl='auto'",
     "elbo_tc_loss": "recon x z mu logvar dataset_size=None * mutual_information=1.0 "
     "total_correlation=1.0 dimension_wise=1.0 estimator='stratified' dataset=None "
-    "likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 reduction='mean' return_parts=False "
-    "impl='auto'",
+    "likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 log_theta=0.0 zero_logits=None "
+    "reduction='mean' return_parts=False impl='auto'",
     "mixture_log_prob": "z mu logvar log_weights=None * impl='auto'",
     "discretized_mix_logistic_nll": "params x num_mixtures * bits=8 right_edge=0.999 "
     "reduction='none' impl='auto'",
     "importance_weights": "log_weights alpha=0.0 * impl='auto'",
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 "
-    "alpha=0.0 reduction='mean' return_parts=False impl='auto'",
+    "log_theta=0.0 zero_logits=None alpha=0.0 reduction='mean' return_parts=False impl='auto'",
     "chunked_iwae_loss": "decoder x mu logvar num_samples * chunk_size prior_mu=None "
     "prior_logvar=None prior=None gradient='total' antithetic=False likelihood='bernoulli' "
-    "recon_logvar=0.0 log_scale=0.0 alpha=0.0 reduction='mean' return_parts=False generator=None "
-    "impl='auto'",
+    "recon_logvar=0.0 log_scale=0.0 log_theta=0.0 zero_logits=None alpha=0.0 reduction='mean' "
+    "return_parts=False generator=None impl='auto'",
     "elbo_loss": "recon x mu=None logvar=None * kl=None likelihood='bernoulli' recon_logvar=0.0 "
-    "log_scale=0.0 prior_mu=None prior_logvar=None beta=1.0 reduction='mean' return_parts=False "
-    "impl='auto'",
-    "ELBOLoss": "* likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 beta=1.0 "
+    "log_scale=0.0 log_theta=0.0 zero_logits=None prior_mu=None prior_logvar=None beta=1.0 "
+    "reduction='mean' return_parts=False impl='auto'",
+    "ELBOLoss": "* likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 log_theta=0.0 beta=1.0 "
     "reduction='mean' return_parts=False impl='auto'",
 }
 
@@ -154,7 +158,7 @@ def run(code, **environment):
 
 
 def test_cpu_tensors_import_no_triton():
-    """What torch itself imports does not count: the look is at what our operations add."""
+    """Our operations add no import of Triton to those of torch itself."""
     code = "import torch, sys\nbefore = set(sys.modules)\n" + ALL_OPERATIONS
     code += "print([m for m in set(sys.modules) - before if m.split('.')[0] == 'triton'])\n"
     code += "print([m for m in sys.modules if m.startswith('fused_elbo.kernels.triton')])"

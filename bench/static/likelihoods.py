@@ -6,6 +6,10 @@ from fused_elbo.kernels.triton.bernoulli_nll import launch_bernoulli_nll as bern
 from fused_elbo.kernels.triton.categorical_nll import launch_categorical_nll as categorical
 from fused_elbo.kernels.triton.gaussian_nll import launch_gaussian_nll as gaussian
 from fused_elbo.kernels.triton.laplace_nll import launch_laplace_nll as laplace
+from fused_elbo.kernels.triton.multinomial_nll import launch_multinomial_nll as multinomial
+from fused_elbo.kernels.triton.negative_binomial_nll import (
+    launch_negative_binomial_nll as negative_binomial,
+)
 from fused_elbo.kernels.triton.poisson_nll import launch_poisson_nll as poisson
 
 from .operands import ROWS, SAMPLES, StaticCase
@@ -30,18 +34,36 @@ def cases(t):
         *passes("laplace_nll", laplace, fixed, t.rows),
         *passes("laplace_nll learned", laplace, learned, t.rows, ALL[2:]),
         *passes("poisson_nll", poisson, (recon, x), t.rows),
+        *passes("negative_binomial_nll", negative_binomial, (recon, x, width, None, 0.0), t.rows),
+        *passes(
+            "negative_binomial_nll inflated", negative_binomial, (recon, x, width, t.d, 0.0), t.rows
+        ),
+        # One dispersion per column has its gradients added up: no contract of bytes.
+        *passes(
+            "negative_binomial_nll by column",
+            negative_binomial,
+            (recon, x, t.empty(1, t.cols), None, 0.0),
+            t.rows,
+            contract=False,
+        ),
+        # The logits of a long row are read again for the gradient.
+        *passes("multinomial_nll", multinomial, (recon, x), t.rows, contract=False),
         # No contract of bytes: the int64 classes of two rows are a 128-bit access too.
         *passes("categorical_nll", categorical, (recon, classes), t.rows, contract=False),
     ]
 
 
 def passes(name, launch, inputs, grad, which=ALL, *, contract=True, forward="rows"):
-    """The passes of a likelihood, whose gradients are those of recon and of a width.
+    """The passes of a likelihood, whose gradients are those of recon and of its parameters.
 
     Every tensor among ``inputs`` is read once, and every gradient is written once.
     """
     read = [isinstance(tensor, torch.Tensor) for tensor in inputs]
-    needs = (True, False, True) if sum(read) > 2 else (True,)
+    needs = (True,)
+    if launch is negative_binomial:
+        needs = (True, *read[2:4])
+    elif sum(read) > 2:
+        needs = (True, False, True)
     calls = {
         FORWARD: {"values": forward},
         BACKWARD: {"dnll": grad, "needs": needs},

@@ -12,6 +12,7 @@ GROUPS = {
     "Samples and their KL": "rsample_kl rsample_kl_log_std rsample_log_ratio gaussian_rsample "
     "gaussian_kl balanced_kl gaussian_log_prob importance_weights",
     "Likelihoods": "bernoulli_nll gaussian_nll laplace_nll poisson_nll categorical_nll "
+    "negative_binomial_nll softmax_negative_binomial_nll multinomial_nll "
     "discretized_mix_logistic_nll",
     "Mixtures and the aggregate posterior": "Mixture mixture_log_prob kl_decomposition",
 }

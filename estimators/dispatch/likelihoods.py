@@ -1,16 +1,24 @@
-"""A record for each likelihood: all that checks, dispatch and losses know of it.
+"""One record per likelihood: all that checks, dispatch and losses know about it.
 
 The rest follows from its name: the op and the reference are called ``{name}_nll``.
 """
 
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-LikelihoodName: TypeAlias = Literal["bernoulli", "gaussian", "laplace", "categorical", "poisson"]
+LikelihoodName: TypeAlias = Literal[
+    "bernoulli",
+    "gaussian",
+    "laplace",
+    "categorical",
+    "poisson",
+    "negative_binomial",
+    "multinomial",
+]
 NAMES = get_args(LikelihoodName)
 
 
 class Likelihood(NamedTuple):
-    """What one likelihood takes, and when torch's own loss is faster."""
+    """One likelihood: its arguments, its data, and when torch's own loss is faster."""
 
     name: str
     # The names of the decoder's output and of the data in the likelihood's own function.
@@ -20,6 +28,8 @@ class Likelihood(NamedTuple):
     # 0.0 by default; the others are such tensors, and None by default.
     width: str | None = None
     optional: tuple[str, ...] = ()
+    # Whether the op takes a width that is one for all examples as a single row [1, cols].
+    width_by_column: bool = False
     # "real": floating or integer. "unit": floating in [0, 1], or bool. "counts": floating or
     # integer, without a gradient. "classes": integers; recon has one more dimension, their logits.
     data: Literal["real", "unit", "counts", "classes"] = "real"
@@ -47,6 +57,15 @@ LIKELIHOODS = {
         Likelihood("gaussian", width="recon_logvar", torch_below=2**19),
         Likelihood("laplace", width="log_scale", torch_below=2**16, torch_below_if_learned=2**15),
         Likelihood("poisson", recon="log_rate", data="counts"),
+        Likelihood(
+            "negative_binomial",
+            recon="log_mean",
+            width="log_theta",
+            optional=("zero_logits",),
+            width_by_column=True,
+            data="counts",
+        ),
+        Likelihood("multinomial", recon="logits", x="counts", data="counts"),
         Likelihood("categorical", recon="logits", x="target", data="classes", torch_below=2**18),
     )
 }

@@ -1,9 +1,10 @@
-"""The ops in PyTorch, on rows: what differentiates a kernel's results a second time on a CPU.
+"""The ops in PyTorch, on rows: on a CPU autograd differentiates them in a kernel's stead again.
 
-Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin in ``reference``, at
-the noise that the op drew.
+Each function has the arguments of an op of ``kernels/ops.py``, and calls the function of
+``reference`` at the noise that the op drew.
 """
 
+import torch
 import torch.nn.functional as F
 
 from . import noise, reference
@@ -37,6 +38,31 @@ def poisson_nll(log_rate, x):
     return reference.poisson_nll(by_samples(log_rate, x), x).flatten()
 
 
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+    zero_logits = by_samples(zero_logits, x)
+    if log_theta is None:
+        log_theta = log_theta_value
+    elif len(log_theta) == len(log_mean):  # else it is one row for all
+        log_theta = by_samples(log_theta, x)
+    log_mean = by_samples(log_mean, x)
+    return reference.negative_binomial_nll(log_mean, x, log_theta, zero_logits).flatten()
+
+
+def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits, log_theta_value):
+    (wide,) = reference.accumulate(logits)
+    log_mean = log_library + torch.log_softmax(wide, -1)
+    return negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value)
+
+
+def softmax_negative_binomial_loss(*arguments):
+    *given, scale, _ = arguments
+    return softmax_negative_binomial_nll(*given).sum() * scale
+
+
+def multinomial_nll(logits, x):
+    return reference.multinomial_nll(by_samples(logits, x), x).flatten()
+
+
 def categorical_nll(logits, target):
     return reference.categorical_nll(by_samples(logits, target), target).flatten()
 
@@ -61,13 +87,22 @@ def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *options):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     sides = 1 + antithetic
     eps = noise.stream(seed, samples // sides, *mu.shape, first_draw=first_draw)
     eps = reference.with_antithetic(eps) if antithetic else eps
     q = mu, logvar, prior_mu, prior_logvar
-    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+    return reference.log_ratio_at(eps, *q, gradient=gradient, improper_prior=improper_prior)
 
 
 def importance_weights(log_ratio, nll, alpha):

@@ -94,6 +94,20 @@ def poisson_nll_terms(log_rate, x):
     return torch.where(x == 0, rate, deviance + count_constant(count, log_count))
 
 
+def multinomial_nll(logits, x):
+    """-log Multinomial(x; softmax(logits)) over the last dimension, of n = sum x counts:
+
+    sum_i [x_i log(x_i / (n p_i)) + c(x_i)] - c(n) with c(x) = log x! - x log x + x. Zeros add
+    nothing, whatever their probability; a negative count is NaN (Liang et al. 2018, eq. 2).
+    """
+    log_probs, n = torch.log_softmax(logits, -1), x.sum(-1)
+    count, some = some_count(x), torch.where(n > 0, n, 1.0)
+    log_count, log_n = torch.log(count), torch.log(some)
+    terms = count * ((log_count - log_n.unsqueeze(-1)) - log_probs)
+    terms = torch.where(x == 0, 0.0, terms + count_constant(count, log_count))
+    return terms.sum(-1) - torch.where(n > 0, count_constant(some, log_n), 0.0)
+
+
 def negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits=None):
     """-log NB(x; mu, theta) of each element, mu = exp(log_mean), theta = exp(log_theta):
 
@@ -298,7 +312,7 @@ def expm1_minus(a):
 
 
 def expm1_series(a):
-    """Of a = b + r Taylor's series for |b| <= 1/4, and exp(a) = exp(b) (1 + expm1(r)).
+    """Taylor's series for |b| <= 1/4 where a = b + r, with exp(a) = exp(b) (1 + expm1(r)).
 
     Differentiated, it is exact to rounding too.
     """

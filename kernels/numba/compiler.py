@@ -26,7 +26,7 @@ for owner, names in {
     cgutils: "alloca_once_value unpack_tuple",
 }.items():
     operator.attrgetter(*names.split())(owner)
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set at import
     raise ImportError("NUMBA_DISABLE_JIT is set, with which numba compiles nothing")
 
 # IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.

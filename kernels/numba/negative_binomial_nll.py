@@ -292,6 +292,27 @@ def fill_in(of_few, where, inflated, given, results, work):
         da[i] = grad[i] * slopes_a[j]
 
 
+@helper
+def write_terms(wanted, inflated, few, many, given, results, work):
+    """The nll of each element and its slopes times ``grad``, as far as they are ``wanted``.
+
+    ``few`` and ``many`` list the counts that are not zero.
+    """
+    _, m, a, z, grad = given
+    nll, dm, da, dz = results
+    values, gradients = wanted
+    if values and inflated:
+        inflated_zeros_nll(m, a, z, nll)
+    elif values:
+        zeros_nll(m, a, nll)
+    if gradients and inflated:
+        inflated_zeros_gradients(grad, m, a, z, dm, da, dz)
+    elif gradients:
+        zeros_gradients(grad, m, a, dm, da)
+    fill_in(True, few, inflated, given, results, work)
+    fill_in(False, many, inflated, given, results, work)
+
+
 @elementwise
 def add(values, result):
     for i in range(result.size):
@@ -311,7 +332,7 @@ def add_columns(values, tile, operand, part):
 def negative_binomial_nll_kernel(
     queue, step, rows, cols, scratch, samples, gradients, part_rows, log_theta_value, scale,
     log_mean_ptr, x_ptr, log_theta_ptr, zero_logits_ptr, dnll_ptr, nll_ptr, dlog_mean_ptr,
-    dlog_theta_ptr, dzero_logits_ptr, row_dlog_theta_ptr, col_dlog_theta_ptr,
+    dzero_logits_ptr, dlog_theta_ptr, row_dlog_theta_ptr, col_dlog_theta_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     few, many = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
@@ -337,17 +358,12 @@ def negative_binomial_nll_kernel(
                 target(dlog_theta_ptr, here, scratch[9]),
             )
             dz = target(dzero_logits_ptr, here, scratch[10])
-            if present(nll_ptr) and inflated:
-                inflated_zeros_nll(m, a, z, nll)
-            elif present(nll_ptr):
-                zeros_nll(m, a, nll)
-            if gradients and inflated:
-                inflated_zeros_gradients(grad, m, a, z, dm, da, dz)
-            elif gradients:
-                zeros_gradients(grad, m, a, dm, da)
-            given, results = (x, m, a, z, grad), (nll, dm, da, dz)
-            fill_in(True, few[:n_few], inflated, given, results, scratch[11:])
-            fill_in(False, many[:n_many], inflated, given, results, scratch[11:])
+            wanted, given, results = (
+                (present(nll_ptr), gradients),
+                (x, m, a, z, grad),
+                (nll, dm, da, dz),
+            )
+            write_terms(wanted, inflated, few[:n_few], many[:n_many], given, results, scratch[11:])
             if present(nll_ptr):
                 add_rows(nll, here, cols, 1.0, nll_partial[k:], nll_ptr)
             store(dlog_mean_ptr, here, dm)
@@ -369,6 +385,41 @@ def rows_of_part(rows, cols):
     return -(-wanted // tile) * tile
 
 
+class ThetaGradient:
+    """Where a kernel writes the gradient of log_theta: elements, sums of rows, or parts of columns.
+
+    ``log_theta`` is [rows, cols], [rows, 1], [1, cols] or None, for results of ``shape``, whose x
+    has ``rows``.
+    """
+
+    def __init__(self, log_theta, shape, rows, acc, wanted):
+        self.like = log_theta
+        self.part_rows = rows_of_part(rows, shape[1])
+        self.element = self.row = self.parts = None
+        if wanted and log_theta.shape == shape:
+            self.element = empty_like_rows(log_theta)
+        elif wanted and log_theta.shape[1] == 1:
+            self.row = torch.empty(shape[0], dtype=acc, device="cpu")
+        elif wanted:
+            parts = -(-rows // self.part_rows)
+            self.parts = torch.zeros(parts, shape[1], dtype=acc, device="cpu")
+
+    def operands(self):
+        return [operand(t) for t in (self.element, self.row, self.parts)]
+
+    def together(self):
+        """Rows that one thread must take, for it alone writes their part."""
+        return 1 if self.parts is None else self.part_rows
+
+    def result(self):
+        if self.row is not None:
+            return self.row.to(self.like.dtype)[:, None]
+        if self.parts is not None:
+            total = np.add.reduce(self.parts.numpy(), 0, dtype=np.float64, keepdims=True)
+            return torch.from_numpy(total).to(self.like.dtype)
+        return self.element
+
+
 def launch_negative_binomial_nll(
     log_mean, x, log_theta, zero_logits, log_theta_value, *, dnll=None, scale=1.0, values=None,
     needs=(),
@@ -380,32 +431,21 @@ def launch_negative_binomial_nll(
     nll = torch.empty(shape[0], dtype=acc, device="cpu") if values else None
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
-    dlog_theta, by_row, by_part = None, None, None
-    part_rows = rows_of_part(*x.shape)
-    if needs_theta and log_theta.shape == shape:
-        dlog_theta = empty_like_rows(log_theta)
-    elif needs_theta and log_theta.shape[1] == 1:
-        by_row = torch.empty(shape[0], dtype=acc, device="cpu")
-    elif needs_theta:
-        by_part = torch.zeros(-(-x.shape[0] // part_rows), shape[1], dtype=acc, device="cpu")
+    dlog_theta = ThetaGradient(log_theta, shape, len(x), acc, needs_theta)
     wide = None if log_theta is None else log_theta.expand(shape)
-    tensors = log_mean, x, wide, zero_logits, dnll, nll, dlog_mean, dlog_theta, dzero_logits
+    tensors = log_mean, x, wide, zero_logits, dnll, nll, dlog_mean, dzero_logits
     launch(
         negative_binomial_nll_kernel,
         acc,
         *x.shape,
         samples,
         any(needs),
-        part_rows,
+        dlog_theta.part_rows,
         log_theta_value,
         scale,
-        *map(operand, (*tensors, by_row, by_part)),
+        *map(operand, tensors),
+        *dlog_theta.operands(),
         cost=3.0 * samples,
-        together=1 if by_part is None else part_rows,
+        together=dlog_theta.together(),
     )
-    if by_row is not None:
-        dlog_theta = by_row.to(log_theta.dtype)[:, None]
-    elif by_part is not None:
-        total = np.add.reduce(by_part.numpy(), 0, dtype=np.float64, keepdims=True)
-        dlog_theta = torch.from_numpy(total).to(log_theta.dtype)
-    return nll, [g for g in (dlog_mean, dlog_theta, dzero_logits) if g is not None]
+    return nll, [g for g in (dlog_mean, dlog_theta.result(), dzero_logits) if g is not None]

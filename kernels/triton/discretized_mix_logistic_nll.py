@@ -196,8 +196,9 @@ def launch_discretized_mix_logistic_nll(
     nll = params.new_empty((examples, pixels), dtype=acc) if values else None
     dparams = empty_like_rows(params, any(needs))
     block = power_of_two(mixtures)
-    # No longer than a row of pixels; in float64 half as many, of two registers each.
-    most = ELEMENTS // 2 if acc == torch.float64 else ELEMENTS
+    # No longer than a row of pixels; half as many of float64, which takes two registers, and of
+    # many mixtures, which spread a pixel over all threads. (Beyond 256 registers spill.)
+    most = ELEMENTS // 2 if acc == torch.float64 or block > 64 else ELEMENTS
     block_pixels = max(1, min(most // block, power_of_two(pixels)))
     tiles = divide_up(pixels, block_pixels)
     strides = *params.stride(), *x.stride(), *((0, 0) if dnll is None else dnll.stride())

@@ -330,7 +330,8 @@ def launch_rsample_backward(
     rows, cols = logvar.shape
     dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
     total = dlog_ratio.sum(0) if gradient == "dreg" and dlog_ratio is not None else None
-    tiles = tiling(rows, cols, *inputs, dz, largest=LARGEST if samples > 1 else None)
+    sums = samples > 1 or dlog_ratio is not None
+    tiles = tiling(rows, cols, *inputs, dz, largest=LARGEST if sums else None)
     draws = samples // 2 if antithetic else samples
     share = shared_out(draws, tiles.programs, LEAST_SUMMED)
     shares = divide_up(draws, share)

@@ -16,6 +16,7 @@ PTX = torch.version.hip is None and not INTERPRET
 NUM_WARPS = 4
 MOST_SAMPLES = 65_535  # of a grid's second dimension
 MAX_BLOCK_COLS = 1024
+UNALIGNED = 1024  # elements of a tile whose rows do not start at multiples of 16 bytes, at most
 
 
 class Tiling(NamedTuple):
@@ -71,6 +72,9 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
     """
     present = [t for t in tensors if t is not None]
     acc = accumulator(*present)
+    vector = vector_width(cols, present)
+    if vector == 1:  # an address per element: of a larger tile they do not fit into registers
+        largest = min(largest or UNALIGNED, UNALIGNED)
     block_rows, block_cols = tile_shape(samples * rows, cols, acc)
     if largest is not None:
         block_rows = max(1, min(block_rows, largest // block_cols))
@@ -78,7 +82,6 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
         block_rows = min(block_rows, power_of_two(rows))
     col_tiles = divide_up(cols, block_cols)
     programs = divide_up(rows, block_rows) * col_tiles
-    vector = vector_width(cols, present)
     return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 

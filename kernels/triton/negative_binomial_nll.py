@@ -116,6 +116,25 @@ def of_counts(x, m, a, PTX: tl.constexpr):
 
 
 @triton.jit
+def terms(x, m, a, z, INFLATED: tl.constexpr, PTX: tl.constexpr):
+    """(nll, its slopes in m, a and z) of each element; NaN where x is negative."""
+    zero = x == 0.0
+    nll, dm, da = of_zeros(m, a, PTX)
+    count = tl.where(x > 0.0, x, float("nan"))
+    count_nll, count_dm, count_da = of_counts(tl.where(zero, 1.0, count), m, a, PTX)
+    dz = z
+    if INFLATED:
+        nll, dnll, dz = inflated_zeros(nll, z, PTX)
+        dm, da = dm * dnll, da * dnll
+        odds = exp_scaled(-tl.abs(z), 1.0, PTX)
+        inverse = divide(1.0, 1.0 + odds, PTX)
+        count_nll += log1p_unit(odds, PTX) + tl.maximum(z, 0.0)
+        dz = tl.where(zero, dz, tl.where(z > 0.0, inverse, odds * inverse))
+    nll, dm = tl.where(zero, nll, count_nll), tl.where(zero, dm, count_dm)
+    return nll, dm, tl.where(zero, da, count_da), dz
+
+
+@triton.jit
 def negative_binomial_nll_kernel(
     log_mean_ptr,
     x_ptr,
@@ -124,8 +143,8 @@ def negative_binomial_nll_kernel(
     dnll_ptr,
     nll_ptr,
     dlog_mean_ptr,
-    dlog_theta_ptr,
     dzero_logits_ptr,
+    dlog_theta_ptr,
     row_dlog_theta_ptr,  # [tiles of a row, rows]
     col_dlog_theta_ptr,  # [tiles of a column, cols]
     log_mean_stride,
@@ -162,21 +181,10 @@ def negative_binomial_nll_kernel(
     else:
         a = tl.full((BLOCK_ROWS, BLOCK_COLS), log_theta_value, ACC)
 
-    zero = x == 0.0
-    nll, dm, da = of_zeros(m, a, PTX)
-    count = tl.where(x > 0.0, x, float("nan"))
-    count_nll, count_dm, count_da = of_counts(tl.where(zero, 1.0, count), m, a, PTX)
+    z = m
     if zero_logits_ptr is not None:
         z = load_tile(zero_logits_ptr, row, col, zero_logits_stride * VEC, mask, ACC)
-        nll, dnll_zero, dz = inflated_zeros(nll, z, PTX)
-        dm, da = dm * dnll_zero, da * dnll_zero
-        odds = exp_scaled(-tl.abs(z), 1.0, PTX)
-        inverse = divide(1.0, 1.0 + odds, PTX)
-        count_nll += log1p_unit(odds, PTX) + tl.maximum(z, 0.0)
-        dz = tl.where(zero, dz, tl.where(z > 0.0, inverse, odds * inverse))
-    nll = tl.where(zero, nll, count_nll)
-    dm = tl.where(zero, dm, count_dm)
-    da = tl.where(zero, da, count_da)
+    nll, dm, da, dz = terms(x, m, a, z, zero_logits_ptr is not None, PTX)
 
     if nll_ptr is not None:
         nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
@@ -207,7 +215,42 @@ def negative_binomial_nll_kernel(
         tl.store(col_dlog_theta_ptr + part * cols + col, by_column, mask=col < cols)
 
 
-MOST_COLS = 128  # of a tile whose columns are added up, so that it has rows enough
+class ThetaGradient:
+    """Where a kernel writes the gradient of log_theta: elements, sums of rows, or parts of columns.
+
+    ``kind`` is "value" where log_theta is None, "row" for [rows, 1], else "element"; [1, cols] is
+    one of these, of stride 0.
+    """
+
+    def __init__(self, log_theta, shape, wanted):
+        self.kind = "value" if log_theta is None else "element"
+        if log_theta is not None and log_theta.shape[1] == 1 < shape[1]:
+            self.kind = "row"
+        elif log_theta is not None:
+            log_theta = as_rows(log_theta)
+        self.like, self.wanted = log_theta, wanted
+        self.wide = log_theta.expand(shape) if self.kind == "element" else None
+        self.row_stride = stride_of(log_theta) if self.kind == "row" else 0
+        self.by_column = wanted and self.kind == "element" and log_theta.shape != shape
+        self.element = self.row = self.column = None
+
+    def allocate(self, tensor, tiles, samples):
+        self.col_tiles = tiles.col_tiles
+        if self.by_column:
+            parts = samples * tiles.programs // tiles.col_tiles
+            self.column = tensor.new_empty(parts, tiles.cols, dtype=tiles.acc)
+        elif self.wanted and self.kind == "row":
+            self.row = partial_sums(tensor, tiles, "rows")
+        elif self.wanted:
+            self.element = empty_like_rows(self.like)
+        return self.element, self.row, self.column
+
+    def result(self):
+        if self.column is not None:
+            return self.column.sum(0, keepdim=True).to(self.like.dtype)
+        if self.row is not None:
+            return sum_stages(self.row, self.col_tiles).to(self.like.dtype)[:, None]
+        return self.element
 
 
 def launch_negative_binomial_nll(
@@ -217,65 +260,40 @@ def launch_negative_binomial_nll(
     needs_mean, needs_theta, needs_zeros = padded(needs, 3)
     log_mean, x, zero_logits = as_rows(log_mean), as_rows(x), as_rows(zero_logits)
     samples, x = samples_of(log_mean, x)
-    shape = log_mean.shape
-    kind = "value" if log_theta is None else "element"
-    if log_theta is not None and log_theta.shape[1] == 1 < shape[1]:
-        kind = "row"
-    elif log_theta is not None:
-        log_theta = as_rows(log_theta)
-    wide = log_theta.expand(shape) if kind == "element" else None
-    full = [log_mean, x, wide, zero_logits]
-    row_stride = stride_of(log_theta) if kind == "row" else 0
-    tiles = tiling(*x.shape, log_mean, x, wide, zero_logits, samples=samples)
-    by_column = needs_theta and kind == "element" and log_theta.shape != shape
-    if by_column and tiles.block_cols > MOST_COLS:
-        tiles = narrowed(tiles)
+    theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
+    full = [log_mean, x, theta.wide, zero_logits]
+    tiles = tiling(*x.shape, *full, samples=samples)
+    if theta.by_column:
+        tiles = narrowed(tiles, MOST_COLS)
     nll = partial_sums(log_mean, tiles, values, samples)
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
-    dlog_theta, row_sums, col_sums = None, None, None
-    if by_column:
-        parts = samples * tiles.programs // tiles.col_tiles
-        col_sums = log_mean.new_empty(parts, shape[1], dtype=tiles.acc)
-    elif needs_theta and kind == "row":
-        row_sums = partial_sums(log_mean, tiles, "rows")
-    elif needs_theta:
-        dlog_theta = empty_like_rows(log_theta)
+    sums = theta.allocate(log_mean, tiles, samples)
+    outputs = [nll, dlog_mean, dzero_logits, *sums]
     launch_tiles(
         negative_binomial_nll_kernel,
         tiles,
-        [
-            log_mean,
-            x,
-            log_theta,
-            zero_logits,
-            dnll,
-            nll,
-            dlog_mean,
-            dlog_theta,
-            dzero_logits,
-            row_sums,
-            col_sums,
-        ],
+        [log_mean, x, theta.like, zero_logits, dnll, *outputs],
         full,
-        [row_stride, stride_of(dnll), log_theta_value, scale],
+        [theta.row_stride, stride_of(dnll), log_theta_value, scale],
         programs=samples,
-        THETA=kind,
+        THETA=theta.kind,
         SUM_ROWS=values == "total",
     )
     if values == "rows":
         nll = sum_stages(nll, tiles.col_tiles)
-    if col_sums is not None:
-        dlog_theta = col_sums.sum(0, keepdim=True).to(log_theta.dtype)
-    if row_sums is not None:
-        dlog_theta = sum_stages(row_sums, tiles.col_tiles).to(log_theta.dtype)[:, None]
-    return nll, [g for g in (dlog_mean, dlog_theta, dzero_logits) if g is not None]
+    return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-def narrowed(tiles):
+# Columns of a tile whose columns are added up, so that it has rows enough.
+MOST_COLS = 128
+
+
+def narrowed(tiles, most_cols):
     """The same elements a tile, in fewer columns and more rows."""
-    rows = tiles.block_rows * tiles.block_cols // MOST_COLS
-    tiles = tiles._replace(block_rows=rows, block_cols=MOST_COLS)
-    col_tiles = divide_up(tiles.cols, MOST_COLS)
-    programs = divide_up(tiles.rows, rows) * col_tiles
-    return tiles._replace(col_tiles=col_tiles, programs=programs)
+    if tiles.block_cols <= most_cols:
+        return tiles
+    rows = tiles.block_rows * tiles.block_cols // most_cols
+    tiles = tiles._replace(block_rows=rows, block_cols=most_cols)
+    col_tiles = divide_up(tiles.cols, most_cols)
+    return tiles._replace(col_tiles=col_tiles, programs=divide_up(tiles.rows, rows) * col_tiles)

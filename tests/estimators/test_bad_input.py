@@ -740,6 +740,71 @@ TABLE = {
         ValueError,
         ["x", "gradient", "x.detach()"],
     ),
+    "negative_binomial_nll shapes": (
+        call("negative_binomial_nll", t(3, 4), t(4), 0.0),
+        ValueError,
+        ["log_mean (3, 4)", "x (4,)"],
+    ),
+    "negative_binomial_nll counts that learn": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4).clone().requires_grad_(), 0.0),
+        ValueError,
+        ["x", "gradient", "x.detach()"],
+    ),
+    "negative_binomial_nll bool counts": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4) > 0, 0.0),
+        TypeError,
+        ["x", "bool", "x.float()"],
+    ),
+    "negative_binomial_nll log_theta of rows": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4), t(3)),
+        ValueError,
+        ["log_theta (3,)", "broadcast", "(3, 4)"],
+    ),
+    "negative_binomial_nll log_theta of None": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4), None),
+        TypeError,
+        ["log_theta", "number"],
+    ),
+    "negative_binomial_nll counts for log_theta": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4), torch.ones(4, dtype=I64)),
+        TypeError,
+        ["log_theta", "torch.int64"],
+    ),
+    "negative_binomial_nll zero_logits shapes": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4), 0.0, zero_logits=t(3, 1, 4)),
+        ValueError,
+        ["zero_logits (3, 1, 4)", "broadcast", "(3, 4)"],
+    ),
+    "negative_binomial_nll zero_logits a number": (
+        call("negative_binomial_nll", t(3, 4), t(3, 4), 0.0, zero_logits=0.5),
+        TypeError,
+        ["zero_logits", "float"],
+    ),
+    "negative_binomial_nll counts where logits are expected": (
+        call("negative_binomial_nll", torch.ones(3, 4, dtype=I64), t(3, 4), 0.0),
+        TypeError,
+        ["log_mean", "torch.int64"],
+    ),
+    "multinomial_nll counts where logits are expected": (
+        call("multinomial_nll", torch.ones(3, 4, dtype=I64), t(3, 4)),
+        TypeError,
+        ["logits", "torch.int64"],
+    ),
+    "multinomial_nll shapes": (
+        call("multinomial_nll", t(3, 4), t(3, 5)),
+        ValueError,
+        ["logits (3, 4)", "counts (3, 5)"],
+    ),
+    "log_theta with poisson": (
+        call("elbo_loss", t(3, 4), t(3, 4), kl=t(3), likelihood="poisson", log_theta=t(4)),
+        ValueError,
+        ["log_theta", "negative_binomial"],
+    ),
+    "zero_logits with poisson": (
+        call("iwae_loss", t(5, 3, 4), t(3, 4), t(5, 3), likelihood="poisson", zero_logits=t(4)),
+        ValueError,
+        ["zero_logits", "negative_binomial"],
+    ),
     "categorical_nll floating classes": (
         call("categorical_nll", t(3, 4), t(3)),
         TypeError,
@@ -805,6 +870,8 @@ FUNCTIONS = {
     "bernoulli_nll": (t(3, 4), t(3, 4)),
     "laplace_nll": (t(3, 4), t(3, 4)),
     "poisson_nll": (t(3, 4), t(3, 4)),
+    "negative_binomial_nll": (t(3, 4), t(3, 4), t(4)),
+    "multinomial_nll": (t(3, 4), t(3, 4)),
     "categorical_nll": (t(3, 4), torch.zeros(3, dtype=I64)),
     "elbo_loss": (t(3, 4), t(3, 4), t(3, 2), t(3, 2)),
     "rsample_log_ratio": (t(3, 4), t(3, 4), 2),
@@ -821,7 +888,8 @@ OTHERS = "elbo_loss", "importance_weights", "iwae_loss"
 OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
 # Whose data have no gradient.
 OTHERS = *OTHERS, "discretized_mix_logistic_nll", "poisson_nll", "categorical_nll"
-# Those whose examples are the first dimension, so that [:0] leaves none.
+OTHERS = *OTHERS, "negative_binomial_nll", "multinomial_nll"
+# The functions whose examples are the first dimension, so that [:0] leaves none.
 OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
 

@@ -14,6 +14,7 @@ def op_calls(device, rows=3, cols=5):
     a, b, c, d = (t(rows, cols) for _ in range(4))
     e, several, both = t(rows), t(2 * rows, cols), t(2, rows, cols)
     column = t(rows, 1)
+    many_counts = 30 * b.abs().round()
     counts, classes = b.abs().round(), torch.arange(rows, device=device) % cols
     half = a.to(BF16)
     no = [False, False]
@@ -23,7 +24,7 @@ def op_calls(device, rows=3, cols=5):
         ("log_std", 0.0, 0.0),
         ("log_std", 5.0, 0.01),
     )
-    # Of one sample numba's kernels keep the noise.
+    # Backends may keep the noise of one sample.
     keeps = [False, True] if backend_of(a).keeps_noise else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
@@ -67,6 +68,36 @@ def op_calls(device, rows=3, cols=5):
         ],
         "poisson_nll": [(a, counts), (half, counts), (several, counts)],
         "poisson_nll_backward": [(e, a, counts, [True]), (t(2 * rows), several, counts, [True])],
+        "negative_binomial_nll": [
+            (a, counts, None, None, 0.5),
+            (a, counts, column, None, 0.0),
+            (several, counts, t(1, cols), t(2 * rows, cols), 0.0),
+        ],
+        "negative_binomial_nll_backward": [
+            (e, a, counts, None, None, 0.5, [True, False, False]),
+            (e, a, counts, column, None, 0.0, [True, True, False]),
+            (e, a, many_counts, t(1, cols), c, 0.0, [True] * 3),
+            (t(2 * rows), several, counts, t(2 * rows, cols), None, 0.0, [False, True, False]),
+        ],
+        "softmax_negative_binomial_nll": [
+            (a, counts, None, column, None, 0.5),
+            (a, many_counts, t(1, cols), column, c, 0.0),
+            (several, counts, t(2 * rows, cols), t(2 * rows, 1), None, 0.0),
+        ],
+        "softmax_negative_binomial_nll_backward": [
+            (e, a, counts, None, column, None, 0.5, [True, False, False, False]),
+            (e, a, many_counts, t(1, cols), column, c, 0.0, [True] * 4),
+            (e, a, counts, column, column, None, 0.0, [False, True, True, False]),
+        ],
+        "softmax_negative_binomial_loss": [
+            (a, counts, t(1, cols), column, c, 0.0, 0.5, [True] * 4),
+            (a, counts, None, column, None, 0.5, 1.0, [False] * 4),
+        ],
+        "multinomial_nll": [(a, counts), (half, counts), (several, counts)],
+        "multinomial_nll_backward": [
+            (e, a, many_counts, [True]),
+            (t(2 * rows), several, counts, [True]),
+        ],
         "categorical_nll": [(a, classes), (half, classes), (several, classes)],
         "categorical_nll_backward": [
             (e, a, classes, [True]),

@@ -41,6 +41,14 @@ def public_calls(device, requires_grad=False):
         "bernoulli_nll": lambda: F.bernoulli_nll(recon, x),
         "laplace_nll": lambda: F.laplace_nll(recon, x, learned),
         "poisson_nll": lambda: F.poisson_nll(recon, x),
+        "negative_binomial_nll": lambda: (
+            F.negative_binomial_nll(recon, x, learned[0]),
+            F.negative_binomial_nll(recon, x, learned, zero_logits=learned),
+        ),
+        "softmax_negative_binomial_nll": lambda: F.softmax_negative_binomial_nll(
+            recon, x, learned[0], learned[:, 0], reduction="mean"
+        ),
+        "multinomial_nll": lambda: F.multinomial_nll(recon, x),
         "categorical_nll": lambda: F.categorical_nll(recon, classes),
         "rsample_log_ratio": lambda: (
             F.rsample_log_ratio(*pair, SAMPLES),

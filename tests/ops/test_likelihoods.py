@@ -219,8 +219,11 @@ def operands(likelihood, device, dtype=F64):
     x, options = normal(3, 4, device=device).to(dtype), {}
     if likelihood == "laplace":
         options["log_scale"] = torch.tensor(0.3, dtype=dtype, device=device, requires_grad=True)
-    if likelihood == "poisson":
+    if likelihood in ("poisson", "negative_binomial", "multinomial"):
         x = x.abs().round()
+    if likelihood == "negative_binomial":
+        for name in ("log_theta", "zero_logits"):
+            options[name] = normal(4, dtype=dtype, device=device).requires_grad_()
     if likelihood == "categorical":
         recon = normal(2, 3, 4, 5, dtype=dtype, device=device)
         x = torch.randint(5, (3, 4), device=device)
@@ -228,10 +231,12 @@ def operands(likelihood, device, dtype=F64):
 
 
 def nll_of(likelihood, recon, x, options, impl):
-    return getattr(fused_elbo, f"{likelihood}_nll")(recon, x, *options.values(), impl=impl)
+    return getattr(fused_elbo, f"{likelihood}_nll")(recon, x, **options, impl=impl)
 
 
-LIKELIHOODS = pytest.mark.parametrize("likelihood", ["laplace", "poisson", "categorical"])
+LIKELIHOODS = pytest.mark.parametrize(
+    "likelihood", ["laplace", "poisson", "negative_binomial", "multinomial", "categorical"]
+)
 
 
 @LIKELIHOODS
@@ -276,14 +281,14 @@ class TestLosses:
         """Functions that hand their arguments on hand these on."""
         recon, x, options = operands(likelihood, device)
         q = normal(3, 2, device=device)
+        parameters = dict(options)
         options |= {"likelihood": likelihood, "impl": KERNELS}
         decoder = lambda z: recon[:1].detach().expand(len(z), *recon.shape[1:])  # noqa: E731
         torch.manual_seed(1)
         parts = fused_elbo.chunked_iwae_loss(
             decoder, x, q, q, 4, chunk_size=2, return_parts=True, **options
         )
-        scale = [v for k, v in options.items() if k == "log_scale"]
-        nll = getattr(fused_elbo, f"{likelihood}_nll")(recon[0], x, *scale, impl=KERNELS)
+        nll = nll_of(likelihood, recon[0], x, parameters, KERNELS)
         torch.manual_seed(1)
         _, log_ratio = fused_elbo.rsample_log_ratio(q, q, 4, impl=KERNELS)
         torch.testing.assert_close(parts.log_weights, log_ratio - nll)
@@ -291,19 +296,25 @@ class TestLosses:
             recon[0], x, q, q, q, 10, return_parts=True, reduction="none", **options
         )
         torch.testing.assert_close(terms.nll, nll)
+        # An output of a network, and so no attribute of a module.
+        called = {k: options.pop(k) for k in ("zero_logits",) if k in options}
         module = fused_elbo.ELBOLoss(**options)
-        assert [name for name, _ in module.named_buffers()] == ["log_scale"] * len(scale)
-        torch.testing.assert_close(
-            module(recon[0], x, kl=nll.detach()), (nll + nll.detach()).mean()
-        )
+        buffers = [name for name in parameters if name not in called]
+        assert [name for name, _ in module.named_buffers()] == buffers
+        loss = module(recon[0], x, kl=nll.detach(), **called)
+        torch.testing.assert_close(loss, (nll + nll.detach()).mean())
 
     def test_gradcheck(self, likelihood, device):
         recon, x, options = operands(likelihood, device)
         recon, x = recon.detach()[:, :1, :2].clone().requires_grad_(), x[:1, :2]
+        options = {
+            k: v.detach()[..., :2].requires_grad_() if v.dim() else v for k, v in options.items()
+        }
         leaves = [recon, *options.values()]
-        function = lambda recon, *o: getattr(fused_elbo, f"{likelihood}_nll")(  # noqa: E731
-            recon, x, *o, impl=KERNELS
-        )
+
+        def function(recon, *values):
+            return nll_of(likelihood, recon, x, dict(zip(options, values, strict=True)), KERNELS)
+
         assert torch.autograd.gradcheck(function, leaves)
         if KERNELS == "numba":  # by the op's twin
             assert torch.autograd.gradgradcheck(function, leaves)
@@ -311,18 +322,26 @@ class TestLosses:
 
 @pytest.mark.parametrize(
     ("likelihood", "impl"),
-    [("laplace", KERNELS), ("categorical", KERNELS), ("categorical", "reference")],
+    [
+        ("laplace", KERNELS),
+        ("categorical", KERNELS),
+        ("categorical", "reference"),
+        ("negative_binomial", KERNELS),
+        ("negative_binomial", "reference"),
+        ("multinomial", KERNELS),
+    ],
 )
 def test_compiled(likelihood, impl, device):
     """In one graph, and on other batches."""
     torch._dynamo.reset()
 
-    def step(recon, x, kl, *scale):
-        options = {"log_scale": scale[0]} if scale else {}
+    def step(recon, x, kl, *values):
+        options = dict(zip(names, values, strict=True))
         return elbo_loss(recon, x, kl=kl, likelihood=likelihood, impl=impl, **options)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
     recon, x, options = operands(likelihood, device)
+    names = list(options)
     for batch in (3, 2):
         given = recon[:, :batch], x[:batch], normal(batch, device=device), *options.values()
         results = [

@@ -33,6 +33,8 @@ def calls(shape, device, impl):
         "bernoulli_nll": lambda: (fe.bernoulli_nll(recon, x, **impl),),
         "laplace_nll": lambda: (fe.laplace_nll(recon, x, logvar, **impl),),
         "poisson_nll": lambda: (fe.poisson_nll(recon, x, **impl),),
+        "negative_binomial_nll": lambda: (fe.negative_binomial_nll(recon, x, logvar, **impl),),
+        "multinomial_nll": lambda: (fe.multinomial_nll(recon, x, **impl),),
         "categorical_nll": lambda: (fe.categorical_nll(recon, classes, **impl),),
         "importance_weights": lambda: fe.importance_weights(log_weights, **impl),
         "iwae_loss": lambda: fe.iwae_loss(samples, x, log_weights, return_parts=True, **impl),

@@ -96,7 +96,7 @@ class TestCompile:
             )
         else:
             monkeypatch.setattr(
-                "fused_elbo.estimators.reference.standard_normal",
+                "fused_elbo.estimators.reference.reference.standard_normal",
                 lambda shape, like, generator=None: torch.ones(shape).to(like),
             )
         sizes = [(4, 5, 6)] if dynamic is None else [(4, 6, 8), (6, 9, 10)]
