@@ -22,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: every call of an op looks one up
 class Backend:
-    """What the rest of the project knows of a backend.
+    """A backend, as the rest of the project knows it.
 
     Attributes:
         name: its name as an ``impl``, and that of its folder and of the package it needs.

@@ -254,7 +254,7 @@ def gaussian_rsample(
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     keep_noise = num_samples is None and noise_is_kept(mu, logvar)
-    z = ops.rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    z = ops.gaussian_rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
     return reshaped(z, shape if num_samples is None else (num_samples, *shape))
 
 
@@ -268,7 +268,7 @@ def sampler(
 
         def draw_again(mu: Tensor, logvar: Tensor) -> Tensor:
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples, False).view(shape)
+            return ops.gaussian_rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
@@ -672,7 +672,7 @@ def elbo_loss_on_rows(
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: on_rows.rsample,
+    ops.gaussian_rsample.function: on_rows.rsample,
     ops.rsample_kl.function: on_rows.rsample_kl,
     ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,
@@ -682,11 +682,11 @@ TWINS: dict[Any, Any] = {
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
-    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
-    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
-    ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: on_rows.importance_weights,
-    ops.ELBOLoss: elbo_loss_on_rows,
+    ops.SoftmaxNegativeBinomialLossFunction: on_rows.softmax_negative_binomial_loss,
+    ops.DiscretizedMixLogisticLossFunction: on_rows.discretized_mix_logistic_loss,
+    ops.BalancedKLFunction: reference.balanced_kl,
+    ops.ImportanceWeightsFunction: on_rows.importance_weights,
+    ops.ELBOLossFunction: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)

@@ -145,3 +145,9 @@ def all_known(target: Tensor, logits: Tensor) -> bool:
         return False
     least, greatest = target.aminmax()
     return least.item() >= 0 and greatest.item() < logits.shape[-1]
+
+
+def compiled_for_cpu():
+    """(number of the CPU kernels that this process has, folders where their machine code lies)."""
+    numba = backends.BACKENDS["numba"]
+    return len(backends.load(numba, "launch").compiled), sorted(backends.load(numba, "cache").USED)
