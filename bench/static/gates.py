@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 GATES = Path(__file__).with_name("gates.json")
+UNALIGNED = 33  # columns, whose rows are read one by one: no spills there either, and no other gate
 # Limits that do not move with what is reached (float32, instructions per element).
 CEILINGS = {
     "rsample_kl forward": 70,
@@ -45,6 +46,8 @@ def check(rows, gates):
     for row in rows:
         if row["stack"] or row["local"]:
             problems.append(f"{key(row)}: stack {row['stack']}, local {row['local']}")
+        if row["columns"] == UNALIGNED:
+            continue
         reached = row["instructions_per_element"]
         ceiling = CEILINGS.get(row["kernel"], math.inf) if row["dtype"] == "float32" else math.inf
         if row["contract_bytes"] is None:
