@@ -470,11 +470,16 @@ def poisson_nll(log_rate, x):
 
 def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     """Twin of :func:`fused_elbo.negative_binomial_nll`."""
+    terms = negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+    return terms.flatten(1 - x.dim()).sum(-1)
+
+
+def negative_binomial_nll_terms(log_mean, x, log_theta=0.0, zero_logits=None):
+    """The same of each element."""
     if not isinstance(log_theta, torch.Tensor):
         log_theta = scalar(log_theta, log_mean)
-    log_mean, x, log_theta, zero_logits = accumulate(log_mean, x, log_theta, zero_logits)
-    terms = textbook.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
-    return terms.flatten(1 - x.dim()).sum(-1)
+    given = accumulate(log_mean, x, log_theta, zero_logits)
+    return textbook.negative_binomial_nll_terms(*given)
 
 
 def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits=None):
