@@ -38,6 +38,7 @@ from .launch import (
     divide_up,
     launch_tiles,
     partial_sums,
+    power_of_two,
     samples_of,
     stride_of,
     sum_stages,
@@ -271,9 +272,7 @@ def launch_negative_binomial_nll(
     theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
     dnll = as_rows(dnll) if elementwise else dnll
     full = [log_mean, x, theta.wide, zero_logits, dnll if elementwise else None]
-    tiles = tiling(*x.shape, *full, samples=samples)
-    if theta.by_column:
-        tiles = narrowed(tiles, MOST_COLS)
+    tiles = compact(tiling(*x.shape, *full, samples=samples))
     if elementwise and values:
         nll = log_mean.new_empty(log_mean.shape, dtype=tiles.acc)
     else:
@@ -298,15 +297,15 @@ def launch_negative_binomial_nll(
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-# Columns of a tile whose columns are added up, so that it has rows enough.
-MOST_COLS = 128
+# A tile of 4 elements a thread: with 8 the kernels that write gradients too run out of registers.
+ELEMENTS = 512
+MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
-def narrowed(tiles, most_cols):
-    """The same elements a tile, in fewer columns and more rows."""
-    if tiles.block_cols <= most_cols:
-        return tiles
-    rows = tiles.block_rows * tiles.block_cols // most_cols
-    tiles = tiles._replace(block_rows=rows, block_cols=most_cols)
-    col_tiles = divide_up(tiles.cols, most_cols)
-    return tiles._replace(col_tiles=col_tiles, programs=divide_up(tiles.rows, rows) * col_tiles)
+def compact(tiles):
+    """The tiling in tiles of so many elements."""
+    cols = min(tiles.block_cols, MOST_COLS)
+    rows = min(ELEMENTS // cols, power_of_two(max(tiles.rows, 1)))
+    col_tiles = divide_up(tiles.cols, cols)
+    programs = divide_up(tiles.rows, rows) * col_tiles
+    return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)
