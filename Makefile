@@ -1,4 +1,4 @@
-# Two commands: `make bench` times and charts, `make test` validates. Both set up .venv.
+# `make bench` times and charts, `make test` validates, `make docs` builds the site. All set up .venv.
 PYTHON ?= python3
 GRID ?= default
 RESULTS ?= results

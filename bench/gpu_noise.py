@@ -52,7 +52,7 @@ def noise_own(seed, out, COLS: tl.constexpr, PTX: tl.constexpr):
 
 
 def device_seconds(call):
-    """Median device time of a call, cold L2."""
+    """Median device time of one call, from a cold L2."""
     for _ in range(3):
         call(None)
     cold = clock.ColdStart(clock.enqueue_seconds(call, [None]))

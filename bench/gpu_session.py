@@ -48,7 +48,7 @@ STEPS = (
     Step("device", 20, steps_of("device")),
     Step("check", 95, steps_of("check")),
     Step("graphs", 30, ("-m", "pytest", "tests", "-m", "gpu", "-k", "TestOnAGpu")),
-    # What is the roof?
+    # How fast could it be?
     Step("copy", 8, steps_of("copy")),
     Step("noise", 14, ("-m", "bench.gpu_noise", "{out}")),
     # Is it fast, where it matters most?

@@ -53,7 +53,7 @@ class Report:
         self.path.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
 
     def of_case(self, case, function):
-        """What ``function(case)`` returns, or the error. DeadDeviceError ends the step."""
+        """Add what ``function(case)`` returns, or its error. DeadDeviceError ends the step."""
         try:
             value = function(case)
         except Exception as error:  # one case that fails must not end the step

@@ -30,7 +30,7 @@ def draw(device):
 
 
 def parser_of(name, description):
-    """What the commands that read results have in common."""
+    """The options of the commands that read results."""
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
     parser.add_argument("devices", nargs="*", metavar="DEVICE", help="folders of results/; or all")
     parser.add_argument("--results", default="results", metavar="DIR", type=Path)

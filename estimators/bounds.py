@@ -29,7 +29,7 @@ from .reference.reference import accumulate, in_float64, scalar
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns; [...] is the shape of the examples, [K, ...] one a sample."""
+    """The result of an estimator: [...] is the shape of the examples, K the number of samples."""
 
     value: Tensor  # [...]: the bound's estimate in nats, detached
     surrogate: Tensor  # [...]: its gradient is the estimator's, its value means nothing
@@ -52,29 +52,29 @@ class Draws:
     impl: Implementation
     z: Any = None  # once drawn
 
-    def sample(self, gradient: Gradient = "total", *, flat: bool | None = None):
+    def sample(self, gradient: Gradient = "total", *, improper_prior: bool | None = None):
         """z, and log p(z) - log q(z|x), or -log q(z|x) alone where p(z) is in the target.
 
-        ``flat`` asks for the latter. The log ratio comes from the noise; ``gradient`` as in
-        :func:`fused_elbo.rsample_log_ratio`.
+        ``improper_prior`` asks for the latter. The log ratio comes from the noise; ``gradient`` is
+        as in :func:`fused_elbo.rsample_log_ratio`.
         """
         q = self.mu.shape, self.mu, self.logvar
-        flat = self.joint if flat is None else flat
+        improper_prior = self.joint if improper_prior is None else improper_prior
         options = {
             "gradient": gradient,
             "antithetic": samplers.antithetic(self.sampling, self.num_samples),
             "generator": self.generator,
             "impl": "reference" if self.sampling == "sobol" else self.impl,
-            "eps": self.noise,
+            "draw_eps": self.noise,
         }
-        if isinstance(self.prior, Mixture) and not flat:
+        if isinstance(self.prior, Mixture) and not improper_prior:
             self.z, log_ratio = calls.rsample_log_ratio_to_mixture(
                 *q, self.prior, self.num_samples, **options
             )
         else:
             prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
             self.z, log_ratio = calls.rsample_log_ratio(
-                *q, *prior, self.num_samples, **options, flat=flat
+                *q, *prior, self.num_samples, **options, improper_prior=improper_prior
             )
         return self.z, log_ratio
 
@@ -194,7 +194,7 @@ def elbo_entropy(draws):
     For a joint that does not split into likelihood and prior, as in Bayesian inference; the
     gradient is ``elbo-monte-carlo``'s.
     """
-    z, minus_log_q = draws.sample(flat=True)
+    z, minus_log_q = draws.sample(improper_prior=True)
     log_joint = draws.log_joint(z)
     return log_joint + minus_log_q, log_joint.mean(0) + textbook.gaussian_entropy(
         *accumulate(draws.logvar)
@@ -426,7 +426,7 @@ INDEPENDENT_ONLY = ("reinforce", "vimco", "dreg")
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is known of an estimator before it is run."""
+    """An estimator's properties, known before it is run."""
 
     function: Callable[..., Any]
     paper: str

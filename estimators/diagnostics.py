@@ -1,4 +1,4 @@
-"""What weights, posteriors and gradients say of the quality of an estimate."""
+"""The quality of an estimate, judged by its weights, posteriors and gradients."""
 
 import importlib.util
 import math
@@ -25,7 +25,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return effective_size(normalised(log_weights))
 
 
-ON_CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
+ON_CPU: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
 HAS_ARVIZ = importlib.util.find_spec("arviz_stats") is not None
 
 
@@ -107,7 +107,7 @@ def active_units(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
 ) -> Tensor:
-    """Which latents are in use: Var over the data of E_q[z_d] > threshold, [...] of bool.
+    """The latents in use: whether Var over the data of E_q[z_d] > threshold, a bool tensor [...].
 
     ``mu`` [N, ...] over a data set, in units of the prior where there is one: of (mu - prior_mu) /
     prior_std. ``prior_mu`` and ``prior_logvar`` broadcast to ``mu``, and may be of each example, as
@@ -125,7 +125,7 @@ def active_units(
 
 
 class GradientNoise(NamedTuple):
-    """Of a parameter's gradient, over parameters, each with its standard error."""
+    """Noise of a gradient, summarised over parameters, each number with its standard error."""
 
     variance: float  # the mean over parameters
     variance_error: float

@@ -234,7 +234,7 @@ def _from_loc_and_scale(mu, logvar, loc, scale):
 
 @torch.no_grad()
 def _noise(draw, z, mu, logvar):
-    """Of z what it was drawn from; of elements that no longer are what was drawn, their own."""
+    """The eps that z was drawn with; where z (or mu, logvar) was overwritten, eps recomputed."""
     wide_z, wide_mu, wide_logvar = reference.accumulate(z, mu, logvar)
     zero = wide_mu.new_zeros(()).expand(mu.shape)
     own = (wide_z - wide_mu) * torch.exp(-0.5 * wide_logvar)
@@ -319,7 +319,7 @@ def _is_diagonal(independent):
     return isinstance(base, Normal) and independent.reinterpreted_batch_ndims == 1
 
 
-def _mu_and_logvar(independent):
+def _mu_and_logvar(independent) -> tuple[Tensor, Tensor]:
     return independent.base_dist.loc, 2 * independent.base_dist.scale.log()
 
 

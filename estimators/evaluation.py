@@ -18,7 +18,7 @@ TRUSTED = 0.7  # the largest k of weights that are to be trusted (Vehtari et al.
 
 
 class LogLikelihood(NamedTuple):
-    """What K importance weights say of log p(x), in nats for each example, [...].
+    """Estimates of log p(x) from K importance weights, in nats per example, [...].
 
     ``bound`` is one, in expectation: E[bound] <= log p(x), tight as K grows. ``smoothed`` is an
     estimate with less variance and no bound. Neither is to be trusted where ``pareto_k`` is over

@@ -1,6 +1,6 @@
 """The operations on Gaussians: densities, KL divergences and samples."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Generator, Tensor
 
@@ -127,7 +127,7 @@ def gaussian_rsample(
     The seed is 64 bits from torch's generator: ``torch.manual_seed`` or ``generator`` govern the
     noise, but after the same call of it a CPU and a GPU give other seeds. The reference draws
     other samples, those of ``torch.randn``; so does ``"auto"`` on a CPU where the reference
-    stands in, as under ``torch.compile`` and ``vmap``.
+    stands in, as under ``vmap`` and in exported programs.
 
     Args:
         mu, logvar: ``[..., D]``, broadcast together.
@@ -223,7 +223,12 @@ def rsample_kl(
             )
     if prior is not None:
         check_prior(prior, mu, logvar, prior_mu, prior_logvar, event_dims)
-        options = {"gradient": gradient, "antithetic": False, "generator": generator, "impl": impl}
+        options: dict[str, Any] = {
+            "gradient": gradient,
+            "antithetic": False,
+            "generator": generator,
+            "impl": impl,
+        }
         z, log_ratio = calls.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
         return z.squeeze(0), -log_ratio.squeeze(0)
     return calls.rsample_kl(
@@ -302,7 +307,12 @@ def rsample_log_ratio(
     """
     q = mu, logvar, prior_mu, prior_logvar
     shape, num_samples = check_samples(*q, num_samples, gradient, antithetic, event_dims)
-    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "impl": impl}
+    options: dict[str, Any] = {
+        "gradient": gradient,
+        "antithetic": antithetic,
+        "generator": generator,
+        "impl": impl,
+    }
     if prior is None:
         z, log_ratio = calls.rsample_log_ratio(
             shape, *q, num_samples, event_dims=event_dims, **options

@@ -6,11 +6,11 @@ import torch
 from torch import Generator, Tensor
 
 from .dispatch import calls, validate
-from .dispatch.types import Implementation
+from .dispatch.types import Implementation, Parametrisation
 
 
 class BalancedKL(NamedTuple):
-    """What :func:`balanced_kl` returns: one value, two gradients."""
+    """The result of :func:`balanced_kl`: one value with two gradients."""
 
     dyn: Tensor  # trains the prior
     rep: Tensor  # trains the posterior
@@ -83,9 +83,9 @@ def rsample_kl_log_std(
         whole = (zero if t is None else t for t in (prior_mu, prior_log_std))
         # An expansion to the same shape would be a node of the graph.
         prior_mu, prior_log_std = (t if t.shape == mu.shape else t.expand(mu.shape) for t in whole)
-    form = "log_std", float(soft_clamp), float(std_offset)
+    parametrisation = Parametrisation("log_std", float(soft_clamp), float(std_offset))
     return calls.posterior_sample_kl(
-        mu, log_std, prior_mu, prior_log_std, form, generator=generator, impl=impl
+        mu, log_std, prior_mu, prior_log_std, parametrisation, generator=generator, impl=impl
     )
 
 

@@ -406,7 +406,7 @@ def chunked_iwae_loss(
             gradient=gradient,
             antithetic=antithetic,
             impl=impl,
-            flat=prior is not None,
+            improper_prior=prior is not None,
         )
         recon = decoder(layouts.restore(z, of_latents, order, size))
         values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)

@@ -199,7 +199,7 @@ def kl_decomposition(
     stratified_of = dataset_size if estimator == "stratified" else None
     q = z, mu, logvar, all_mu, all_logvar
     terms = calls.kl_decomposition(*q, stratified_of, impl=impl)
-    if estimator == "weighted":
+    if estimator == "weighted" and dataset_size is not None:
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms
         excess = first.new_full((), dataset_size).log()  # on its device: nothing waits for a copy
@@ -226,7 +226,7 @@ def all_examples(z, dataset_size, dataset):
 
 
 def size_of_data_set(batch, dataset_size, dataset, estimator):
-    """Whether the arguments of the estimators of a batch fit."""
+    """Check the arguments of the estimators that know a batch alone."""
     if dataset is not None:
         raise ValueError(f"estimator={estimator!r} takes no dataset: that is for 'aggregate'")
     if dataset_size is None:

@@ -157,7 +157,7 @@ class LinearGaussianModel:
         return Gaussian(zero, self.prior * torch.diag_embed(torch.ones_like(zero)))
 
     def _information(self) -> Tensor:
-        """What an example says of z: W' diag(1 / sigma^2) W [D, D]; it is the same for every x."""
+        """The precision that any example adds to z: W' diag(1 / sigma^2) W [D, D]."""
         return (self.weight.mT / self._noise()) @ self.weight
 
     def _precision(self) -> Tensor:

@@ -32,7 +32,7 @@ from .rows import samples_in
 
 
 class Likelihood(NamedTuple):
-    """What an op takes of ``elbo_loss``'s arguments.
+    """The arguments of ``elbo_loss`` that an op takes.
 
     Attributes:
         op: its name. The module of a backend and its launcher are named after it.
@@ -81,8 +81,8 @@ def backward_launcher(backend, family, name):
     launch = launcher(backend, family, f"launch_{name.removesuffix('_backward')}")
 
     def backward(dnll, *arguments):
-        *arguments, needs = arguments
-        return launch(*arguments, dnll=dnll, needs=needs)[1]
+        *given, needs = arguments
+        return launch(*given, dnll=dnll, needs=needs)[1]
 
     return backward
 
@@ -92,8 +92,8 @@ def loss_launcher(backend, family, name):
     launch = launcher(backend, family, f"launch_{family}")
 
     def loss(*arguments):
-        *arguments, scale, needs = arguments
-        nll, gradients = launch(*arguments, scale=scale, values="total", needs=needs)
+        *given, scale, needs = arguments
+        nll, gradients = launch(*given, scale=scale, values="total", needs=needs)
         return [nll.sum() * scale, *gradients]
 
     return loss

@@ -23,7 +23,7 @@ if PTX:
 MARKS = [pytest.mark.kernels, pytest.mark.gpu] if ON_GPU else [pytest.mark.kernels]
 DEVICE = pytest.param("cuda" if ON_GPU else "cpu", marks=MARKS)
 
-# Of pytest-xdist. Subprocesses are no workers: as one, pytest-benchmark writes no results.
+# pytest-xdist's variable. Subprocesses are no workers: in one, pytest-benchmark writes no results.
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
     # There is a worker a core: more threads, here and in subprocesses, wait for each other.
     torch.set_num_threads(1)

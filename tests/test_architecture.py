@@ -31,7 +31,7 @@ COMMON = [*HOUSE, "bench/harness", "bench/reporting"]
 # For each folder those whose modules its own may import; all may import their neighbours.
 ARROWS = {
     "api": ["estimators", "estimators/compat"],
-    # Of kernels these import torch_state.py alone, but for estimators/dispatch.
+    # Only estimators/dispatch imports more of kernels than torch_state.py.
     "estimators": ["estimators/dispatch", "estimators/reference", "kernels"],
     "estimators/compat": ["estimators", "estimators/dispatch", "estimators/reference"],
     "estimators/dispatch": ["estimators/reference", "kernels"],
@@ -51,7 +51,7 @@ ARROWS = {
 }
 # bench/ itself has the commands and suites.py, which know all of the above.
 ARROWS["bench"] = [folder for folder in ARROWS if folder != "examples"]
-# What a folder may import of others' packages, beside the standard library.
+# The packages of others that a folder may import, beside the standard library.
 OUTSIDE = {
     "api": set(),
     "estimators": {"torch", "arviz_stats"},  # the latter where it is installed
@@ -230,7 +230,7 @@ def test_no_circles(tree):
 
 
 def test_no_import_inside_a_function():
-    """Of the project's own modules: it would hide a circle, or a weight, from the reader."""
+    """An import of the project's own modules there would hide a circle or a weight."""
     hidden = {
         (module, i.name)
         for tree in (*INSTALLED, "bench", "examples")
@@ -250,7 +250,7 @@ def draws(module):
 
 
 def packages_of(module):
-    """Those that Python imports before it."""
+    """The packages that Python imports before it."""
     parts = module.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 

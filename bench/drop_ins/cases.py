@@ -1,4 +1,4 @@
-"""What is swept of the drop-ins: batches and dtypes of the Grid, at one latent dimension."""
+"""The sweep of the drop-ins: batches and dtypes of the Grid, at one latent dimension."""
 
 from ..harness.cases import DIRECTIONS, Case, coarse_first
 

@@ -1,4 +1,4 @@
-"""What very deep VAEs and the autoencoders of latent diffusion have in their losses."""
+"""The losses of very deep VAEs and of the autoencoders of latent diffusion."""
 
 import math
 
@@ -53,7 +53,7 @@ def replaced_mix_logistic(numbers, colors):
 
 
 def exact_mix_logistic(numbers, colors):
-    """By the difference of sigmoids, of either sign: float64 has enough digits of the smaller."""
+    """The difference of two sigmoids. In float64 the smaller one keeps enough digits."""
     logits, *rest = numbers.chunk(10, 1)
     r, g, b = colors.unsqueeze(2).unbind(1)
     shifts = 0.0, rest[2].tanh() * r, rest[5].tanh() * r + rest[8].tanh() * g

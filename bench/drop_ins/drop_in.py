@@ -1,4 +1,4 @@
-"""What the drop-ins' entries are made of."""
+"""The parts that the drop-ins' entries share."""
 
 import dataclasses
 import math

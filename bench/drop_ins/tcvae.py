@@ -82,7 +82,7 @@ ENTRIES["rtqichen_tcvae_elbo"] = DropIn(
 
 
 def columns(batch, like):
-    """Of the stratified weights, as published."""
+    """The logarithms of the stratified weights, as published."""
     others = batch - 1
     weights = torch.full((batch, batch), 1 / others, dtype=like.dtype, device=like.device)
     weights[:, 0] = 1 / EXAMPLES

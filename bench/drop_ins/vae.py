@@ -85,7 +85,7 @@ BOLTS_WEIGHT = 0.1  # the default of lightning-bolts
 
 
 def bolts_distributions(mu, log_var):
-    """Of the model's ``sample``, which stays as it is."""
+    """The distributions of the model's ``sample``, which stays as it is."""
     std = torch.exp(log_var / 2)
     return normal(torch.zeros_like(mu), torch.ones_like(std)), normal(mu, std)
 

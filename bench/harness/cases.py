@@ -1,4 +1,4 @@
-"""What a case is and what a sweep covers. Torch-free: the charts read it too."""
+"""Cases, and the grids that sweeps cover. Torch-free: the charts read it too."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables
 
 
 class Grid(NamedTuple):
-    """What a sweep covers, and how long each case is timed."""
+    """The shapes and dtypes of a sweep, and how long each case is timed."""
 
     batches: tuple
     latents: tuple
     dtypes: tuple
-    seconds: float  # timing per case and clock, rounds permitting
+    seconds: float  # of timing per case and clock, within ``rounds``
     rounds: tuple  # fewest and most
     few: tuple = ()  # more dtypes, in a few cells
     brief: bool = False  # training alone, fewer shapes, and nothing that is ``full_only``

@@ -20,8 +20,8 @@ FLUSH_BYTES = 256 * 2**20  # several times any L2: 50 MB on an H100
 CACHE_BYTES = {"cuda": 50 * 2**20, "cpu": 32 * 2**20}  # at least: a larger L2 is asked for
 MAX_INPUT_SETS = {"cuda": 16, "cpu": 4}
 COPY_BYTES = {"cuda": 2 * 2**30, "cpu": 256 * 2**20}
-# Cycles of the spin kernel a second: above any clock of today's GPUs, so it spins too long
-# rather than too short.
+# Cycles of the spin kernel per second. This is above the clock of any GPU of today, so that it
+# spins too long rather than too short.
 SPIN_HZ = 2.2e9
 
 
@@ -136,7 +136,7 @@ class ColdStart:
 
 
 def waits_for_device(call, inputs):
-    """Whether a call makes the host wait: then it cannot be queued ahead, nor captured."""
+    """Whether a call makes the host wait. Such a call cannot be queued ahead or captured."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -152,7 +152,7 @@ def waits_for_device(call, inputs):
 
 
 def graph_clock(call, sets, seconds, bounds):
-    """Seconds a call in the replay of a CUDA graph that holds one call on every input set."""
+    """Seconds per call in the replay of a CUDA graph that holds one call on each input set."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -186,7 +186,7 @@ def copy_bytes(device):
 
 
 def at_work(ask):
-    """What ``ask()`` says while the GPU copies, for about half a second."""
+    """The answer of ``ask()`` while the GPU copies for about half a second."""
     source = torch.empty(copy_bytes("cuda") // 4, device="cuda")
     target = torch.empty_like(source)
     torch.cuda.synchronize()
@@ -201,7 +201,7 @@ def at_work(ask):
 
 
 def copy_ceiling(device):
-    """Bytes a second, read plus written, of a large copy: the roof of everything measured."""
+    """Bytes per second, read plus written, of a large copy: the roof of all measurements."""
     # The CPU's pages are touched by filling; a copy of untouched ones would measure faults.
     source = torch.full((copy_bytes(device) // 4,), 1.5, device=device)
     target = torch.full_like(source, 0.5)

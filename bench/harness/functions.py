@@ -1,4 +1,4 @@
-"""What is called for a provider of an operation: its own function, or another's compiled."""
+"""The function of a provider for an operation: its own, or another's compiled."""
 
 import functools
 
@@ -56,6 +56,6 @@ def get(provider, operation, device, samples=1):
 
 
 def get_checked(provider, operation, function, samples):
-    """What the oracle checks: what is timed, unless that does not show its sample."""
+    """The function that the oracle checks: the timed one, unless it does not show its sample."""
     checked = operation.checked.get(provider)
     return functools.partial(checked, samples=samples) if checked else function

@@ -1,4 +1,4 @@
-"""On what it was measured: hardware and versions, without names of hosts, users or paths."""
+"""The machine: its hardware and versions, without names of hosts, users or paths."""
 
 import os
 import platform
@@ -13,11 +13,11 @@ NVIDIA_FIELDS = (
     "driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "persistence_mode",
     "ecc.mode.current", "mig.mode.current",
 )  # fmt: skip
-# What changes while it works, and why clocks are held back. Older drivers have another word for it.
+# These change while the GPU works. Older drivers have another word for the reasons.
 LOAD_FIELDS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 REASONS = "clocks_event_reasons.active", "clocks_throttle_reasons.active"
 HARMLESS = 0x1 | 0x2  # of the reasons: idle, and clocks that a user has set
-# Of what pytest-benchmark collects, the part that says something about speed.
+# The part of what pytest-benchmark collects that says something about speed.
 KEPT = ("machine", "system", "python_implementation", "python_version")
 
 
@@ -67,7 +67,7 @@ def gpu():
 
 
 def asked(fields):
-    """What nvidia-smi says of the GPU in use; {} where it is not there or knows no such GPU.
+    """The answers of nvidia-smi for the GPU in use; {} where it is absent or knows no such GPU.
 
     CUDA numbers the GPUs that a process may see, nvidia-smi all, and by another order: only the
     UUID names the same one. A part of a GPU (MIG) has a UUID that this question does not know.
@@ -123,12 +123,12 @@ def installed(package):
 
 
 def numba_version():
-    """Of the kernels that CPU tensors take; None where they take the reference."""
+    """The version of numba, whose kernels CPU tensors take; None where they take the reference."""
     return None if os.environ.get("TRITON_INTERPRET") == "1" else installed("numba")
 
 
 def describe(device):
-    """What is added to pytest-benchmark's machine_info."""
+    """The fields that are added to pytest-benchmark's machine_info."""
     return {
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_model(),

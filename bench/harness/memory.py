@@ -22,7 +22,7 @@ def gpu_peak(call, inputs):
 def cpu_peak(call, inputs):
     """From the profiler, which sees every allocation and release of torch's CPU allocator.
 
-    Not what a kernel keeps on its own stack: a few kilobytes a thread.
+    It does not see what a kernel keeps on its own stack: a few kilobytes per thread.
     """
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: how many cases and about how long, then one line per case."""
+"""A run's progress: how many cases there are and about how long they take, then a line each."""
 
 import shutil
 import time

@@ -82,7 +82,7 @@ def dump(output):
 
 
 def reason(error):
-    """What a row says of an exception: its type, and the first line of its message."""
+    """An exception as rows show it: its type, and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
@@ -153,7 +153,7 @@ def slug(machine_info):
 
 
 def case_of(info):
-    """The case of a row. Runs from before there were operations on K samples say no K."""
+    """The case of a row. Runs from before operations on K samples do not state K."""
     suites = [suite for suite, ops in BEFORE_SUITES.items() if info["op"] in ops.split()]
     known = {"samples": 1, "suite": (*suites, "operations")[0]} | info
     return Case(**{field: known[field] for field in Case._fields})

@@ -46,7 +46,7 @@ class Session:
         self._ceiling = None
         self._measured = None
 
-    # What the benchmarks take to meet this state.
+    # For the tests that time something.
 
     @pytest.fixture
     def run(self, request):
@@ -171,7 +171,7 @@ class Session:
             if self.ended or self.unspent:
                 line(f"go on with --resume={self.folder}")
 
-    # What the JSON says.
+    # The JSON.
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info):

@@ -26,7 +26,7 @@ class Floor(NamedTuple):
     columns: int = 0
 
     def element_bytes(self, direction, dtype="float32"):
-        """Bytes an element of the full-size tensors, as the speed contract counts.
+        """Bytes per element of the full-size tensors, as the speed contract counts.
 
         >>> floor = Floor(3, 5)
         >>> floor.element_bytes("forward"), floor.element_bytes("forward+backward")

@@ -1,4 +1,4 @@
-"""What is swept of the losses that compare all pairs: (batch, components, latents) of each."""
+"""The sweep of the losses that compare all pairs: (batch, components, latents) of each."""
 
 from ..harness.cases import DIRECTIONS, FLOAT32, Case
 
@@ -23,7 +23,7 @@ def squares(*shapes):
 
 
 SMALL = [(128, 500, 32), (128, 10, 16)]
-# What is huge comes last: if the budget ends before it, nothing else is lost.
+# The huge shape comes last: if the budget ends before it, nothing else is lost.
 HUGE = (4096, 4096, 64)
 # Float32 alone: of bfloat16 sums over 64 latents the weights of components would be noise.
 DTYPES = FLOAT32

@@ -1,10 +1,10 @@
-"""What the charts and tables of all pairs are made of. No torch."""
+"""The data of the charts and tables of all pairs. No torch."""
 
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import OURS
 
 SHAPE = ["batch", "samples", "latent"]  # B, K, D
-# What a chart has along its axis, and what is then the same in all its cells.
+# The axis of a chart, and the columns that are then the same in all its cells.
 ALONG = {"batch": ["samples", "latent"], "samples": ["batch", "latent"], "latent": SHAPE[:2]}
 
 
@@ -13,7 +13,7 @@ def of_mixtures(table):
 
 
 def training(device):
-    """Forward + backward by the clock of the charts, with ``per_pair``: seconds a (b, k, d)."""
+    """Forward + backward by the clock of the charts, with ``per_pair``: seconds per (b, k, d)."""
     table = of_mixtures(device.right)
     table = table[(table.clock == device.clock) & (table.direction == DIRECTIONS[0])]
     return table.assign(per_pair=table.median_s / table[SHAPE].prod(axis=1))
@@ -35,7 +35,7 @@ def squares(table):
 def line(table, along):
     """The cells of an operation of which one dimension differs: where it has the most values.
 
-    Of a batch that is compared with itself the components go along; they have no line then.
+    A batch that is compared with itself has as many components; these have no line then.
     """
     fixed = ALONG[along]
     if squares(table):

@@ -1,4 +1,4 @@
-"""What is swept of the operations: every shape of the grid, in both directions."""
+"""The sweep of the operations: every shape of the grid, in both directions."""
 
 from ..harness.cases import DIRECTIONS, Case, coarse_first
 from ..harness.providers import PROVIDERS

@@ -38,7 +38,7 @@ def charts(device):
 
 
 def heat_maps(cells, what, subject):
-    """Speed-up over the best baseline, batch by latent dimension, a panel an operation."""
+    """Speed-up over the best baseline, batch by latent dimension, a panel per operation."""
     ops = present(cells)
     rows = math.ceil(len(ops) / 2)
     latents = sorted(cells.latent.unique())
@@ -67,7 +67,7 @@ def heat_maps(cells, what, subject):
 
 
 def times(table, op, dtype, clock, subject):
-    """Time of a call against batch size: a column a latent dimension, a row a direction."""
+    """Time of a call against batch size: a column per latent dimension, a row per direction."""
     latents = sorted(table.latent.unique())
     directions = [d for d in DIRECTIONS if (table.direction == d).any()]
     height = 2.25 * len(directions) + 1.75
@@ -114,7 +114,7 @@ def bandwidth(table, what, subject):
     ops = present(table)
     rows = math.ceil(len(ops) / 2)
     height = 1.55 * rows + 1.9
-    title = f"Necessary bytes a second, as a share of a measured copy: {what}"
+    title = f"Necessary bytes per second, as a share of a measured copy: {what}"
     figure, axes = canvas.canvas(rows, 2, height, title, subject, 1.15, sharex=True, sharey=True)
     figure.subplots_adjust(hspace=0.30, wspace=0.08)
     for axis, op in zip(axes.flat, ops, strict=False):
@@ -137,7 +137,7 @@ def bandwidth(table, what, subject):
 
 
 def peak_memory(table, dtype, subject):
-    """Peak memory of a training step at the largest problem, a row an operation."""
+    """Peak memory of a training step at the largest problem, a row per operation."""
     size = (table.batch * table.latent).max()
     table = table[table.batch * table.latent == size]
     batch, latent = table.batch.iloc[0], table.latent.iloc[0]

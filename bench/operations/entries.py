@@ -32,6 +32,7 @@ from ..harness.operation import (
     PIXEL,
     PIXEL_BITS,
     SPARSE_COUNTS,
+    TOLERANCE,
     Operation,
 )
 
@@ -349,6 +350,8 @@ ENTRIES["negative_binomial_nll"] = Operation(
     },
     exact=oracle.negative_binomial,
     floor=traffic.Floor(2, 3, columns=1),  # log means, x | log means, x -> dlog_means
+    # The textbook's log-gamma functions cancel: its gradient in bfloat16 is off by a seventh.
+    tolerance={**TOLERANCE, "bfloat16": 0.3},
     corners=True,
 )
 

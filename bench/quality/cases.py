@@ -1,4 +1,4 @@
-"""What the quality suite sweeps: estimators, samples, distances of q, latent dimensions.
+"""The sweep of the quality suite: estimators, samples, distances of q, latent dimensions.
 
 Torch-free: the charts read it too.
 
@@ -22,7 +22,7 @@ SLOPE_DISTANCE = 0.5
 
 
 class Grid(NamedTuple):
-    """What a sweep covers, and how much of it is computed."""
+    """The cells of a sweep, and how much of each is computed."""
 
     samples: tuple
     distances: tuple
@@ -31,7 +31,7 @@ class Grid(NamedTuple):
     # and most replicates: fixed numbers, so that the same seeds give the same figures anywhere.
     work: int
     replicates: tuple
-    seconds: float  # timing a case
+    seconds: float  # of timing per case
     rounds: tuple
     between: tuple = ()  # more K for the fitted slopes
 

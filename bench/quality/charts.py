@@ -43,7 +43,7 @@ def legend(figure, names, height, extra=(), columns=None):
 
 def grid(table, titles, what, subject, inches, around, ylabel, bottom=1.15, xlabel="samples K",
          share=("all", "row"), **adjust):  # fmt: skip
-    """(figure, height, [(D, its row of axes), ...]): a row a dimension, a column a title."""
+    """(figure, height, [(D, its row of axes), ...]): a row per dimension, a column per title."""
     latents = sorted(table.latent.unique())
     height = inches * len(latents) + around
     sharex, sharey = share
@@ -84,7 +84,7 @@ def errors(axis, x, y, error, name, **options):
 
 
 def bounds(table, subject):
-    """The bounds against K, the exact log p(x) as a line; a row a dimension."""
+    """The bounds against K, the exact log p(x) as a line; a row per dimension."""
     distances = sorted(table.distance.unique())
     if len(distances) > 3:
         distances = [distances[0], *(d for d in (0.0, SLOPE_DISTANCE) if d in distances)]
@@ -122,7 +122,7 @@ def bounds(table, subject):
 
 
 def side(distance):
-    """What a signed distance says of q."""
+    """A signed distance in words."""
     if distance == 0:
         return "q 0: the best diagonal q"
     return f"q {distance:+g}: {'wider' if distance > 0 else 'narrower'} than the best"
@@ -183,7 +183,7 @@ def reference(axis, fitted):
 
 
 def frontier(table, subject):
-    """Gradient variance against time of a call; a line an estimator, along K."""
+    """Gradient variance against time of a call; a line per estimator, along K."""
     table = table[table.distance == SLOPE_DISTANCE]
     figure, height, rows = grid(
         table, TITLES.values(), f"Variance of one example's gradient against time, {Q_TEXT}",

@@ -46,7 +46,7 @@ class Exact:
         return torch.tensor([log_mean(*t, samples) for t in self.transforms]).double()
 
     def bound(self, name, samples, groups):
-        """By the names in the entries: [B], in nats."""
+        """The bound of a name in the entries: [B], in nats."""
         if name == "iwae":
             return self.iwae(samples)
         if name == "miwae":

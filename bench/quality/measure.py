@@ -1,4 +1,4 @@
-"""What the quality suite measures: bias, variance, signal-to-noise ratio, effective samples.
+"""The figures of the quality suite: bias, variance, signal-to-noise ratio, effective samples.
 
 On the linear-Gaussian model x ~ N(W z + b, sigma^2 I), whose posterior is not diagonal. All
 gradients are those of one example's bound: in the model's weight W, and in the encoder's
@@ -71,7 +71,7 @@ def problem(distance, latent):
 def gradients(entry, samples, leaves, x, bias, generator):
     """One call: the estimate, and its gradients in the leaves (mu, logvar, weight).
 
-    ``mu``, ``logvar`` [N, D] and x [N, P]; ``weight`` [N, P, D], one a pair, or [P, D].
+    ``mu``, ``logvar`` [N, D] and x [N, P]; ``weight`` [N, P, D], one per pair, or [P, D].
     """
     mu, logvar, weight = leaves
     model = models.LinearGaussianModel(weight, bias, NOISE_VARIANCE)
@@ -79,7 +79,7 @@ def gradients(entry, samples, leaves, x, bias, generator):
     if entry.grouped:
         options["groups"] = cases.groups(samples)
 
-    def pairwise(z):  # [K, N, D]: a matrix product a pair, not one a sample
+    def pairwise(z):  # [K, N, D]: a matrix product per pair, not per sample
         return model.log_likelihood(x.unsqueeze(1), z.transpose(0, 1)).transpose(0, 1)
 
     def shared(z):
@@ -147,7 +147,7 @@ def bias(sums, exact):
 
 
 def measure(estimator, samples, distance, latent, grid, device="cpu"):
-    """All that is said of a case but its time and memory, for the JSON."""
+    """The fields of a case in the JSON, except its time and memory."""
     entry = ENTRIES[estimator]
     made, exact = problem(distance, latent)
     count = cases.replicates(grid, estimator, samples, distance, latent)
@@ -202,6 +202,6 @@ def time_to_snr(seconds, quartiles, rounds, snr, snr_error):
     if snr is None or not snr > 2 * snr_error:
         return None, None
     value = seconds / cases.BATCH / snr**2
-    # Of a median of normal rounds: 1.253 sigma / sqrt(n), and 1.349 sigma between quartiles.
+    # The median of normal rounds: 1.253 sigma / sqrt(n), with 1.349 sigma between quartiles.
     relative = 1.253 * (quartiles[1] - quartiles[0]) / 1.349 / math.sqrt(rounds) / seconds
     return value, value * math.hypot(2 * snr_error / snr, relative)

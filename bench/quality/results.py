@@ -27,7 +27,7 @@ T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447}
 
 
 def load(device):
-    """All quality measurements of a device, one row a case and run."""
+    """All quality measurements of a device, one row per case and run."""
     kept = [*CELL, "batch", "dtype", *MEASURED]
     rows = [
         {"run": name}
@@ -65,7 +65,7 @@ def points(table, estimator, part, latent, distance=SLOPE_DISTANCE):
 
 
 def slopes(table):
-    """Slopes of log SNR in log K with 95 % intervals, a row each.
+    """Slopes of log SNR in log K with 95 % intervals, a row for each.
 
     Weighted least squares, weights from the SNRs' standard errors (to first order, of the
     logarithm). The interval is Student's t on the points' own scatter about the line, or

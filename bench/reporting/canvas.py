@@ -1,4 +1,4 @@
-"""What all charts are drawn with: figures of one look, axes, legends, heat maps of speed-ups."""
+"""The parts of all charts: figures of one look, axes, legends, heat maps of speed-ups."""
 
 import math
 
@@ -123,7 +123,7 @@ def speedup_axis(axis, powers, ends, label):
 
 
 def labelled_rows(axis, names):
-    """A row a name, the first on top."""
+    """A row per name, the first on top."""
     axis.set_yticks(range(len(names)), names)
     axis.set_ylim(len(names) - 0.5, -0.5)
 

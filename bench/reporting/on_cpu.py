@@ -1,4 +1,4 @@
-"""What ``fused_elbo`` was on a CPU, wherever a report has to say it, from a run's machine_info.
+"""The words on what ``fused_elbo`` was on a CPU, from a run's machine_info.
 
 With numba CPU tensors take its kernels. Runs from before those do not name it, and a run without
 it names None: there ``fused_elbo`` was its PyTorch reference.
@@ -54,7 +54,7 @@ def in_headers(shown):
 
 
 def memory(info):
-    """What the peak does not see."""
+    """The memory that the peak does not see."""
     if has_kernels(info):
         return (
             "; the buffers of numba's kernels, some 170 kB a thread, are not torch's and not seen"

@@ -26,7 +26,7 @@ COLUMNS = [
 class Device:
     """A device's folder: its runs, read once, and the tables that are made of them.
 
-    ``table`` has a row a case and clock, ``right`` those that charts show, ``speedups`` is
+    ``table`` has a row per case and clock, ``right`` those that charts show, ``speedups`` is
     fused_elbo against the others. Rows of suites that time no operations are in ``runs`` only.
     """
 
@@ -57,7 +57,7 @@ class Device:
 
     @cached_property
     def speedups(self):
-        """By the clock of the charts."""
+        """The speed-ups by the clock of the charts."""
         return self.all_speedups[self.all_speedups.clock == self.clock]
 
     @cached_property
@@ -88,7 +88,7 @@ class Device:
 
 
 def rows_of(name, run):
-    """One row a case and clock; one without times for a provider that was wrong or failed."""
+    """One row per case and clock; one without times for a provider that was wrong or failed."""
     common = {"run": name, "commit": run["commit_info"]["id"][:7]}
     for benchmark in run["benchmarks"]:
         info = benchmark["extra_info"]
@@ -167,7 +167,7 @@ def newest_run(table):
 
 
 def speedups(right):
-    """fused_elbo against eager and against the best baseline, a row a cell and clock.
+    """fused_elbo against eager and against the best baseline, a row per cell and clock.
 
     ``eager`` and ``best`` are ratios of times, above 1 where fused_elbo is faster; ``rival`` is
     the best baseline's name; ``beyond_noise`` and ``eager_beyond_noise`` say whether quartiles do

@@ -41,7 +41,7 @@ def verdicts(cells):
 
 
 def speedup_table(speedups, suites, title=""):
-    """A row an operation, direction and dtype: speed-ups over eager and the best baseline."""
+    """A row per operation, direction and dtype: speed-ups over eager and the best baseline."""
     rows = []
     for op in present(speedups, suites):
         for direction in DIRECTIONS:

@@ -1,4 +1,4 @@
-"""What is swept of the operations on K samples: shapes from here, the rest from the Grid."""
+"""The sweep of the operations on K samples: shapes from here, the rest from the Grid."""
 
 from itertools import zip_longest
 from typing import NamedTuple
@@ -49,7 +49,7 @@ def shapes_in_order(grid):
 
 
 def cells(grid, dtypes):
-    """[[(K, batch, latent, dtype), ...], ...]: a list a shape, the published one first.
+    """[[(K, batch, latent, dtype), ...], ...]: a list per shape, the published one first.
 
     Its greatest K come first, so that a sweep that is cut short spans all K of one shape.
     """

@@ -106,7 +106,7 @@ def loss_share(table, dtype, subject):
 
 
 def heat_maps(cells, dtype, clock, subject):
-    """Speed-up by K and (batch, latent): a row an operation, over the best and over eager."""
+    """Speed-up by K and (batch, latent): a row per operation, over the best and over eager."""
     ops = present(cells)
     panels = [(op, against) for op in ops for against in ("best", "eager")]
     panel_height = 0.75 + 0.27 * cells.samples.nunique()

@@ -204,7 +204,7 @@ ENTRIES["iwae_step"] = Sampled(
 )
 
 
-# What a step cannot do without: the rest of it is the loss.
+# The part that a step cannot do without. The rest of it is the loss.
 ENTRIES["decoder"] = Sampled(
     inputs={"z": Input(("samples", *LATENTS)), **DECODER},
     outputs=("sample events",),

@@ -1,4 +1,4 @@
-"""What the charts and tables of K samples are made of. No torch."""
+"""The data of the charts and tables of K samples. No torch."""
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ def of_samples(table):
 
 
 def chosen_shapes(table):
-    """Those (batch, latent) of a table that have the most K, at most MOST_SHAPES, small first."""
+    """The (batch, latent) of a table that have the most K, at most MOST_SHAPES, small first."""
     count = table.groupby(SHAPE).samples.nunique().reset_index()
     best = count.sort_values(["samples", *SHAPE], ascending=[False, True, True])
     return sorted(map(tuple, best[SHAPE].head(MOST_SHAPES).to_numpy().tolist()))

@@ -145,7 +145,7 @@ def terminal(device):
 
 
 def by_samples(table, what):
-    """At one shape a row a K, a column a provider."""
+    """At one shape, a row per K and a column per provider."""
     batch, latent = results.chosen_shapes(table)[-1]
     cells = results.at_shape(table, (batch, latent))
     names = providers(cells)

@@ -1,4 +1,4 @@
-"""What the machine code of every kernel says, read without a GPU.
+"""Read the machine code of every kernel, without a GPU.
 
 ``python -m bench.static`` compiles each kernel ahead of time, with the arguments and tiles that its
 launcher would use, and writes ``results/static/<target>.json``, a table and a roofline chart.
@@ -23,7 +23,8 @@ def main():
     parser.add_argument("--set-gates", action="store_true", help="write the gates anew")
     options = parser.parse_args()
     if options.check:
-        problems = gates.check(report("sm_90"), gates.load())
+        rows = report("sm_90") + report("sm_90", ("float32", "bfloat16"), (gates.UNALIGNED,))
+        problems = gates.check(rows, gates.load())
         print("\n".join(problems) or "static report: every kernel is within its gates")
         return 1 if problems else 0
     if options.set_gates:

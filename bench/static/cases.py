@@ -1,4 +1,4 @@
-"""Which launches are compiled: every kernel, as its launcher launches it on large problems.
+"""The launches that are compiled: every kernel, as its launcher launches it on large problems.
 
 Each family of kernels has a module with a function ``cases``. To add a kernel, add a StaticCase to
 the list of its family.

@@ -3,12 +3,12 @@
 from matplotlib.figure import Figure
 
 COLUMNS = 64  # in a row, of the kernels that are shown
-# Measured copy bandwidth in TB/s, and instructions a second if every lane issues one a cycle.
+# Measured copy bandwidth in TB/s, and instructions per second if every lane issues one per cycle.
 CHIPS = {"H100": (3.0, 132 * 4 * 32 * 1.755e9), "H200": (4.3, 132 * 4 * 32 * 1.755e9)}
 
 
 def chart(rows, path):
-    """Instructions against bytes an element; under a chip's line its memory is the bound."""
+    """Instructions against bytes per element; under a chip's line its memory is the bound."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.subplots()
     byte_range = (0, 40)
@@ -22,7 +22,7 @@ def chart(rows, path):
     for row in rows:
         if row["columns"] != COLUMNS or row["dtype"] not in colours:
             continue
-        if row["contract_bytes"] is None:  # what it moves is not counted an element
+        if row["contract_bytes"] is None:  # what it moves is not counted per element
             continue
         x, y = row["bytes_per_element"], row["instructions_per_element"]
         marker = markers.get(row["kernel"].split()[-1])
@@ -40,8 +40,8 @@ def chart(rows, path):
     axes.set(
         xlim=byte_range,
         ylim=(0, 100),
-        xlabel="bytes moved an element",
-        ylabel="instructions issued an element",
+        xlabel="bytes moved per element",
+        ylabel="instructions issued per element",
         title="Below a line the kernel is bound by memory (sm_90, rows of 64, predicted)",
     )
     axes.grid(alpha=0.3)

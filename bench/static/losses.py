@@ -34,7 +34,7 @@ def images(t):
 
 
 def totals(t):
-    """What ``elbo_loss`` launches after its likelihood, whose partial sums it adds up."""
+    """The launches of ``elbo_loss`` after its likelihood, which add up its partial sums."""
 
     def total():
         partial, _ = launch_gaussian_nll(t.a, t.b, None, 0.0, 1, values="total")

@@ -92,7 +92,7 @@ def opcodes_and_loops(sass):
 
 
 def read_nvidia(compiled, elements, loops=None):
-    """Registers, stack, local and shared memory; instructions and bytes an element.
+    """Registers, stack, local and shared memory; instructions and bytes per element.
 
     ``loops`` "longest": those of the loop over samples, whose turns handle ``elements`` each; what
     is around it is done once for all samples. "innermost": of the loops over latents, together.

@@ -1,12 +1,13 @@
-"""One row a kernel, dtype and row length, for each target, into ``results/static/``.
+"""One row per kernel, dtype and row length, for each target, into ``results/static/``.
 
-How instructions are counted: the kernels are straight-line code, so an element costs the
-instructions of a program (NOPs and what follows the last EXIT aside) over the elements that a
-thread handles. Those that loop over samples are counted by their loop alone: an element is
-one of z then, and what is done once for all samples is left out. Those of a mixture are counted
-by their loops over latents, those of marginals by the ones over rows or components: an element is
-then a latent of a pair of row and component. Bytes an element are those of the 128-bit global
-loads and stores: all full-size operands are read and written so, and what a row needs once is not.
+Instructions per element: most kernels are straight-line code, so they are the instructions of a
+program over the elements that a thread handles, without NOPs and without what follows the last
+EXIT. A StaticCase says where only the instructions of loops count. Where that is the loop over
+samples, an element is one of z, and the work that is done once for all samples is left out. Where
+it is the innermost loops, an element is a latent of a pair of row and component.
+
+Bytes per element are those of the 128-bit global loads and stores. All full-size operands are read
+and written so. What a row needs once does not count.
 """
 
 import json
@@ -35,7 +36,7 @@ RESULTS = Path("results/static")
 
 
 def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
-    """One row a kernel, dtype and row length."""
+    """One row per kernel, dtype and row length."""
     target, rows = TARGETS[target_name], []
     total = len(dtypes) * len(columns)
     for step, (dtype_name, cols) in enumerate((d, c) for d in dtypes for c in columns):

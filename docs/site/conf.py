@@ -1,4 +1,9 @@
-"""Sphinx's settings. Its sources are the pages that ``build.py`` lays out."""
+"""Sphinx's settings. Its sources are the pages that ``build.py`` lays out.
+
+Sphinx rather than MkDocs: the docstrings are reST with roles and formulas, which autodoc renders
+and mkdocstrings does not, and its search works on files without a server. Furo is readable on a
+phone and asks no other host for fonts or scripts. MyST reads the same Markdown as a code host.
+"""
 
 import sys
 from importlib.metadata import version as installed

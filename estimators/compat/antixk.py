@@ -6,11 +6,12 @@ from torch import Tensor
 from ..dispatch import choice, validate
 from ..dispatch.types import Implementation
 from .terms import (
-    Steps,
     check_batch,
     check_latents,
+    count_of,
     mean_kl,
     mean_squared_error,
+    share_done,
     terms_of_columns,
 )
 from .torch_nn import in_torch_dtype
@@ -128,7 +129,7 @@ class AntixKBetaVAELoss:
         self.Capacity_max_iter = Capacity_max_iter
         self.loss_type = loss_type
         self.impl: Implementation = impl
-        self._steps = Steps()
+        self._steps = count_of(0)
 
     def __call__(
         self,
@@ -141,7 +142,7 @@ class AntixKBetaVAELoss:
         **unused_named: object,
     ) -> dict[str, Tensor]:
         """As the class says; every call counts."""
-        self._steps.count()
+        self._steps = self._steps + 1
         recons_loss, kld = _antixk_terms(recons, input, mu, log_var, self.impl)
         if self.loss_type == "H":
             loss = recons_loss + self.beta * M_N * kld
@@ -153,16 +154,16 @@ class AntixKBetaVAELoss:
     @property
     def num_iter(self) -> int:
         """How often it was called."""
-        return self._steps.number
+        return int(self._steps)
 
     @num_iter.setter
     def num_iter(self, value: int) -> None:
-        self._steps.number = value
+        self._steps = count_of(value)
 
     def capacity(self, device: torch.device | str = "cpu") -> Tensor:
         """C of the last call, [1], in nats: filled on the device, which then need not wait."""
         most = torch.full((1,), self.max_capacity, dtype=torch.float32, device=device)
-        return (most / self.Capacity_max_iter * self._steps.tensor).clamp(0, self.max_capacity)
+        return (most / self.Capacity_max_iter * self._steps).clamp(0, self.max_capacity)
 
 
 class AntixKBetaTCVAELoss:
@@ -227,16 +228,16 @@ class AntixKBetaTCVAELoss:
         self.gamma = gamma
         self.model = model
         self.impl: Implementation = impl
-        self._steps = Steps()
+        self._steps = count_of(0)
 
     @property
     def num_iter(self) -> int:
         """How often it was called in training."""
-        return self._steps.number
+        return int(self._steps)
 
     @num_iter.setter
     def num_iter(self, value: int) -> None:
-        self._steps.number = value
+        self._steps = count_of(value)
 
     def __call__(
         self,
@@ -255,12 +256,13 @@ class AntixKBetaTCVAELoss:
             raise ValueError("M_N must be positive: it is the batch's share of the data set")
         check_batch(len(z), len(z), True, "this loss")
         training = self.model is None or self.model.training
-        self._steps.count(training)
+        if training:
+            self._steps = self._steps + 1
         recons_loss = input.numel() * mean_squared_error(self.impl, recons=recons, input=input)
         options = {"power": mu.shape[1], "impl": self.impl}
         terms = terms_of_columns(z, mu, log_var, len(z) / M_N, **options)
         mi, tc, dkl = (in_torch_dtype(term.mean(), mu) for term in terms)
-        anneal = self._steps.share(self.anneal_steps, mu.dtype) if training else 1.0
+        anneal = share_done(self._steps, self.anneal_steps, mu.dtype) if training else 1.0
         loss = recons_loss / len(input) + self.alpha * mi
         return {
             "loss": loss + self.beta * tc + anneal * self.gamma * dkl,

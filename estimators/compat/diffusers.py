@@ -6,9 +6,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..dispatch import calls, choice, layouts, validate
-from ..dispatch.types import Implementation
+from ..dispatch.types import Implementation, Parametrisation, Shape
 
-FORM = "clamped_logvar", 0.0, 0.0
+PARAMETRISATION = Parametrisation("clamped_logvar")
 EVENT = [1, 2, 3]  # the dimensions that the KL sums over
 
 
@@ -106,7 +106,7 @@ class DiagonalGaussianDistribution:
         own = self.impl in ("triton", "numba") or self.parameters.is_cuda
         eps = None if own and generator is None else self._noise(generator)
         z, kl = calls.posterior_sample_kl(
-            self._operand, None, None, None, FORM, eps=eps, impl=self.impl
+            self._operand, None, None, None, PARAMETRISATION, eps=eps, impl=self.impl
         )
         if z.dim() == 4:  # of others it is not the original's
             self._kl = kl.to(z.dtype)
@@ -118,7 +118,7 @@ class DiagonalGaussianDistribution:
             return torch.Tensor([0.0])
         if other is None and self._kl is not None:
             kl, self._kl = self._kl, None
-            # Of a sample without a gradient, where one is wanted now, it is of no use.
+            # The KL of a sample without a gradient is of no use where a gradient is wanted now.
             if kl.requires_grad == (torch.is_grad_enabled() and self.parameters.requires_grad):
                 return kl
         prior = None
@@ -128,7 +128,7 @@ class DiagonalGaussianDistribution:
             prior = other._operand
         operands = self._operand, None, prior, None
         elementwise = self.parameters.dim() != 4
-        kl = calls.posterior_kl(*operands, FORM, elementwise=elementwise, impl=self.impl)
+        kl = calls.posterior_kl(*operands, PARAMETRISATION, elementwise=elementwise, impl=self.impl)
         return (kl.sum(EVENT) if elementwise else kl).to(self._operand.dtype)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
@@ -147,7 +147,7 @@ class DiagonalGaussianDistribution:
 
         In the dtype of the parameters, for in another one the same seed draws other numbers.
         """
-        shape = layouts.latent_shape(self.parameters, None)
+        shape: Shape = layouts.latent_shape(self.parameters, None)
         several = generator if isinstance(generator, list) else [generator]
         shape = (1, *shape[1:]) if len(several) > 1 else shape
         like = self.parameters

@@ -10,11 +10,12 @@ from ..dispatch import choice, validate
 from ..dispatch.types import Implementation
 from ..mixtures import kl_decomposition
 from .terms import (
-    Steps,
     bernoulli_cross_entropy,
     check_batch,
     check_latents,
+    count_of,
     mean_squared_error,
+    share_done,
     terms_of_columns,
 )
 from .torch_nn import in_torch_dtype
@@ -93,16 +94,16 @@ class DisvaeBtcvaeLoss:
         self.rec_dist = rec_dist
         self.steps_anneal = steps_anneal
         self.impl: Implementation = impl
-        self._steps = Steps()
+        self._steps = count_of(0)
 
     @property
     def n_train_steps(self) -> int:
         """How often it was called in training."""
-        return self._steps.number
+        return int(self._steps)
 
     @n_train_steps.setter
     def n_train_steps(self, value: int) -> None:
-        self._steps.number = value
+        self._steps = count_of(value)
 
     def __call__(
         self,
@@ -118,7 +119,8 @@ class DisvaeBtcvaeLoss:
         validate.dense("latent_sample", latent_sample, validate.DTYPES)
         check_latents(data, latent_sample=latent_sample, mean=mean, logvar=logvar)
         check_batch(len(mean), self.n_data, self.is_mss, "is_mss", name="n_data")
-        self._steps.count(is_train)
+        if is_train:
+            self._steps = self._steps + 1
         rec_loss = self.reconstruction(data, recon_batch) / len(data)
         if self.is_mss:
             terms = terms_of_columns(
@@ -127,7 +129,7 @@ class DisvaeBtcvaeLoss:
         else:
             terms = undivided_terms(latent_sample, mean, logvar, impl=self.impl)
         mi, tc, dkl = (in_torch_dtype(term.mean(), mean) for term in terms)
-        anneal = self._steps.share(self.steps_anneal, mean.dtype) if is_train else 1.0
+        anneal = share_done(self._steps, self.steps_anneal, mean.dtype) if is_train else 1.0
         loss = rec_loss + (self.alpha * mi + self.beta * tc + anneal * self.gamma * dkl)
         recorded = storer is not None and (
             not is_train or self.n_train_steps % self.record_loss_every == 1

@@ -1,4 +1,4 @@
-"""What beta a loss with its own reductions and weights amounts to."""
+"""The beta that a loss with its own reductions and weights amounts to."""
 
 import inspect
 from collections.abc import Callable
@@ -188,7 +188,7 @@ def _disvae(rec_dist, beta):
     return {"likelihood": "mse", "recon_weight": 255.0, "kl_weight": beta}
 
 
-# What effective_beta is to know of a loss, as a function of the loss's own options.
+# The arguments of effective_beta for each loss, as a function of the loss's own options.
 LOSSES: dict[Callable[..., Any], Callable[..., dict[str, Any]]] = {
     pytorch_examples_vae_loss: lambda: {
         "likelihood": "bernoulli",
@@ -210,7 +210,7 @@ LOSSES: dict[Callable[..., Any], Callable[..., dict[str, Any]]] = {
 
 
 def _divisor(name, reduction, count_name, elements, batch):
-    """What the sum over everything is divided by."""
+    """The number that the sum over everything is divided by."""
     if reduction == "sum":
         return 1
     if batch is None:

@@ -338,7 +338,7 @@ def pythae_vamp_loss(
 
 
 def reconstruction(recon_x, x, reconstruction_loss, impl):
-    """Of pythae's models: a sum over an example's elements, averaged over the batch."""
+    """The reconstruction term: a sum over each example's elements, averaged over the batch."""
     validate.choice("reconstruction_loss", reconstruction_loss, ("mse", "bce"))
     if recon_x.numel() != x.numel():
         shapes = validate.describe({"recon_x": recon_x, "x": x})

@@ -105,7 +105,7 @@ def rtqichen_tcvae_elbo(
 
 
 def saturating_log_prob(logits, x):
-    """Of rtqichen's Bernoulli, [B]: 1e-8 is added to probabilities, twice, before a logarithm."""
+    """log p(x) [B] of their Bernoulli: probabilities get 1e-8 added twice before a logarithm."""
     logits, x = accumulate(logits, x)
     p = (torch.sigmoid(logits) + 1e-8) * (1 - 2e-8)
     return (x * torch.log(p + 1e-8) + (1 - x) * torch.log(1 - p + 1e-8)).flatten(1).sum(1)

@@ -65,7 +65,10 @@ def scvi_kl_local(
 
 
 def _mean_and_spread(form, **named):
-    """Of a mean and a variance, either of which may be None, or of a Normal in the mean's place."""
+    """(mean, spread) from a mean and a variance, or from a Normal in the mean's place.
+
+    Either may be None.
+    """
     (name, mean), (variance_name, variance) = named.items()
     if isinstance(mean, Normal):
         if variance is not None:
@@ -78,7 +81,7 @@ def _mean_and_spread(form, **named):
 
 
 def _positive(**variances):
-    """Where looking costs no wait, variances must be positive; a NaN is not."""
+    """Check on a CPU that variances are positive; a NaN is not."""
     for name, variance in variances.items():
         if variance is None or variance.device.type != "cpu" or torch.compiler.is_compiling():
             continue

@@ -20,14 +20,13 @@ from .torch_nn import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_los
 # scale: 2.1 nats for 8 bits, 31 for 5 bits.
 LOGISTIC_GUARD = 1e-5
 
-# Latents of pairs of examples below which one tensor of them is faster than kernels, of which one
-# row is none: for 32 examples of 32 latents 0.6 ms against 0.9, for 64 of 10 0.8 against 0.9, for
-# 64 of 32 1.7 against 1.0.
+# Below this many elements (batch * batch * latents), materialising all pairs beats the kernels,
+# because the odd row needs a separate torch call.
 SMALL = 2**16
 
 
 def mean_squared_error(impl, **images):
-    """``F.mse_loss``, for one shape: of two it broadcasts, and takes another mean."""
+    """``F.mse_loss`` for images of one shape; it would broadcast others and average over more."""
     recon, x = images.values()
     if recon.shape != x.shape:
         names = " and ".join(images)
@@ -37,13 +36,16 @@ def mean_squared_error(impl, **images):
 
 
 def bernoulli_cross_entropy(recon, x, reduction, impl):
-    """``F.binary_cross_entropy``, by a kernel where there is one."""
+    """``F.binary_cross_entropy``, by a kernel where one supports the arguments."""
     impl = choice.where_it_fits(impl, fits_kernel("mean", recon, x, probabilities=True))
     return binary_cross_entropy(recon, x, reduction=reduction, impl=impl)
 
 
 def mean_kl(x, mu, logvar, impl):
-    """Over the examples, from [B, D]: with more dimensions the originals broadcast it."""
+    """The KL of latents [B, D], averaged over examples.
+
+    With more dimensions the originals would broadcast it.
+    """
     kl = gaussian_kl(mu, logvar, impl=impl)
     if kl.shape != x.shape[:1]:
         shapes = validate.describe({"mu": mu, "logvar": logvar, "x": x})
@@ -63,7 +65,7 @@ def kl_of_normals(q, p, form, impl, names=("q", "q.scale", "p", "p.scale")):
 
 
 def check_latents(x, **latents):
-    """Of one shape, [B, D], with the examples of x."""
+    """Latents must have one shape [B, D], and x as many examples."""
     validate.tensors(x=x, **latents)
     first = next(iter(latents.values()))
     same = all(t.shape == first.shape for t in latents.values())
@@ -75,23 +77,23 @@ def check_latents(x, **latents):
 
 
 def check_batch(batch, dataset_size, stratified, option, *, name="dataset_size"):
-    """The sizes, of which ``option`` is what asks for stratified weights."""
+    """Check the sizes; ``option`` is the argument that asks for stratified weights."""
     validate.count(name, dataset_size, batch)
     if stratified and batch < 2:
         raise ValueError(f"{option} needs a batch of at least 2, got 1")
 
 
 def weighted(terms, weights):
-    """Their sum, a number an example."""
+    """The weighted sum of the terms, one number per example."""
     return sum(weight * term for weight, term in zip(weights, terms, strict=True))
 
 
 def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
-    """The terms with stratified weights in columns, each to the ``power`` in log q(z).
+    """The terms with stratified weights in columns, each raised to ``power`` in log q(z).
 
-    With M = B - 1 the first example counts 1 / N in all rows of W, the second (N - M) / (N M) and
-    the rest 1 / M, whichever example z is of; in the last row but one the first counts as the
-    second. (W is meant to have 1 / N on its diagonal.)
+    Let M = B - 1. In every row of W the first example has the weight 1 / N, the second
+    (N - M) / (N M), and the rest 1 / M, whichever example z belongs to. In the last row but one the
+    first example has the weight of the second. (W should have 1 / N on its diagonal.)
     """
     others, size = len(z) - 1, dataset_size
     z, mu, logvar = accumulate(z, mu, logvar)
@@ -114,25 +116,11 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
     return own - joint, joint - marginals, marginals - prior
 
 
-class Steps:
-    """A count of steps, and what annealing makes of it; nobody waits for a device."""
+def count_of(number):
+    """A count on the host. It is a tensor, since a compiler would compile anew for every number."""
+    return torch.tensor(number, device="cpu")
 
-    def __init__(self):
-        self.number = 0
 
-    @property
-    def number(self):
-        return int(self.tensor)
-
-    @number.setter
-    def number(self, value):
-        # A tensor, on the host: for every value of a number the compiler would compile anew.
-        self.tensor = torch.tensor(value, device="cpu")
-
-    def count(self, training=True):
-        if training:
-            self.tensor = self.tensor + 1
-
-    def share(self, steps, dtype):
-        """The share of ``steps`` that is done, at most 1."""
-        return 1.0 if steps == 0 else (self.tensor.double() / steps).clamp(max=1.0).to(dtype)
+def share_done(count, steps, dtype):
+    """The share of ``steps`` that ``count`` has done, at most 1; nobody waits for a device."""
+    return 1.0 if steps == 0 else (count.double() / steps).clamp(max=1.0).to(dtype)

@@ -16,8 +16,8 @@ from ..dispatch.types import Implementation
 from ..reference.reference import accumulate
 from ..reference.textbook import LOG_2PI
 
-# The density exp(-pi r^2) is a Gaussian's as it stands: at this log variance the normalising
-# constant is 0, and a squared error loses no digits to adding the constant and taking it off.
+# exp(-pi r^2) is a normalised Gaussian density. At its log variance the normalising constant is 0,
+# so a squared error loses no digits to a constant that is added and subtracted again.
 UNIT_NORMALISER = -LOG_2PI
 
 
@@ -51,7 +51,7 @@ def mse_loss(
 
     Raises:
         ValueError, RuntimeError: what ``F.mse_loss`` raises; RuntimeError also for
-            ``impl="triton"`` or ``"numba"`` where no kernel serves the arguments.
+            ``impl="triton"`` or ``"numba"`` where no kernel supports the arguments.
 
     >>> mse_loss(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(1.)
@@ -97,7 +97,7 @@ def binary_cross_entropy_with_logits(
 
     Raises:
         ValueError, RuntimeError: what torch raises; RuntimeError also for ``impl="triton"``
-            or ``"numba"`` where no kernel serves the arguments.
+            or ``"numba"`` where no kernel supports the arguments.
 
     >>> binary_cross_entropy_with_logits(torch.zeros(2, 3), torch.ones(2, 3))
     tensor(0.6931)
@@ -204,7 +204,7 @@ def gaussian_nll_loss(
         ValueError: a negative variance (see above); a ``var`` of another shape; an unknown
             ``reduction``.
         TypeError: a ``var`` that is neither tensor nor float: an int, as in torch.
-        RuntimeError: ``impl="triton"`` or ``"numba"`` where no kernel serves the arguments.
+        RuntimeError: ``impl="triton"`` or ``"numba"`` where no kernel supports the arguments.
 
     Nix & Weigend, "Estimating the mean and variance of the target probability distribution",
     1994.
@@ -277,10 +277,10 @@ def binary_cross_entropy_rows(input, target, *, impl):
 
 
 def fits_kernel(reduction, input, target, *, probabilities=False):
-    """What the likelihood kernels take.
+    """Whether the likelihood kernels support these arguments.
 
-    Of probabilities nothing in float16, whose range 1 / (p (1 - p)) leaves; nor what autocast
-    keeps torch from taking on CUDA, nor what the compiler fuses itself.
+    They take no probabilities in float16, whose range 1 / (p (1 - p)) exceeds; none under autocast,
+    which torch's own loss refuses on CUDA; and none under a compiler, which fuses the loss itself.
     """
     if probabilities and (
         input.dtype == torch.float16 or validate.autocasts(input) or torch.compiler.is_compiling()
@@ -296,16 +296,16 @@ def fits_kernel(reduction, input, target, *, probabilities=False):
 
 
 def _alike(a, b):
-    """One device and one floating dtype, or what autocast may mix."""
+    """Whether two tensors share a device and a floating dtype, or autocast may mix theirs."""
     if a.device != b.device or a.dtype not in validate.DTYPES or b.dtype not in validate.DTYPES:
         return False
     return a.dtype == b.dtype or validate.autocast_mixes(a, b)
 
 
 def _likelihood_sum(recon, x, *parameters, likelihood, impl):
-    """The negative log-likelihood summed over everything, its gradient had on the way.
+    """The negative log-likelihood summed over everything, with its gradient from the forward pass.
 
-    A vector is one example.
+    A vector counts as one example.
     """
     if recon.dim() == 1:
         recon, x = recon.unsqueeze(0), x.unsqueeze(0)
@@ -318,7 +318,7 @@ def _reduced(total, input, reduction):
 
 
 def in_torch_dtype(value, like):
-    """In the dtype of ``like``, or as it is under autocast, which has losses in float32."""
+    """The value in the dtype of ``like``, or unchanged under autocast: losses are float32 there."""
     if value.dtype == like.dtype or validate.autocasts(like):
         return value
     return value.to(like.dtype)

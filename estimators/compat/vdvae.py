@@ -1,4 +1,4 @@
-"""What VDVAE and the hierarchical VAEs after it compute at every level, in log standard deviations.
+"""The KL, the sampler and the likelihood of VDVAE, in log standard deviations.
 
 Each keeps its original's names, order and shapes. ``fused_elbo.rsample_kl_log_std`` is the two in
 one pass, with the KL of each example in place of a tensor of its terms.
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..discretized import check_data
 from ..dispatch import calls, layouts, validate
-from ..dispatch.types import Implementation
+from ..dispatch.types import Implementation, Parametrisation
 from .terms import LOGISTIC_GUARD
 from .torch_nn import in_torch_dtype
 
-FORM = "log_std", 0.0, 0.0
+PARAMETRISATION = Parametrisation("log_std")
 
 
 def gaussian_analytical_kl(
@@ -60,7 +60,7 @@ def gaussian_analytical_kl(
     shape = validate.broadcast(**named)
     q = in_batches(mu1, shape), in_batches(logsigma1, shape)
     p = in_batches(mu2, shape), in_batches(logsigma2, shape)
-    kl = calls.posterior_kl(*q, *p, FORM, elementwise=True, impl=impl)
+    kl = calls.posterior_kl(*q, *p, PARAMETRISATION, elementwise=True, impl=impl)
     dtype = mu1.dtype
     for tensor in named.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -110,7 +110,7 @@ def draw_gaussian_diag_samples(
             eps = torch.empty_like(mu).normal_(0.0, 1.0)
         eps = in_batches(eps, shape)
     q = in_batches(mu, shape), in_batches(logsigma, shape)
-    z, _ = calls.posterior_sample_kl(*q, None, None, FORM, eps=eps, impl=impl)
+    z, _ = calls.posterior_sample_kl(*q, None, None, PARAMETRISATION, eps=eps, impl=impl)
     return layouts.reshaped(z, shape)
 
 

@@ -6,10 +6,11 @@ of a likelihood's values, [B] or [K, B].
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...kernels import library, ops
 from ..reference import noise, on_rows, reference, textbook
@@ -17,6 +18,7 @@ from . import layouts
 from .choice import (
     all_known,
     default_backend,
+    left_to_compiler,
     left_to_torch,
     noise_is_kept,
     ordered_by_compiler,
@@ -38,13 +40,16 @@ from .layouts import (
     whole_prior,
 )
 from .likelihoods import LIKELIHOODS
+from .types import Gradient, Implementation, Parametrisation, Reduction, Shape
 
 # Normals below which torch.randn itself takes no longer than a kernel that draws the same.
 FEW_NORMALS = 1024
 
 
-def torch_normals(shape, like, generator=None, *, impl):
-    """torch.randn's, which a CPU's kernel draws in a fifth of the time, the same to rounding."""
+def torch_normals(
+    shape: Shape, like: Tensor, generator: Generator | None = None, *, impl: Implementation
+) -> Tensor:
+    """Normals of torch.randn, to rounding; on a CPU a kernel draws them faster than torch."""
     wanted = impl != "reference" and like.dtype == torch.float32
     backend = default_backend(like) if wanted else None
     randn = None if backend is None else torch_randn(backend)
@@ -54,24 +59,40 @@ def torch_normals(shape, like, generator=None, *, impl):
     return randn(shape, generator or torch.default_generator)
 
 
-def torch_randn(backend):
+def torch_randn(backend: Any) -> Callable[..., Tensor] | None:
     """A backend's function for torch's normals, or None."""
     module = backend.torch_normals
     return None if module is None else library.launcher(backend, module, "randn")
 
 
-def gaussian_log_prob(shape, x, mu, logvar, *, event_dims=1, impl) -> Tensor:
+def gaussian_log_prob(
+    shape: Shape,
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    *,
+    event_dims: int = 1,
+    impl: Implementation,
+) -> Tensor:
     if event_dims != 1:
         flat, order, tensors = layouts.flatten(shape, event_dims, x, mu, logvar)
         log_prob = gaussian_log_prob(flat, *tensors, impl=impl)
         return layouts.summed(log_prob, shape, order, event_dims)
-    if not use_kernels(impl, x, mu, logvar):
+    if not use_kernels(impl, x, mu, logvar, fits=not left_to_compiler(impl, x)):
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = as_rows(shape, mu, x, logvar)
     return reshaped(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
 
 
-def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
+def mixture_log_prob(
+    shape: Shape,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: Tensor | None,
+    *,
+    impl: Implementation,
+) -> Tensor:
     """``shape`` [K, D] is that of the components."""
     mu, logvar = mu.expand(shape), logvar.expand(shape)
     if log_weights is not None:
@@ -83,7 +104,14 @@ def mixture_log_prob(shape, z, mu, logvar, log_weights, *, impl) -> Tensor:
     return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])
 
 
-def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
+def aggregate_log_probs(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_weights: tuple[Tensor | None, Tensor | None],
+    *,
+    impl: Implementation,
+) -> tuple[Tensor, Tensor]:
     """(log q(z), sum_d log q(z_d)) of components [K, D], with weights for either."""
     if not use_kernels(impl, z, mu, logvar, *log_weights):
         return reference.aggregate_log_probs(z, mu, logvar, None, log_weights)
@@ -94,7 +122,16 @@ def aggregate_log_probs(z, mu, logvar, log_weights, *, impl):
     )
 
 
-def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None, *, impl):
+def kl_decomposition(
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    all_mu: Tensor | None = None,
+    all_logvar: Tensor | None = None,
+    stratified_of: int | None = None,
+    *,
+    impl: Implementation,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The three terms; components [K, D] that are None are q of these examples."""
     q = z, mu, logvar, all_mu, all_logvar
     if not use_kernels(impl, *q):
@@ -102,19 +139,38 @@ def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=
     return ops.kl_decomposition(*q, stratified_of)
 
 
-def gaussian_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, impl) -> Tensor:
+def gaussian_kl(
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    event_dims: int = 1,
+    impl: Implementation,
+) -> Tensor:
     if event_dims != 1:
         q = mu, logvar, prior_mu, prior_logvar
         flat, order, q = layouts.flatten(shape, event_dims, *q)
         kl = gaussian_kl(flat, *q, impl=impl)
         return layouts.summed(kl, shape, order, event_dims)
-    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
+    fits = not left_to_compiler(impl, mu)
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar, fits=fits):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar)))
     return reshaped(kl, shape[:-1])
 
 
-def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
+def balanced_kl(
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor,
+    prior_logvar: Tensor,
+    free_nats: float,
+    *,
+    impl: Implementation,
+) -> tuple[Tensor, Tensor]:
     """(dyn, rep)."""
     # Under torch.compile what torch differentiates in one graph.
     fits = not torch.compiler.is_compiling()
@@ -125,7 +181,14 @@ def balanced_kl(shape, mu, logvar, prior_mu, prior_logvar, free_nats, *, impl):
     return reshaped(dyn, shape[:-1]), reshaped(rep, shape[:-1])
 
 
-def normal_kl(shape, q, p, form, *, impl):
+def normal_kl(
+    shape: Shape,
+    q: tuple[Tensor, Tensor],
+    p: tuple[Tensor | None, Tensor | None],
+    form: str,
+    *,
+    impl: Implementation,
+) -> Tensor:
     """The KL [...] of latents [..., D]; either a mean and a spread, ``p`` two None for N(0, I)."""
     if not use_kernels(impl, *q, *p):
         pairs = [reference.gaussian_of(mean, spread, form) for mean, spread in (q, p)]
@@ -133,18 +196,37 @@ def normal_kl(shape, q, p, form, *, impl):
     return reshaped(ops.posterior_kl(*as_rows(shape, *q, *p), form, 0.0, 0.0, False), shape[:-1])
 
 
-def posterior_kl(q, q_spread, prior, prior_spread, form, *, elementwise=False, impl):
+def posterior_kl(
+    q: Tensor,
+    q_spread: Tensor | None,
+    prior: Tensor | None,
+    prior_spread: Tensor | None,
+    parametrisation: Parametrisation,
+    *,
+    elementwise: bool = False,
+    impl: Implementation,
+) -> Tensor:
     """The KL [B] of latents [B, C, ...], or of each of them; operands as the op has them."""
     operands = q, q_spread, prior, prior_spread
     if not use_kernels(impl, *operands):
-        arguments: Any = (*operands, *form, elementwise)
+        arguments: Any = (*operands, *parametrisation, elementwise)
         return reference.posterior_kl(*arguments)
     flat, back = latent_rows(latent_shape(q, q_spread), *operands)
-    kl = ops.posterior_kl(*flat, *form, elementwise)
+    kl = ops.posterior_kl(*flat, *parametrisation, elementwise)
     return back(kl) if elementwise else of_examples(kl, len(q))
 
 
-def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, generator=None, impl):
+def posterior_sample_kl(
+    q: Tensor,
+    q_spread: Tensor | None,
+    prior: Tensor | None,
+    prior_spread: Tensor | None,
+    parametrisation: Parametrisation,
+    *,
+    eps: Tensor | None = None,
+    generator: Generator | None = None,
+    impl: Implementation,
+) -> tuple[Tensor, Tensor]:
     """(z, the KL [B]) at the noise ``eps``, which by default the kernel or the reference draws."""
     operands = q, q_spread, prior, prior_spread
     shape = latent_shape(q, q_spread)
@@ -152,46 +234,66 @@ def posterior_sample_kl(q, q_spread, prior, prior_spread, form, *, eps=None, gen
         if eps is None:
             (wide,) = reference.accumulate(q)
             eps = reference.standard_normal(shape, wide, generator)
-        return reference.posterior_sample_kl(*operands, eps, *form)
+        return reference.posterior_sample_kl(*operands, eps, *parametrisation)
     flat, back = latent_rows(shape, *operands, eps)
     seed = noise.draw_seed(q.device, generator) if eps is None else None
     keep_noise = eps is None and noise_is_kept(q, q if q_spread is None else q_spread)
-    z, kl = ops.posterior_sample_kl(*flat, seed, *form, keep_noise)
+    z, kl = ops.posterior_sample_kl(*flat, seed, *parametrisation, keep_noise)
     return back(z), of_examples(kl, len(q))
 
 
-def gaussian_rsample(shape, mu, logvar, num_samples, *, generator, impl) -> Tensor:
+def gaussian_rsample(
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None,
+    *,
+    generator: Generator | None,
+    impl: Implementation,
+) -> Tensor:
     if not use_kernels(impl, mu, logvar):
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     keep_noise = num_samples is None and noise_is_kept(mu, logvar)
-    z = ops.rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    z = ops.gaussian_rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
     return reshaped(z, shape if num_samples is None else (num_samples, *shape))
 
 
-def sampler(mu, samples, shape, *, impl):
+def sampler(
+    mu: Tensor, samples: int, shape: Shape, *, impl: Implementation
+) -> Callable[[Tensor, Tensor], Tensor]:
     """A function of mu and logvar: z [samples..., D] of ``shape``, at one noise for all calls."""
-    # Of torch.distributions a CPU's samples are those of torch.randn, for the same seed.
+    # On a CPU, keep the samples of torch.distributions: torch.randn for the same seed.
     if use_kernels(impl, mu) and (impl != "auto" or mu.device.type != "cpu"):
         seed = noise.draw_seed(mu.device)
 
-        def draw_again(mu, logvar):
+        def draw_again(mu: Tensor, logvar: Tensor) -> Tensor:
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples, False).view(shape)
+            return ops.gaussian_rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
     (wide,) = reference.accumulate(mu)
     eps = torch_normals(shape, wide, impl=impl)
 
-    def draw(mu, logvar):
+    def draw(mu: Tensor, logvar: Tensor) -> Tensor:
         wide_mu, wide_logvar = reference.accumulate(mu, logvar)
         return textbook.gaussian_sample(wide_mu, wide_logvar, eps).to(mu.dtype)
 
     return draw
 
 
-def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, generator, impl):
+def rsample_kl(
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    *,
+    event_dims: int = 1,
+    generator: Generator | None,
+    impl: Implementation,
+) -> tuple[Tensor, Tensor]:
     if event_dims != 1:
         q = mu, logvar, prior_mu, prior_logvar
         flat, order, q = layouts.flatten(shape, event_dims, *q)
@@ -206,74 +308,134 @@ def rsample_kl(shape, mu, logvar, prior_mu, prior_logvar, *, event_dims=1, gener
 
 
 def rsample_log_ratio(
-    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, event_dims=1, gradient, antithetic,
-    generator, impl, flat=False, eps=None,
-):  # fmt: skip
-    """``eps()`` is the reference's noise [K, ..., D], by default its own.
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    num_samples: int,
+    *,
+    event_dims: int = 1,
+    gradient: Gradient,
+    antithetic: bool,
+    generator: Generator | None,
+    impl: Implementation,
+    improper_prior: bool = False,
+    draw_eps: Callable[[], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``draw_eps()`` is the reference's noise [K, ..., D], by default its own.
 
-    ``flat`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
+    ``improper_prior`` is for the prior p(z) = 1: the log ratio is -log q(z|x).
     """
     q = mu, logvar, prior_mu, prior_logvar
     if event_dims != 1:
-        options = {"gradient": gradient, "antithetic": antithetic, "generator": generator}
+        options: dict[str, Any] = {
+            "gradient": gradient,
+            "antithetic": antithetic,
+            "generator": generator,
+        }
         options |= {"num_samples": num_samples, "impl": impl}
-        of_rows, order, q = layouts.flatten(shape, event_dims, *q)
-        z, log_ratio = rsample_log_ratio(of_rows, *q, **options)
+        flat, order, q = layouts.flatten(shape, event_dims, *q)
+        z, log_ratio = rsample_log_ratio(flat, *q, **options)
         log_ratio = layouts.summed(log_ratio, shape, order, event_dims, num_samples)
         return layouts.restore(z, shape, order, num_samples), log_ratio
     if use_kernels(impl, *q):
         seed = noise.draw_seed(mu.device, generator)
-        return _kernel_samples(shape, q, num_samples, seed, 0, gradient, flat, antithetic)
-    if eps is not None:
-        return reference.log_ratio_at(eps(), *q, gradient=gradient, flat=flat)
-    options = {"gradient": gradient, "antithetic": antithetic, "generator": generator, "flat": flat}
+        return _kernel_samples(shape, q, num_samples, seed, 0, gradient, improper_prior, antithetic)
+    if draw_eps is not None:
+        return reference.log_ratio_at(
+            draw_eps(), *q, gradient=gradient, improper_prior=improper_prior
+        )
+    options = {
+        "gradient": gradient,
+        "antithetic": antithetic,
+        "generator": generator,
+        "improper_prior": improper_prior,
+    }
     return reference.rsample_log_ratio(mu, logvar, num_samples, prior_mu, prior_logvar, **options)
 
 
-def rsample_log_ratio_to_mixture(shape, mu, logvar, mixture, num_samples, *, impl, **options):
+def rsample_log_ratio_to_mixture(
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    mixture: Any,
+    num_samples: int,
+    *,
+    impl: Implementation,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
     """The same for a prior (mu, logvar, log_weights) of components [K, D]."""
     z, minus_log_q = rsample_log_ratio(
-        shape, mu, logvar, None, None, num_samples, impl=impl, flat=True, **options
+        shape, mu, logvar, None, None, num_samples, impl=impl, improper_prior=True, **options
     )
     return z, minus_log_q + log_prior(z, mixture, impl=impl)
 
 
-def log_prior(z, mixture, *, impl):
+def log_prior(z: Tensor, mixture: Any, *, impl: Implementation) -> Tensor:
     """log p(z): a function of z like the decoder's, whatever the gradient of q."""
     components = torch.broadcast_shapes(mixture.mu.shape, mixture.logvar.shape)
     return mixture_log_prob(components, z, *mixture, impl=impl)
 
 
 def samples_of_stream(
-    shape, mu, logvar, prior_mu, prior_logvar, num_samples, *, seed, first_sample, gradient,
-    antithetic, impl, flat=False,
-):  # fmt: skip
+    shape: Shape,
+    mu: Tensor,
+    logvar: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    num_samples: int,
+    *,
+    seed: Tensor,
+    first_sample: int,
+    gradient: Gradient,
+    antithetic: bool,
+    impl: Implementation,
+    improper_prior: bool = False,
+) -> tuple[Tensor, Tensor]:
     """rsample_log_ratio for samples ``first_sample``, ... of the kernels' noise stream.
 
-    The reference draws from the stream's twin: chunks of samples are those of one call.
+    The reference draws from ``noise.stream``, so that chunks of samples are those of one call.
     """
     q = mu, logvar, prior_mu, prior_logvar
     if use_kernels(impl, *q):
-        options = gradient, flat, antithetic
+        options = gradient, improper_prior, antithetic
         return _kernel_samples(shape, q, num_samples, seed, first_sample, *options)
     sides = 1 + antithetic
     sizes = num_samples // sides, math.prod(shape[:-1]), shape[-1]
     eps = noise.stream(seed, *sizes, first_draw=first_sample // sides).view(sizes[0], *shape)
     eps = reference.with_antithetic(eps) if antithetic else eps
-    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+    return reference.log_ratio_at(eps, *q, gradient=gradient, improper_prior=improper_prior)
 
 
-def _kernel_samples(shape, q, num_samples, seed, first_sample, gradient, flat, antithetic):
+def _kernel_samples(
+    shape: Shape,
+    q: Any,
+    num_samples: int,
+    seed: Tensor,
+    first_sample: int,
+    gradient: Gradient,
+    improper_prior: bool,
+    antithetic: bool,
+) -> tuple[Tensor, Tensor]:
     mu, logvar, *prior = q
     first_draw = first_sample // 2 if antithetic else first_sample
-    options = seed, first_draw, num_samples, gradient, flat, antithetic
+    options = seed, first_draw, num_samples, gradient, improper_prior, antithetic
     z, log_ratio = ops.rsample_log_ratio(
         *as_rows(shape, mu, logvar, *whole_prior(*prior)), *options
     )
     return z.view(num_samples, *shape), log_ratio.view(num_samples, *shape[:-1])
 
 
-def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl) -> Tensor:
+def negative_log_likelihood(
+    shape: Shape,
+    recon: Tensor,
+    x: Tensor,
+    parameters: Sequence[Any] = (),
+    *,
+    likelihood: str,
+    impl: Implementation,
+) -> Tensor:
     """-log p(x|z) of each example, or of every sample of it.
 
     ``parameters`` are the values of those that the likelihood's record names.
@@ -283,6 +445,7 @@ def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl)
     given = [tensor_or_none(value) for value in parameters]
     learned = bool(given) and given[0] is not None
     fits = not left_to_torch(impl, recon, likelihood, learned)
+    fits = fits and not (record.left_to_compiler and left_to_compiler(impl, recon))
     if not use_kernels(impl, recon, x, *given, fits=fits):
         options = (all_known(x, recon),) if record.is_categorical else parameters
         return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
@@ -294,7 +457,31 @@ def negative_log_likelihood(shape, recon, x, parameters=(), *, likelihood, impl)
     return reshaped(nll, shape)
 
 
-def warn_of_data(likelihood, nll):
+def behind_mask(
+    mask: Tensor | None, recon: Tensor, x: Tensor, parameters: Any, likelihood: str
+) -> tuple[Tensor, Tensor, Any]:
+    """(recon, x, parameters) whose events outside of the mask have a likelihood of 1.
+
+    They are replaced and not multiplied by 0, so that no NaN is read, and no gradient passes.
+    """
+    if mask is None:
+        return recon, x, parameters
+    record = LIKELIHOODS[likelihood]
+    shown, hidden = mask, recon.new_full((), record.hidden)
+    if record.is_categorical:  # certainly class 0
+        shown, hidden = mask.unsqueeze(-1), recon.new_full(recon.shape[-1:], record.hidden)
+        hidden[0] = 0.0
+    recon, x = torch.where(shown, recon, hidden), torch.where(mask, x, x.new_zeros(()))
+    if record.hidden_width is not None:
+        (wide,) = reference.accumulate(recon)
+        width, *others = parameters
+        width = width if isinstance(width, Tensor) else wide.new_tensor(width)
+        others = [t if t is None else torch.where(mask, t, t.new_zeros(())) for t in others]
+        parameters = torch.where(mask, width, wide.new_tensor(record.hidden_width)), *others
+    return recon, x, parameters
+
+
+def warn_of_data(likelihood: str, nll: Tensor) -> None:
     """Warn where a Bernoulli's x cannot be in [0, 1], as far as a look makes nobody wait.
 
     A look at the result costs less than one at x, and sees every x whose loss falls below zero.
@@ -323,11 +510,20 @@ def negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits, *, impl):
 
 
 def softmax_negative_binomial_nll(
-    shape, logits, x, log_theta, log_library, zero_logits, *, scale=None, impl
-):
-    """Of each example, or the sum times ``scale``, with the gradients in the forward pass.
+    shape: Shape,
+    logits: Tensor,
+    x: Tensor,
+    log_theta: float | Tensor,
+    log_library: Tensor,
+    zero_logits: Tensor | None,
+    *,
+    scale: float | None = None,
+    impl: Implementation,
+) -> Tensor:
+    """-log p of each example; with ``scale``, their sum times it.
 
-    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    The sum's gradients come from the forward pass, except in float16 and under torch.compile, as
+    ``_gradient_in_forward`` says.
     """
     record = LIKELIHOODS["negative_binomial"]
     given = tensor_or_none(log_theta), log_library, zero_logits
@@ -348,10 +544,20 @@ def softmax_negative_binomial_nll(
     return nll if scale is None else nll.sum() * scale
 
 
-def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scale=None, impl):
-    """Of each pixel [B, P]; or their sum times ``scale``, with the gradient in the forward pass.
+def discretized_mix_logistic_nll(
+    params: Tensor,
+    x: Tensor,
+    half_bin: float,
+    right_edge: float,
+    guard: float,
+    *,
+    scale: float | None = None,
+    impl: Implementation,
+) -> Tensor:
+    """-log p of each pixel [B, P]; with ``scale``, their sum times it.
 
-    Not in float16 and not under torch.compile, as ``_gradient_in_forward`` says.
+    The sum's gradient comes from the forward pass, except in float16 and under torch.compile, as
+    ``_gradient_in_forward`` says.
     """
     bins = half_bin, right_edge, guard
     params, x = params.flatten(2), x.flatten(2)
@@ -364,7 +570,18 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard, *, scal
     return nll if scale is None else nll.sum() * scale
 
 
-def elbo_loss(shape, recon, x, parameters, kl, *, likelihood, beta, reduction, impl):
+def elbo_loss(
+    shape: Shape,
+    recon: Tensor,
+    x: Tensor,
+    parameters: Sequence[Any],
+    kl: Any,
+    *,
+    likelihood: str,
+    beta: float | Tensor,
+    reduction: Reduction,
+    impl: Implementation,
+) -> Any:
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
     given = [tensor_or_none(value) for value in (*parameters, beta)]
     if reduction != "none" and _gradient_in_forward(impl, recon, x, kl, *given):
@@ -372,7 +589,7 @@ def elbo_loss(shape, recon, x, parameters, kl, *, likelihood, beta, reduction, i
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         x = likelihood_data(x, recon, record)
         operands = likelihood_rows(recon, x, parameters, record)
-        options = {"likelihood": likelihood, "scale": scale}
+        options: dict[str, Any] = {"likelihood": likelihood, "scale": scale}
         if not isinstance(beta, Tensor):
             return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
         nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
@@ -389,7 +606,7 @@ def elbo_loss(shape, recon, x, parameters, kl, *, likelihood, beta, reduction, i
     return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
 
 
-def weighted_loss(nll, kl, beta):
+def weighted_loss(nll: Tensor, kl: Tensor, beta: float | Tensor) -> Tensor:
     """nll + beta kl, in their dtype."""
     if isinstance(beta, Tensor):
         return nll + beta.to(nll.dtype) * kl
@@ -398,7 +615,9 @@ def weighted_loss(nll, kl, beta):
     return torch.add(nll, kl, alpha=beta)
 
 
-def _gradient_in_forward(impl, recon, x, kl, *others):
+def _gradient_in_forward(
+    impl: Implementation, recon: Tensor, x: Tensor, kl: Tensor | None, *others: Any
+) -> bool:
     """Whether the likelihood's gradient can be had in the forward pass.
 
     Not in float16, whose range 1/B times a gradient may leave before the loss scale is in; nor
@@ -415,7 +634,9 @@ def _gradient_in_forward(impl, recon, x, kl, *others):
     return use_kernels(impl, recon, x, kl, *others)
 
 
-def importance_weights(log_weights, alpha, *, impl):
+def importance_weights(
+    log_weights: Tensor, alpha: float, *, impl: Implementation
+) -> tuple[Tensor, Tensor, Tensor]:
     """(bound, weights, ess)."""
     if not use_kernels(impl, log_weights) or ordered_by_compiler(alpha):
         return reference.importance_weights(log_weights, alpha)
@@ -429,7 +650,9 @@ def importance_weights(log_weights, alpha, *, impl):
     )
 
 
-def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
+def importance_bound(
+    log_ratio: Tensor, nll: Tensor, alpha: float, *, with_weights: bool, impl: Implementation
+) -> Any:
     """(bound, weights, ess, log weights) of log_ratio - nll [K, B]; the bound has a gradient.
 
     Weights and ess may be None where nobody wants them.
@@ -444,8 +667,17 @@ def importance_bound(log_ratio, nll, alpha, *, with_weights, impl):
 
 
 def elbo_loss_on_rows(
-    recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
-):
+    recon: Tensor,
+    x: Tensor,
+    width: Tensor | None,
+    zero_logits: Tensor | None,
+    width_value: float,
+    kl: Tensor | None,
+    likelihood: str,
+    beta: float,
+    scale: float,
+    needs: Any,
+) -> Any:
     """The op of a whole loss in PyTorch, as ``on_rows`` has the others."""
     op, options = ops.likelihood_op(likelihood, width, width_value, zero_logits)
     return on_rows.elbo_loss(op.function.twin(recon, x, *options), len(x), kl, beta, scale)
@@ -453,7 +685,7 @@ def elbo_loss_on_rows(
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: on_rows.rsample,
+    ops.gaussian_rsample.function: on_rows.rsample,
     ops.rsample_kl.function: on_rows.rsample_kl,
     ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,
@@ -463,11 +695,11 @@ TWINS: dict[Any, Any] = {
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
-    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
-    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
-    ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: on_rows.importance_weights,
-    ops.ELBOLoss: elbo_loss_on_rows,
+    ops.SoftmaxNegativeBinomialLossFunction: on_rows.softmax_negative_binomial_loss,
+    ops.DiscretizedMixLogisticLossFunction: on_rows.discretized_mix_logistic_loss,
+    ops.BalancedKLFunction: reference.balanced_kl,
+    ops.ImportanceWeightsFunction: on_rows.importance_weights,
+    ops.ELBOLossFunction: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)

@@ -1,21 +1,26 @@
-"""Which implementation an ``impl`` means for these tensors: the one reader of ``impl``."""
+"""The choice of an implementation by ``impl`` and the tensors: the one reader of ``impl``."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...kernels import backends, library, torch_state
+from ...kernels.backends import Backend
 from . import validate
 from .likelihoods import LIKELIHOODS
-from .types import IMPLEMENTATIONS
+from .types import IMPLEMENTATIONS, Implementation
 
-# Classes below which torch's softmax packs no registers: 11 ns an element, and a kernel 2.
+# Below this many classes torch's softmax uses no packed registers, and a kernel is faster.
 FEW_CLASSES = 16
 
 
-def check_impl(impl):
+def check_impl(impl: str) -> None:
     validate.choice("impl", impl, IMPLEMENTATIONS)
 
 
-def use_kernels(impl, *tensors, fits=True):
+def use_kernels(impl: Implementation, *tensors: Any, fits: bool = True) -> bool:
     """Whether ``impl`` means the kernels for these tensors, of which some may be None.
 
     ``fits``: whether there is one for the other arguments.
@@ -38,21 +43,36 @@ def use_kernels(impl, *tensors, fits=True):
     return True
 
 
-def default_backend(*tensors):
+def default_backend(*tensors: Any) -> Backend | None:
     """The backend that impl="auto" takes for these tensors; None for the reference.
 
     On a CPU that is the reference where a kernel cannot do all that the reference can: in forward
-    mode, under torch.func, for subclasses and for tensors without data. Compilers and tracers get
-    it too, because they can look into it.
+    mode, under torch.func, for subclasses and for tensors without data. A graph of torch.compile
+    holds kernels as opaque ops; torch.export and torch.jit.trace get the reference, which runs
+    anywhere.
     """
     backend = backends.default_backend(tensors[0])
     if backend is None or not backend.plain_only:
         return backend
-    return backend if plain_on_cpu(tensors) and backends.obstacle(backend) is None else None
+    served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
+    return backend if served and backends.works(backend.name) else None
 
 
-def plain_on_cpu(tensors):
-    """Whether these are numbers on a CPU that nobody but autograd watches."""
+def in_graph(tensors: Sequence[Any]) -> bool:
+    """Whether torch.compile, and nobody else, sees these tensors of a CPU."""
+    if not tensors[0].is_cpu or torch.compiler.is_exporting():
+        return False
+    if torch_state.transforming() or torch_state.forward_mode():
+        return False
+    given = [t for t in tensors if t is not None]
+    if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in given):
+        return False
+    # The compiler takes no tensor twice for an autograd function.
+    return all(a is not b for i, a in enumerate(given) for b in given[:i])
+
+
+def plain_on_cpu(tensors: Sequence[Any]) -> bool:
+    """Whether these are CPU tensors with data, and only autograd records what is done with them."""
     return (
         tensors[0].is_cpu
         and not torch.compiler.is_compiling()
@@ -61,7 +81,9 @@ def plain_on_cpu(tensors):
     )
 
 
-def left_to_torch(impl, tensor, likelihood, learned=False):
+def left_to_torch(
+    impl: Implementation, tensor: Tensor, likelihood: str, learned: bool = False
+) -> bool:
     """Whether impl="auto" should use torch's own loss, which is faster for small inputs on a CPU.
 
     ``learned``: the width is a tensor.
@@ -76,42 +98,56 @@ def left_to_torch(impl, tensor, likelihood, learned=False):
     return tensor.numel() < small
 
 
-def looks_are_free(tensor):
+def left_to_compiler(impl: str, tensor: Tensor) -> bool:
+    """Whether impl="auto" leaves elementwise operations and their sum to torch.compile on a CPU.
+
+    It fuses them with what is around, and an opaque op costs a call in Python.
+    """
+    return impl == "auto" and tensor.is_cpu and torch.compiler.is_compiling()
+
+
+def looks_are_free(tensor: Tensor) -> bool:
     """Whether reading a result on the host waits for no device."""
     backend = backends.serving(tensor)
     return backend is not None and backend.looks_are_free
 
 
-def noise_is_kept(mu, logvar):
+def noise_is_kept(mu: Tensor, logvar: Tensor) -> bool:
     """Whether the kernel of one sample hands its noise to backward."""
     wanted = torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad)
     return wanted and backends.backend_of(mu).keeps_noise
 
 
-def where_it_fits(impl, fits):
-    """For a term of a whole loss, where a name of kernels asks for them where there are any."""
+def where_it_fits(impl: Implementation, fits: bool) -> Implementation:
+    """The impl for one term of a loss: kernels if they support it, else the reference."""
     return impl if fits or impl == "auto" else "reference"
 
 
-def chosen_impl(impl, other):
-    """Of two that meet in one operation, the one that is no default."""
+def chosen_impl(impl: Implementation, other: Implementation) -> Implementation:
+    """The impl for an operation on two objects: the first that is not "auto"."""
     return other if impl == "auto" else impl
 
 
-def ordered_by_compiler(alpha):
+def ordered_by_compiler(alpha: float) -> bool:
     """Whether torch.compile sees an order other than IWAE's.
 
-    An op's argument is a constant to it: for every order it would compile anew.
+    The compiler takes an op's argument for a constant, so every order would compile anew.
     """
     return torch.compiler.is_compiling() and alpha != 0
 
 
-def all_known(target, logits):
-    """Whether no class is outside [0, C), as far as to look makes nobody wait.
+def all_known(target: Tensor, logits: Tensor) -> bool:
+    """Whether every class is known to be in [0, C), checked only where reading waits for no device.
 
-    Of 64 examples the look takes 1.5 us; without it torch masks classes and values, for 15 more.
+    The check is cheap beside the masks that the reference needs without it.
     """
     if target.numel() == 0 or not plain_on_cpu((logits, target)):
         return False
     least, greatest = target.aminmax()
     return least.item() >= 0 and greatest.item() < logits.shape[-1]
+
+
+def compiled_for_cpu():
+    """(number of the CPU kernels that this process has, folders where their machine code lies)."""
+    numba = backends.BACKENDS["numba"]
+    return len(backends.load(numba, "launch").compiled), sorted(backends.load(numba, "cache").USED)

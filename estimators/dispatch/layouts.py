@@ -1,30 +1,28 @@
-"""Latents whose event has any number of dimensions, as the [..., D] that kernels and twins take.
+"""Layouts: latents of any event shape as the rows [..., D] that kernels and the reference take.
 
 The sum over an event does not care about order, so D runs as the latents lie in memory: what is
 channels_last is a view of [..., D] too, and samples and gradients come back channels_last.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reference import reference
+from .likelihoods import Likelihood
+from .types import Shape
 
 
-def flatten(shape, event_dims, *tensors):
+def flatten(shape: Shape, event_dims: int, *tensors: Tensor | None) -> Any:
     """(shape [..., D], order, tensors) of tensors that broadcast to ``shape``; None stays None.
 
-    The last ``event_dims`` dimensions become one: views, and copies where strides allow none. With
-    0 each latent is a row of its own, [N, 1]. That is no detour: of the KL of 65,536 latents, with
-    gradients, one CPU thread makes 200 us so, and 470 in the reference, element by element; of four
-    samples and their log ratios 1.4 ms, though of each four normals drawn one is used, and 3.6. On
-    an H100 the 41 instructions an element fit into the 79 for which it waits for 8 bytes.
-
-    Halves of a channels_last tensor have gaps, and are copied. To read them as they lie, the
-    channels of a place as a row, and to add up the sums of places takes one CPU thread as long or
-    longer, with gradients: 0.93 of rsample_kl's time and 1.06 of gaussian_kl's for halves
-    [8, 4, 64, 64], 1.20 and 1.30 for [4, 16, 32, 32].
+    The last ``event_dims`` dimensions become one: a view, or a copy where strides allow none. With
+    event_dims=0 every latent is a row [N, 1]. This is still faster than the elementwise reference
+    (see "One latent per row" in docs/kernels.md). Halves of a channels_last tensor have gaps, and
+    are copied: reading them in place would take as long or longer.
     """
     first = len(shape) - (event_dims or len(shape))
     event, size = shape[first:], math.prod(shape[first:])
@@ -43,10 +41,11 @@ def flatten(shape, event_dims, *tensors):
     return (*shape[:first], *last), order, flat
 
 
-def order_in_memory(shape, first, tensors):
-    """The dimensions from ``first`` on, as 0, 1, ..., outermost first; None if they lie so.
+def order_in_memory(shape: Shape, first: int, tensors: Sequence[Tensor | None]) -> list[int] | None:
+    """The dimensions from ``first`` on, outermost in memory first; None if that is 0, 1, ...
 
-    Those of the first tensor that is not broadcast, by its strides: as torch.randn_like has it.
+    The order is that of the strides of the first tensor that is not broadcast, as in
+    torch.randn_like.
     """
     for tensor in tensors:
         # Lengths first: as in validate.broadcast.
@@ -55,23 +54,25 @@ def order_in_memory(shape, first, tensors):
     else:
         return None
     strides = tensor.stride()[first:]
-    # Places by comparison, for torch.compile sorts no symbolic strides.
+    # Compared rather than sorted: torch.compile cannot sort symbolic strides.
     places = [
         sum(1 for j, t in enumerate(strides) if t > s or (t == s and j < i))
         for i, s in enumerate(strides)
     ]
-    # Of an expanded tensor, with a stride of 0, memory says nothing.
+    # A stride of 0, of an expanded tensor, says nothing about an order in memory.
     if places == list(range(len(strides))) or 0 in strides:
         return None
     return [places.index(place) for place in range(len(strides))]
 
 
-def summed(values, shape, order, event_dims, *samples):
-    """Sums over events; where nothing was summed, values that belong to the latents."""
+def summed(
+    values: Tensor, shape: Shape, order: list[int] | None, event_dims: int, *samples: int
+) -> Tensor:
+    """Sums over events; with event_dims=0 nothing was summed, and values get the latents' shape."""
     return values if event_dims else restore(values, shape, order, *samples)
 
 
-def restore(values, shape, order, *samples):
+def restore(values: Tensor, shape: Shape, order: list[int] | None, *samples: int) -> Tensor:
     """Flattened values as [*samples, *shape], in the layout of the tensors that were flattened."""
     if order is None:
         return values.reshape((*samples, *shape))
@@ -81,19 +82,20 @@ def restore(values, shape, order, *samples):
     return values.permute(*range(kept), *(kept + order.index(d) for d in range(len(order))))
 
 
-def latent_shape(mean, spread):
-    """That of the mean, which may be the first half of the channels."""
+def latent_shape(mean: Tensor, spread: Tensor | None) -> Shape:
+    """The shape of the mean, which may be the first half of the channels."""
     if spread is not None:
         return mean.shape
     batch, channels, *places = mean.shape
     return torch.Size((batch, channels // 2, *places))
 
 
-def latent_rows(shape, *latents):
+def latent_rows(shape: Shape, *latents: Any) -> Any:
     """Latents [B, C, ...] as rows, and a function that takes rows back to ``shape``.
 
-    A row is an example; but where the first has its channels last in memory, a place of an image,
-    so that nothing is copied. Of twice as many channels each half of a row has its own.
+    A row is an example. Where the first tensor has its channels last in memory, a row is a place of
+    an image instead, so that nothing is copied. A tensor of means and spreads has twice as many
+    channels: one in each half of a row.
     """
     first = latents[0]
     by_place = first.dim() > 2 and not first.is_contiguous() and is_flat(first.movedim(1, -1))
@@ -106,48 +108,50 @@ def latent_rows(shape, *latents):
     return flat, lambda values: values.view(batch, *places, channels).movedim(-1, 1)
 
 
-def is_flat(tensor):
-    """Whether [..., C] is a view of rows, of contiguous columns."""
+def is_flat(tensor: Tensor) -> bool:
+    """Whether [..., C] can be viewed as rows with contiguous columns."""
     stride, size = tensor.stride(), tensor.shape
     inner = range(tensor.dim() - 2)
     return stride[-1] == 1 and all(stride[i] == stride[i + 1] * size[i + 1] for i in inner)
 
 
-def of_examples(sums, batch):
-    """[B] of the sums of an example's rows."""
+def of_examples(sums: Tensor, batch: int) -> Tensor:
+    """The sums of each example's rows, [B]."""
     return sums if len(sums) == batch else sums.view(batch, -1).sum(1)
 
 
-def likelihood_data(x, recon, likelihood):
-    """What the likelihood's op takes for x: classes are int64."""
+def likelihood_data(x: Tensor, recon: Tensor, likelihood: Likelihood) -> Tensor:
+    """x in a dtype that the likelihood's op takes: classes become int64."""
     return x.long() if likelihood.is_categorical else floating(x, recon)
 
 
-def floating(x, like):
+def floating(x: Tensor, like: Tensor) -> Tensor:
     """Integer data, in the dtype of the sums beside ``like``."""
     if x.is_floating_point():
         return x
     return x.to(torch.float64 if accumulates_in_float64(like) else torch.float32)
 
 
-def accumulates_in_float64(*tensors):
+def accumulates_in_float64(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.dtype == torch.float64 for t in tensors)
 
 
-def tensor_or_none(value):
+def tensor_or_none(value: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def example_rows(recon, x):
-    """What the likelihoods' ops take: recon [K B, events] and x [B, events]."""
+def example_rows(recon: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that the likelihoods' ops take: recon [K B, events] and x [B, events]."""
     if recon.dim() == x.dim() == 2 and recon.shape == x.shape:
         return recon, x
     x = x.flatten(1)
     return reshaped(recon, (math.prod(recon.shape) // x.shape[1], x.shape[1])), x
 
 
-def likelihood_rows(recon, x, parameters, likelihood):
-    """Those rows, then the first parameter as tensor and as float, and the others as tensors.
+def likelihood_rows(
+    recon: Tensor, x: Tensor, parameters: Sequence[Any], likelihood: Likelihood
+) -> Any:
+    """The rows of recon and x, then the width as tensor and as float, then other parameters.
 
     Each event of a categorical likelihood is a row.
     """
@@ -156,6 +160,7 @@ def likelihood_rows(recon, x, parameters, likelihood):
     rows = example_rows(recon, x)
     if not parameters:
         return *rows, None, 0.0
+    width: Any
     width, *others = parameters
     value = 0.0
     if tensor_or_none(width) is None:
@@ -170,11 +175,13 @@ def likelihood_rows(recon, x, parameters, likelihood):
     return *rows, width, value, *others
 
 
-def parameter_rows(tensor, recon, x, shape, by_column=False):
+def parameter_rows(
+    tensor: Tensor | None, recon: Tensor, x: Tensor, shape: Shape, by_column: bool = False
+) -> Any:
     """A likelihood's parameter for the rows of recon; None stays None.
 
-    What is constant over an example's events stays one number a row; with ``by_column`` what is one
-    for all examples, [1, cols].
+    A parameter that is constant over an example's events stays one number per row. With
+    ``by_column`` one that is the same for all examples stays [1, cols].
     """
     if tensor is None:
         return None
@@ -191,7 +198,7 @@ def parameter_rows(tensor, recon, x, shape, by_column=False):
     return tensor.expand(recon.shape).reshape(shape)
 
 
-def as_rows(shape, *tensors):
+def as_rows(shape: Shape, *tensors: Tensor | None) -> Any:
     """Views (copies where strides allow none) of shape [rows, D] after broadcasting."""
     for tensor in tensors:
         # Lengths first: as in validate.broadcast.
@@ -208,12 +215,14 @@ def as_rows(shape, *tensors):
     return [None if t is None else reshaped(t, flat) for t in wide]
 
 
-def reshaped(tensor, shape):
+def reshaped(tensor: Tensor, shape: Shape) -> Tensor:
     """The tensor in this shape, without a node in the graph where it has it."""
     return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
-def whole_prior(prior_mu, prior_logvar):
+def whole_prior(
+    prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     """A prior of which one half is given, with zeros for the other."""
     given = prior_mu if prior_mu is not None else prior_logvar
     if given is None:

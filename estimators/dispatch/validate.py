@@ -3,16 +3,19 @@
 import math
 import numbers
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .likelihoods import LIKELIHOODS, WIDTHS, owners
+from .likelihoods import LIKELIHOODS, WIDTHS, Likelihood, owners
+from .types import Shape
 
 FINITE = sys.float_info.max
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What a likelihood's data may be, by the word in its record.
+# Dtypes of a likelihood's data, by the word in its record.
 DATA = {
     "real": (*DTYPES, *INTEGERS),
     "unit": (*DTYPES, torch.bool),
@@ -22,13 +25,13 @@ DATA = {
 STRIDED = torch.strided
 
 
-def choice(name, value, allowed):
+def choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """``value`` must be one of ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def number(name, value, least=-math.inf, most=math.inf):
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> Any:
     """``value``, a real number in [least, most], as one of Python's; no tensor, bool or NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -39,7 +42,7 @@ def number(name, value, least=-math.inf, most=math.inf):
     return value
 
 
-def weight(name, value, like):
+def weight(name: str, value: Any, like: Any) -> Any:
     """``value``, a number, or a scalar tensor on the device of ``like``."""
     if not isinstance(value, torch.Tensor):
         return number(name, value)
@@ -52,7 +55,7 @@ def weight(name, value, like):
     return value
 
 
-def count(name, value, least=1):
+def count(name: str, value: Any, least: int = 1) -> int:
     """``value``, an integer of at least ``least``, as one of Python's."""
     if isinstance(value, bool) or not isinstance(value, int):
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -63,7 +66,7 @@ def count(name, value, least=1):
     return value
 
 
-def tensors(**named):
+def tensors(**named: Tensor | None) -> None:
     """Dense floating tensors on one device; arguments that are None are left out.
 
     Their dtypes may differ: every operand is read in its own.
@@ -79,7 +82,7 @@ def tensors(**named):
             same_device(**{first_name: first, name: tensor})
 
 
-def dense(name, tensor, dtypes):
+def dense(name: str, tensor: Any, dtypes: Sequence[torch.dtype]) -> None:
     """A tensor of one of the dtypes, neither sparse nor nested."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(
@@ -93,11 +96,11 @@ def dense(name, tensor, dtypes):
         raise TypeError(f"{name} must have one of the dtypes {allowed}, got {tensor.dtype}")
 
 
-def how_to_convert(value):
+def how_to_convert(value: Any) -> str:
     return "; convert it with torch.as_tensor" if hasattr(value, "__array__") else ""
 
 
-def same_device(**named):
+def same_device(**named: Tensor) -> None:
     """Tensors on one device."""
     (first_name, first), *others = named.items()
     for name, tensor in others:
@@ -108,7 +111,7 @@ def same_device(**named):
             )
 
 
-def autocasts(tensor):
+def autocasts(tensor: Tensor) -> bool:
     """Whether autocast is on for the tensor's device; of some devices torch cannot be asked."""
     device = tensor.device.type
     # Torch 2.11's compiler cannot ask the first.
@@ -116,18 +119,18 @@ def autocasts(tensor):
     return known and torch.is_autocast_enabled(device)
 
 
-def autocast_mixes(a, b):
+def autocast_mixes(a: Tensor, b: Tensor) -> bool:
     """Whether autocast may hand the two dtypes to one loss."""
     return autocasts(a) and torch.float64 not in (a.dtype, b.dtype)
 
 
-def describe(named):
+def describe(named: Mapping[str, Tensor | None]) -> str:
     """'mu (3, 4), logvar (3, 5)' for an error message."""
     given = ((name, t) for name, t in named.items() if t is not None)
     return ", ".join(f"{name} {tuple(t.shape)}" for name, t in given)
 
 
-def broadcast(event_dims=1, /, **named):
+def broadcast(event_dims: int = 1, /, **named: Tensor | None) -> Any:
     """The shape that the named tensors broadcast to: [..., D], D >= 1.
 
     Or with ``event_dims`` for D, none of them empty; with 0 any shape.
@@ -159,7 +162,7 @@ def broadcast(event_dims=1, /, **named):
     return shape
 
 
-def samples_of_examples(recon, x, name, x_name):
+def samples_of_examples(recon: Tensor, x: Tensor, name: str, x_name: str) -> torch.Size:
     """The shape of the values of recon [K, B, ...], given x [B, ...]: [K, B].
 
     Any number of dimensions of samples, none included, stand before those of x.
@@ -180,8 +183,16 @@ def samples_of_examples(recon, x, name, x_name):
     return recon.shape[: samples + 1]
 
 
-def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x"):
-    """The operands of a likelihood, by the names that they go by; returns [B] or [K, B]."""
+def likelihood(
+    likelihood: str,
+    recon: Tensor,
+    x: Tensor,
+    parameters: Sequence[Any] = (),
+    *,
+    name: str = "recon",
+    x_name: str = "x",
+) -> torch.Size:
+    """Check the operands of a likelihood under their names; returns the shape [B] or [K, B]."""
     record = LIKELIHOODS[likelihood]
     dense(name, recon, DTYPES)
     data(record, x, x_name)
@@ -204,8 +215,17 @@ def likelihood(likelihood, recon, x, parameters=(), *, name="recon", x_name="x")
     return shape
 
 
-def data(likelihood, x, name):
-    """Data in a dtype that means something to the likelihood."""
+def mask(mask: Any, x: Tensor, name: str = "x") -> None:
+    """A bool tensor that broadcasts to the data, or None."""
+    if mask is None:
+        return
+    dense("mask", mask, (torch.bool,))
+    same_device(**{name: x, "mask": mask})
+    within(x.shape, mask=mask)
+
+
+def data(likelihood: Likelihood, x: Tensor, name: str) -> None:
+    """The data must have a dtype that the likelihood can use."""
     if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:
         if likelihood.data == "unit" and x.dtype in INTEGERS:
             raise TypeError(
@@ -221,8 +241,8 @@ def data(likelihood, x, name):
     dense(name, x, DATA[likelihood.data])
 
 
-def samples_of_classes(logits, x, name, x_name):
-    """Like samples_of_examples, of logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
+def samples_of_classes(logits: Tensor, x: Tensor, name: str, x_name: str) -> torch.Size:
+    """As samples_of_examples, for logits [B, ..., C] or [K, B, ..., C] and classes [B, ...]."""
     samples, shape = logits.dim() - 1 - x.dim(), logits.shape
     if samples < 0 or x.dim() < 1 or shape[samples:-1] != x.shape:
         raise ValueError(
@@ -236,10 +256,10 @@ def samples_of_classes(logits, x, name, x_name):
     return shape[: samples + 1]
 
 
-def parameters(likelihood, **given):
-    """The values of the likelihood's parameters, of those that a loss takes for any likelihood.
+def parameters(likelihood: str, **given: Any) -> tuple[Any, ...]:
+    """The values of the likelihood's own parameters, selected from all that a loss takes.
 
-    What a likelihood does not have must not be given.
+    A parameter of another likelihood must not be given.
     """
     names = LIKELIHOODS[likelihood].parameters
     for name, value in given.items():
@@ -252,7 +272,7 @@ def parameters(likelihood, **given):
     return tuple(given[name] for name in names)
 
 
-def within(shape, **named):
+def within(shape: Shape, **named: Tensor | None) -> None:
     """Tensors that broadcast to ``shape`` and do not enlarge it."""
     for name, tensor in named.items():
         if tensor is None or (tensor.dim() == len(shape) and tensor.shape == shape):

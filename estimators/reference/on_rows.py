@@ -1,7 +1,7 @@
-"""The ops in PyTorch, on rows: what differentiates a kernel's results a second time on a CPU.
+"""The ops in PyTorch, on rows: on a CPU autograd differentiates them in a kernel's stead again.
 
-Each has the arguments of an op of ``kernels/ops.py``, and is made of its twin in ``reference``, at
-the noise that the op drew.
+Each function has the arguments of an op of ``kernels/ops.py``, and calls the function of
+``reference`` at the noise that the op drew.
 """
 
 import torch
@@ -58,8 +58,8 @@ def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits
 
 
 def softmax_negative_binomial_loss(*arguments):
-    *arguments, scale, _ = arguments
-    return softmax_negative_binomial_nll(*arguments).sum() * scale
+    *given, scale, _ = arguments
+    return softmax_negative_binomial_nll(*given).sum() * scale
 
 
 def multinomial_nll(logits, x):
@@ -90,13 +90,22 @@ def posterior_sample_kl(q, q_spread, prior, prior_spread, eps, seed, *options):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     sides = 1 + antithetic
     eps = noise.stream(seed, samples // sides, *mu.shape, first_draw=first_draw)
     eps = reference.with_antithetic(eps) if antithetic else eps
     q = mu, logvar, prior_mu, prior_logvar
-    return reference.log_ratio_at(eps, *q, gradient=gradient, flat=flat)
+    return reference.log_ratio_at(eps, *q, gradient=gradient, improper_prior=improper_prior)
 
 
 def importance_weights(log_ratio, nll, alpha):

@@ -1,9 +1,9 @@
-"""The PyTorch twins of the fused operations: same names, contracts and shapes.
+"""The fused operations in plain PyTorch: same names, contracts and shapes.
 
 They add to the textbook only what the contracts ask: sums are accumulated in float32, or
 in float64 for float64 inputs, samples come in the dtype of mu, and likelihoods sum over
 everything but the first dimension. The noise is torch's own: ``noise.stream`` is the
-kernels' noise, at 2.6 times the cost on a CPU.
+kernels' noise, which costs more.
 """
 
 import inspect
@@ -54,18 +54,18 @@ def standard_normal(shape, like, generator=None):
 
 
 def gaussian_log_prob(x, mu, logvar):
-    """Twin of :func:`fused_elbo.gaussian_log_prob`."""
+    """Reference for :func:`fused_elbo.gaussian_log_prob`."""
     return textbook.gaussian_log_prob(*accumulate(x, mu, logvar))
 
 
 def gaussian_kl(mu, logvar, prior_mu=None, prior_logvar=None):
-    """Twin of :func:`fused_elbo.gaussian_kl`."""
+    """Reference for :func:`fused_elbo.gaussian_kl`."""
     mu, logvar = torch.broadcast_tensors(mu, logvar)
     return textbook.gaussian_kl(*accumulate(mu, logvar, prior_mu, prior_logvar))
 
 
 def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None):
-    """Twin of :func:`fused_elbo.gaussian_rsample`."""
+    """Reference for :func:`fused_elbo.gaussian_rsample`."""
     dtype = mu.dtype
     mu, logvar = torch.broadcast_tensors(*accumulate(mu, logvar))
     shape = mu.shape if num_samples is None else (num_samples, *mu.shape)
@@ -74,14 +74,14 @@ def gaussian_rsample(mu, logvar, num_samples=None, *, generator=None):
 
 
 def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
-    """Twin of :func:`fused_elbo.balanced_kl`: the KL twice, with either side held constant."""
+    """Reference for :func:`fused_elbo.balanced_kl`: the KL twice, each with one side constant."""
     dyn = gaussian_kl(mu.detach(), logvar.detach(), prior_mu, prior_logvar)
     rep = gaussian_kl(mu, logvar, prior_mu.detach(), prior_logvar.detach())
     return dyn.clamp_min(free_nats), rep.clamp_min(free_nats)
 
 
 def rsample_kl(mu, logvar, prior_mu=None, prior_logvar=None, *, generator=None):
-    """Twin of :func:`fused_elbo.rsample_kl`."""
+    """Reference for :func:`fused_elbo.rsample_kl`."""
     z = gaussian_rsample(mu, logvar, generator=generator)
     return z, gaussian_kl(mu, logvar, prior_mu, prior_logvar)
 
@@ -139,25 +139,27 @@ def rsample_log_ratio(
     gradient="total",
     antithetic=False,
     generator=None,
-    flat=False,
+    improper_prior=False,
 ):
-    """Twin of :func:`fused_elbo.rsample_log_ratio`; ``flat`` is p(z) = 1."""
+    """Reference for :func:`fused_elbo.rsample_log_ratio`; ``improper_prior`` is p(z) = 1."""
     shape = mu.shape if mu.shape == logvar.shape else torch.broadcast_shapes(mu.shape, logvar.shape)
     (like,) = accumulate(mu)
     if antithetic:
         eps = with_antithetic(standard_normal((num_samples // 2, *shape), like, generator))
     else:
         eps = standard_normal((num_samples, *shape), like, generator)
-    return log_ratio_at(eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, flat=flat)
+    return log_ratio_at(
+        eps, mu, logvar, prior_mu, prior_logvar, gradient=gradient, improper_prior=improper_prior
+    )
 
 
 def log_ratio_at(
-    eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", flat=False
+    eps, mu, logvar, prior_mu=None, prior_logvar=None, *, gradient="total", improper_prior=False
 ):
-    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``flat`` is p(z) = 1."""
+    """(z, log p(z) - log q(z)) for the noise eps [K, ..., D]; ``improper_prior`` is p(z) = 1."""
     operands = accumulate(eps, mu, logvar, prior_mu, prior_logvar)
     try:
-        z, log_ratio = LogRatio.apply(*operands, gradient, flat)
+        z, log_ratio = LogRatio.apply(*operands, gradient, improper_prior)
     except NotImplementedError as error:  # torch's, which names an autograd function
         raise RuntimeError(
             "rsample_log_ratio has no forward-mode derivative, in the reference as in the kernels"
@@ -177,9 +179,9 @@ class LogRatio(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, flat):
+    def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, improper_prior):
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps)
-        if flat:
+        if improper_prior:
             spread = logvar + textbook.LOG_2PI
             difference = eps.square()
         else:
@@ -194,7 +196,7 @@ class LogRatio(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *operands, ctx.gradient, ctx.flat = inputs
+        *operands, ctx.gradient, ctx.improper_prior = inputs
         ctx.save_for_backward(*operands)  # not z, which is the caller's to write to
         ctx.set_materialize_grads(False)
 
@@ -205,7 +207,7 @@ class LogRatio(torch.autograd.Function):
         at_z = dz
         if dlog_ratio is not None:
             dlr = dlog_ratio.unsqueeze(-1)
-            if not ctx.flat:
+            if not ctx.improper_prior:
                 root: Any = 1.0
                 ratio = std
                 if prior_logvar is not None:
@@ -248,14 +250,14 @@ def in_units_of_prior(z, prior_mu, prior_logvar):
 
 
 def prior_gradients_of(dlr, u, root, needs):
-    """Of the log ratio, for a prior that learns."""
+    """Gradients of the log ratio in the parameters of a learned prior."""
     dprior_mu = (dlr * u).sum(0) * root if needs[0] else None
     dprior_logvar = 0.5 * (dlr * (u.square() - 1)).sum(0) if needs[1] else None
     return dprior_mu, dprior_logvar
 
 
 def importance_weights(log_weights, alpha=0.0):
-    """Twin of :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
+    """Reference for :func:`fused_elbo.importance_weights`: (bound, weights, ess)."""
     (log_weights,) = accumulate(log_weights)
     powered = torch.zeros_like(log_weights) if alpha == 1 else raised(log_weights, alpha)[0]
     weights = normalised(powered)
@@ -325,7 +327,7 @@ def normalised(log_weights):
 
 
 def mixture_log_prob(z, mu, logvar, log_weights=None):
-    """Twin of :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
+    """Reference for :func:`fused_elbo.mixture_log_prob`, of log weights that are normalised.
 
     From COMPARED elements on it takes a part of the components at a time, and again in backward;
     torch.func knows nothing of the latter.
@@ -379,7 +381,7 @@ def aggregate_log_probs(z, mu, logvar, stratified_of=None, log_weights=(None, No
 
 
 def kl_decomposition(z, mu, logvar, all_mu=None, all_logvar=None, stratified_of=None):
-    """Twin of :func:`fused_elbo.kl_decomposition`, of components that may be those of z."""
+    """Reference for :func:`fused_elbo.kl_decomposition`, of components that may be those of z."""
     z, mu, logvar, all_mu, all_logvar = accumulate(z, mu, logvar, all_mu, all_logvar)
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     joint, marginals = aggregate_log_probs(z, *components, stratified_of)
@@ -405,7 +407,7 @@ def scaled(sums, factor, constant):
 
 
 def gaussian_nll(recon, x, recon_logvar=0.0):
-    """Twin of :func:`fused_elbo.gaussian_nll`."""
+    """Reference for :func:`fused_elbo.gaussian_nll`."""
     event = 1 - x.dim()  # where the dimensions of an example begin, behind those of its samples
     if not isinstance(recon_logvar, torch.Tensor) and recon_logvar < LEAST_FIXED_LOGVAR:
         recon_logvar = recon.new_tensor(recon_logvar, dtype=accumulate(recon)[0].dtype)
@@ -428,7 +430,7 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
 
 
 def bernoulli_nll(logits, x):
-    """Twin of :func:`fused_elbo.bernoulli_nll`."""
+    """Reference for :func:`fused_elbo.bernoulli_nll`."""
     logits, x = accumulate(logits, x)
     # torch's own loss: two thirds of the textbook's memory.
     nll = F.binary_cross_entropy_with_logits(logits, expanded(x, logits), reduction="none")
@@ -436,14 +438,14 @@ def bernoulli_nll(logits, x):
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
-    """Of each pixel [B, P], for :func:`fused_elbo.discretized_mix_logistic_nll`."""
+    """-log p of each pixel [B, P], for :func:`fused_elbo.discretized_mix_logistic_nll`."""
     given = *accumulate(params, x), half_bin, right_edge, guard
     log_weights, log_probs = textbook.discretized_mix_logistic_log_probs(*given)
     return -log_sum_exp(log_weights + log_probs, 1)
 
 
 def laplace_nll(recon, x, log_scale=0.0):
-    """Twin of :func:`fused_elbo.laplace_nll`."""
+    """Reference for :func:`fused_elbo.laplace_nll`."""
     event = 1 - x.dim()
     if isinstance(log_scale, torch.Tensor):
         recon, x, width = accumulate(recon, x, log_scale)
@@ -463,13 +465,13 @@ def laplace_nll(recon, x, log_scale=0.0):
 
 
 def poisson_nll(log_rate, x):
-    """Twin of :func:`fused_elbo.poisson_nll`."""
+    """Reference for :func:`fused_elbo.poisson_nll`."""
     log_rate, x = accumulate(log_rate, x)
     return textbook.poisson_nll_terms(log_rate, x).flatten(1 - x.dim()).sum(-1)
 
 
 def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
-    """Twin of :func:`fused_elbo.negative_binomial_nll`."""
+    """Reference for :func:`fused_elbo.negative_binomial_nll`."""
     terms = negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
     return terms.flatten(1 - x.dim()).sum(-1)
 
@@ -498,7 +500,7 @@ def multinomial_nll(logits, counts):
 
 
 def categorical_nll(logits, target, all_known=False):
-    """Twin of :func:`fused_elbo.categorical_nll`; ``all_known``: no target is outside [0, C)."""
+    """Reference for :func:`fused_elbo.categorical_nll`; ``all_known``: targets are in [0, C)."""
     (logits,) = accumulate(logits)
     events = target.dim() - 1
     if target.dim() < logits.dim() - 1:

@@ -5,8 +5,10 @@ that nobody calls: a kernel takes some seventy of them with it, and with them tw
 LLVM optimises a helper as a part of the kernel alone.
 """
 
+from typing import Any
+
 from llvmlite.binding import Linkage
-from numba import _dynfunc
+from numba import _dynfunc  # type: ignore[attr-defined]
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import PassManager, register_pass
@@ -52,7 +54,8 @@ class HelperLibrary(JITCodeLibrary):
 
     def called(self):
         """The libraries of all functions that may run in a call."""
-        found, waiting = {}, [self]
+        found: dict[Any, Any] = {}
+        waiting = [self]
         for library in waiting:
             for behind in library._linking_libraries:
                 if behind not in found and behind is not self:

@@ -17,7 +17,7 @@ from .compiler import elementwise, helper, inline, kernel
 from .device import exp, fill
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     load,
     operand,
     present,
@@ -66,10 +66,10 @@ def multinomial_nll_kernel(
     scratch = workspace(scratch, queue)
     real = scratch.dtype.type
     grads = scratch[0]
-    number, values = np.empty(BLOCK), np.empty(BLOCK)
-    nobody = np.full(BLOCK, -1)
+    number, values = np.empty(TILE), np.empty(TILE)
+    nobody = np.full(TILE, -1)
     fill(grads, scale)
-    for row, count, _, _ in tiles(queue, step, rows, min(cols, BLOCK)):
+    for row, count, _, _ in tiles(queue, step, rows, min(cols, TILE)):
         greatest, total = scratch[1][:count], scratch[2][:count]
         for k in range(samples):
             first = row + k * rows
@@ -78,8 +78,8 @@ def multinomial_nll_kernel(
             fill(total, 0.0)
             number[:count] = 0.0
             values[:count] = 0.0
-            for col in range(0, cols, BLOCK):
-                width = min(BLOCK, cols - col)
+            for col in range(0, cols, TILE):
+                width = min(TILE, cols - col)
                 logits = load(logits_ptr, (first, count, col, width), scratch[3])
                 x = load(x_ptr, (row, count, col, width), scratch[4])
                 add_piece(logits, count, width, nobody, greatest, total, scratch[5], scratch[6])
@@ -96,8 +96,8 @@ def multinomial_nll_kernel(
                 continue
             if present(dnll_ptr):
                 grads = load(dnll_ptr, of_rows, scratch[7])
-            for col in range(0, cols, BLOCK):
-                width = min(BLOCK, cols - col)
+            for col in range(0, cols, TILE):
+                width = min(TILE, cols - col)
                 here = first, count, col, width
                 logits = load(logits_ptr, here, scratch[3])
                 x = load(x_ptr, (row, count, col, width), scratch[4])

@@ -15,7 +15,7 @@ from .compiler import elementwise, kernel
 from .device import exp, fill
 from .launch import launch, samples_of
 from .memory import (
-    BLOCK,
+    TILE,
     load,
     operand,
     present,
@@ -50,21 +50,21 @@ def softmax_negative_binomial_nll_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     real = scratch.dtype.type
-    few, many = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
-    nll_partial, dlog_theta_partial = np.empty(BLOCK), np.empty(BLOCK)
-    slopes, slope_sums = np.empty(max(cols, BLOCK), scratch.dtype), np.empty(BLOCK)
-    nobody = np.full(BLOCK, -1)
+    few, many = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
+    nll_partial, dlog_theta_partial = np.empty(TILE), np.empty(TILE)
+    slopes, slope_sums = np.empty(max(cols, TILE), scratch.dtype), np.empty(TILE)
+    nobody = np.full(TILE, -1)
     inflated = present(zero_logits_ptr)
     fill(scratch[1], log_theta_value)
-    for row, count, _, _ in tiles(queue, step, rows, min(cols, BLOCK)):
+    for row, count, _, _ in tiles(queue, step, rows, min(cols, TILE)):
         for k in range(samples):
             first = row + k * rows
             of_rows = (first, count, 0, 1)
             greatest, total = np.empty(count, scratch.dtype), np.empty(count, scratch.dtype)
             fill(greatest, -np.inf)
             fill(total, 0.0)
-            for col in range(0, cols, BLOCK):
-                width = min(BLOCK, cols - col)
+            for col in range(0, cols, TILE):
+                width = min(TILE, cols - col)
                 logits = load(logits_ptr, (first, count, col, width), scratch[4])
                 add_piece(logits, count, width, nobody, greatest, total, scratch[3], scratch[5])
             shift = np.empty(count, scratch.dtype)
@@ -72,8 +72,8 @@ def softmax_negative_binomial_nll_kernel(
             for line in range(count):
                 shift[line] = library[line] - real(math.log(np.float64(total[line])))
                 slope_sums[line] = 0.0
-            for col in range(0, cols, BLOCK):
-                width = min(BLOCK, cols - col)
+            for col in range(0, cols, TILE):
+                width = min(TILE, cols - col)
                 here, size = (first, count, col, width), count * width
                 x = load(x_ptr, (row, count, col, width), scratch[2])
                 n_few, n_many = sort_counts(x, few, many)
@@ -117,8 +117,8 @@ def softmax_negative_binomial_nll_kernel(
                 store(dlog_library_ptr, of_rows, dlibrary)
             if not present(dlogits_ptr):
                 continue
-            for col in range(0, cols, BLOCK):
-                width = min(BLOCK, cols - col)
+            for col in range(0, cols, TILE):
+                width = min(TILE, cols - col)
                 here, size = (first, count, col, width), count * width
                 logits = load(logits_ptr, here, scratch[4])
                 dlogits = target(dlogits_ptr, here, scratch[5])

@@ -16,10 +16,11 @@ PTX = torch.version.hip is None and not INTERPRET
 NUM_WARPS = 4
 MOST_SAMPLES = 65_535  # of a grid's second dimension
 MAX_BLOCK_COLS = 1024
+UNALIGNED = 1024  # elements of a tile whose rows do not start at multiples of 16 bytes, at most
 
 
 class Tiling(NamedTuple):
-    """How a [rows, cols] problem is cut: one program a tile, straight-line code."""
+    """How a [rows, cols] problem is cut: one program per tile, straight-line code."""
 
     rows: int
     cols: int
@@ -55,9 +56,9 @@ def tile_shape(rows, cols, dtype):
 def vector_width(cols, tensors):
     """Elements in 16 bytes if every row of every tensor starts on such a boundary, else 1.
 
-    Kernels take column counts and strides in this unit and multiply it back, which shows
-    the compiler that 128-bit accesses are aligned: from a bare integer it learns that only
-    of multiples of 16 elements, and a row of 8 floats would be read one by one.
+    Kernels take column counts and strides in this unit and multiply it back. Triton infers the
+    alignment of an integer argument only if it is a multiple of 16; this way it vectorises rows of
+    8 floats too.
     """
     width = max(16 // t.element_size() for t in tensors)
     fits = cols % width == 0 and all(t.stride(0) % width == 0 for t in tensors)
@@ -71,6 +72,9 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
     """
     present = [t for t in tensors if t is not None]
     acc = accumulator(*present)
+    vector = vector_width(cols, present)
+    if vector == 1:  # an address per element: of a larger tile they do not fit into registers
+        largest = min(largest or UNALIGNED, UNALIGNED)
     block_rows, block_cols = tile_shape(samples * rows, cols, acc)
     if largest is not None:
         block_rows = max(1, min(block_rows, largest // block_cols))
@@ -78,7 +82,6 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
         block_rows = min(block_rows, power_of_two(rows))
     col_tiles = divide_up(cols, block_cols)
     programs = divide_up(rows, block_rows) * col_tiles
-    vector = vector_width(cols, present)
     return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 
@@ -144,7 +147,7 @@ def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **con
     """Run a kernel over the tiles of its operands.
 
     It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
-    tiles a row; then ``constexprs``, and those that every kernel has. Strides and columns go in
+    tiles per row; then ``constexprs``, and those that every kernel has. Strides and columns go in
     vectors. ``programs`` is the grid's second dimension.
     """
     if not tiles.rows:

@@ -164,7 +164,7 @@ def launch_softmax_negative_binomial_nll(
         THETA=theta.kind,
         SUM_ROWS=values == "total",
     )
-    if needs_library:
+    if dlog_library is not None:
         dlog_library = dlog_library.to(log_library.dtype)[:, None]
     gradients = dlogits, theta.result(), dlog_library, dzero_logits
     return nll, [g for g in gradients if g is not None]

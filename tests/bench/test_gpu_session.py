@@ -138,7 +138,7 @@ def test_one_wrong_case_ends_nothing(report):
 
 
 def test_a_dead_device_ends_a_step_and_is_named(report, monkeypatch):
-    """What was checked before is on disk, with the case that did it; none comes after it."""
+    """The cases before it are on disk, with the one that did it. None comes after it."""
     cases = few_cases()
     calls = []
     monkeypatch.setattr(gpu_steps, "DEVICE", "cuda")
@@ -185,7 +185,7 @@ def test_annotations_are_no_kernels():
 
 
 def test_a_profile_is_read():
-    """By the fields that torch's events have, on a CPU without any kernel."""
+    """The fields are those that torch's events have; a CPU has no kernel."""
     (case,) = [c for c in few_cases() if c.op == "gaussian_kl"]
     assert gpu_steps.counted(case) == {"count": 0, "names": [], "copies": []}
 

@@ -44,7 +44,7 @@ def test_every_provider_competes():
 
 @pytest.mark.parametrize("op", ENTRIES)
 def test_parts_are_the_whole(op, monkeypatch):
-    """What is compiled in parts, here of 2 rows, and a last one of 1 without compiling."""
+    """The function in parts of 2 rows, with a last one of 1, not compiled here."""
     sizes = []
 
     def uncompiled(function):
@@ -123,7 +123,7 @@ def test_floor_is_the_size_of_the_tensors():
 
 @pytest.mark.parametrize("op", ENTRIES)
 def test_memory_is_foretold(op):
-    """By the count of tensors of all pairs, to 5 % where those are all that matters."""
+    """The count of tensors of all pairs gives it to 5 %, where those are all that matters."""
     for provider in ("eager", "distributions"):
         if provider in ENTRIES[op].providers:
             case = cases.case_of(op, provider, 128, 128, 32)

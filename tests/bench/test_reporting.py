@@ -179,7 +179,7 @@ def test_cells_of_runs_before_numba_are_named(tmp_path):
 
 
 def test_tables_fit_a_terminal_of_80_columns():
-    """Those of the committed runs, with no cell cut off or wrapped."""
+    """Tables of the committed runs, with no cell cut off or wrapped."""
     console = rich.console.Console(width=200)
     for path in runs.devices(fake_runs.ROOT / "results"):
         for shown in suites.terminal(Device(path)):
@@ -195,7 +195,7 @@ def test_first_line_says_what_came_out(folder, capsys):
 
 
 def test_what_was_not_timed_is_said_once(folder, capsys):
-    """Of the newest run alone, a line for each operation and provider."""
+    """A line for each operation and provider, of the newest run alone."""
     rows = [
         {"op": "gaussian_kl", "provider": "eager", "batch": batch, "latent": 8, "samples": 1,
          "dtype": "float32", "direction": "forward", "suite": "operations", "id": str(batch),
@@ -219,7 +219,7 @@ def test_damaged_run_is_named(folder):
 
 
 def test_charts_leave_the_pages_alone(folder, tmp_path, monkeypatch):
-    """What everyone runs writes into the device's folder; the pages are a maintainer's."""
+    """The usual command writes into the device's folder; the pages are a maintainer's."""
     readme = tmp_path / "README.md"
     readme.write_text(f"{BEGIN}\nold\n{END}\n")
     monkeypatch.setattr(plot, "ROOT", tmp_path)

@@ -44,7 +44,7 @@ def test_a_row_within_its_gates_passes():
     [
         ({"stack": 32}, "stack 32"),
         ({"local": 4}, "local 4"),
-        ({"bytes_per_element": 3.0}, "3.0 bytes an element"),
+        ({"bytes_per_element": 3.0}, "3.0 bytes per element"),
         ({"bytes_per_element": 20.0}, "the contract is 12"),
         ({"instructions_per_element": 55.1}, "the gate is 55.0"),
         ({"kernel": "new kernel"}, "no gate"),
@@ -63,9 +63,9 @@ def test_a_ceiling_holds_whatever_the_gate_says():
 
 def test_a_ceiling_holds_for_a_kernel_without_a_contract():
     row = ROW | {"kernel": "mixture_log_prob forward", "contract_bytes": None}
-    assert gates.check([row | {"instructions_per_element": 4.0}], {}) == []
-    (problem,) = gates.check([row | {"instructions_per_element": 4.1}], {})
-    assert "4.1 instructions an element, the gate is 4" in problem
+    assert gates.check([row | {"instructions_per_element": 4.2}], {}) == []
+    (problem,) = gates.check([row | {"instructions_per_element": 4.3}], {})
+    assert "4.3 instructions per element, the gate is 4.2" in problem
 
 
 def test_a_second_exponential_is_named():
@@ -73,7 +73,7 @@ def test_a_second_exponential_is_named():
     row |= {"instructions_per_element": 8.0, "exponentials_per_element": 1.02}
     assert gates.check([row], {}) == []
     (problem,) = gates.check([row | {"exponentials_per_element": 2.0}], {})
-    assert "2.0 exponentials an element" in problem
+    assert "2.0 exponentials per element" in problem
 
 
 def test_weights_are_no_code_of_their_own():

@@ -38,7 +38,7 @@ def test_document_has_what_the_command_says(found):
 
 
 def test_same_loss_same_number(found):
-    """Of another author's code."""
+    """Code of another author gives the number that ours gives."""
     by_short_name = {name.short: values for name, values in found.items()}
     for a, b in (
         ("weighted", "rtqichen"),

@@ -92,7 +92,7 @@ def test_gaussian_nll_of_elements(var):
 
 @pytest.mark.parametrize("impl", ["reference", KERNELS])
 def test_variance_gradient_ignores_the_clamp(impl, device):
-    """By hand: at v = eps, (1 - r^2 / eps) / (2 eps), and not 0."""
+    """The value by hand: at v = eps, (1 - r^2 / eps) / (2 eps), and not 0."""
     var = torch.tensor([[0.0, 1e-3, 2.0]], dtype=F64, device=device, requires_grad=True)
     zero, one = torch.zeros_like(var), torch.ones_like(var)
     loss = compat.gaussian_nll_loss(zero, one, var, eps=0.1, reduction="sum", impl=impl)

@@ -90,7 +90,7 @@ def test_a_generator_for_each_example(device):
 
 
 def test_the_kernels_own_noise(device):
-    """Of a kernel that is asked for, without a generator: the same in forward and backward."""
+    """A kernel that is asked for, without a generator, has the same noise forward and backward."""
     made = on_device(parameters(dtype=F64), device)
     q = DiagonalGaussianDistribution(made, impl=KERNELS)
     torch.manual_seed(3)
@@ -120,7 +120,7 @@ def test_read_once(monkeypatch, device):
 
 
 def test_sampled_without_a_gradient(device):
-    """And the KL with one, or the other way round."""
+    """The KL may have a gradient where the sample has none, or the other way round."""
     made = on_device(parameters(), device)
     q = DiagonalGaussianDistribution(made, impl=KERNELS)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What each original does beside its formula."""
+"""The behaviour of each original beside its formula."""
 
 import copy
 import functools

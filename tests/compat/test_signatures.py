@@ -36,7 +36,7 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_are_the_originals(name):
-    """And all that is ours can be given by name alone."""
+    """All arguments that are ours can be given by name only."""
     ours = parameters(getattr(compat, name)).values()
     positional = [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == ARGUMENTS[name]

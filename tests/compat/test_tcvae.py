@@ -33,7 +33,7 @@ def close(actual, expected):
     assert list(actual) == pytest.approx(list(expected), rel=1e-6, abs=1e-6)
 
 
-# Of its VAE.elbo at commit 1a3577d: the second result, and the first minus it, by options.
+# From its VAE.elbo at commit 1a3577d: the second result, and the first minus it, by options.
 RTQICHEN = [-38835.8810477, -14697.6864635, -16203.4946556, -53882.8649025]
 RTQICHEN_BY_OPTIONS = [
     ({"beta": 6.0, "tcvae": True}, [-42.1179061, -39.9515282, -40.8830274, -39.9201512]),
@@ -89,7 +89,7 @@ def test_pythae(mss, mode, impl, device):
     close(map(float, parts), PYTHAE[mss, mode])
 
 
-# Of disvae at commit f045219: three losses in training, by (is_mss, rec_dist), with ten steps of
+# From disvae at commit f045219: three losses in training, by (is_mss, rec_dist), with ten steps of
 # annealing, and what it stores of the first.
 DISVAE = {
     (True, "bernoulli"): [-7.0018988903, -7.06803728106, -7.13417567181],
@@ -141,7 +141,7 @@ def test_disvae_stores_every_so_many_steps_and_always_in_validation():
     assert loss.n_train_steps == 5
 
 
-# Of AntixK's BetaTCVAE.loss_function at commit a6896b9, in the fourth of 200 steps.
+# From AntixK's BetaTCVAE.loss_function at commit a6896b9, in the fourth of 200 steps.
 ANTIXK = {
     "loss": -10.8811951484,
     "Reconstruction_Loss": 2.18127688577,
@@ -175,7 +175,7 @@ def test_antixk_counts_what_its_model_trains_on():
     assert (again.loss_function.num_iter, model.loss_function.num_iter) == (1, 0)
 
 
-# Of pythae 0.1.2's VAMP.loss_function, in epoch 3 of 10.
+# From pythae 0.1.2's VAMP.loss_function, in epoch 3 of 10.
 VAMP = {
     "mse": [-0.0932407003615, 0.272659610722, -1.21966770361],
     "bce": [3.97059702876, 4.33649733984, -1.21966770361],

@@ -889,7 +889,7 @@ OTHERS = *OTHERS, "mixture_log_prob", "kl_decomposition", "elbo_tc_loss"
 # Whose data have no gradient.
 OTHERS = *OTHERS, "discretized_mix_logistic_nll", "poisson_nll", "categorical_nll"
 OTHERS = *OTHERS, "negative_binomial_nll", "multinomial_nll"
-# Those whose examples are the first dimension, so that [:0] leaves none.
+# The functions whose examples are the first dimension, so that [:0] leaves none.
 OF_EXAMPLES = [n for n in FUNCTIONS if n not in OTHERS]
 
 

@@ -139,7 +139,7 @@ def test_jackknife_is_the_sum_over_subsets(order, spread):
 
 
 def test_jackknife_of_a_thousand_samples_takes_little_memory():
-    """By the enumeration of subsets 1.6 GB; now some buffers of K B numbers, of 0.5 MB each."""
+    """Some buffers of K B numbers, 0.5 MB each, are enough; enumerating subsets takes 1.6 GB."""
     zero = torch.zeros(64, 2)
 
     def evaluate(mu):
@@ -158,7 +158,7 @@ def test_bias_of_iwae_and_of_the_jackknife():
     bound = {k: exact(WIDE, k).value - evidence for k in (31, 32, 63, 64)}
     for samples in (32, 64):
         assert (samples * bound[samples] / leading).item() == pytest.approx(1, abs=2.5 / samples)
-    # By the exact integrals, and by the estimator itself.
+    # The exact integrals first, then the estimator itself.
     first = {k: k * bound[k] - (k - 1) * bound[k - 1] for k in (32, 64)}
     assert abs(first[32]) < abs(bound[32]) / 20
     assert abs(first[64]) < abs(first[32]) / 3  # 1/4 is 1/K^2's

@@ -116,7 +116,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistake_is_seen(case):
-    """What is wrong with it fails, what is right passes, and ours passes everywhere."""
+    """A mistake fails where it is wrong and passes where it is right; ours passes everywhere."""
     mistake, name, samples, truth, wrong = MISTAKES[case]
     wanted = truth(PLANE, samples)
     found = deviations(replicate(mistake, PLANE, samples), wanted)

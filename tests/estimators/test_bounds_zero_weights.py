@@ -27,7 +27,7 @@ CASES = [
 
 
 def with_zero_weights(name, options, samples, zero):
-    """Of example 0 the samples in ``zero`` have log p(x|z) = -inf."""
+    """The samples in ``zero`` of example 0 have log p(x|z) = -inf."""
     mask = torch.zeros(samples, 2, dtype=torch.bool)
     mask[zero, 0] = True
     mu, logvar = (t.clone().requires_grad_() for t in SPACE.q())

@@ -109,7 +109,7 @@ def test_a_schedule_of_the_module_is_compiled_once(impl, device):
 
 
 def test_inductor(device):
-    """What users have: the same two graphs, and the same numbers."""
+    """As users call it: the same two graphs, and the same numbers."""
     t = tensors(device)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("inductor")
@@ -127,7 +127,7 @@ NUMBERS = [np.float64, np.float32, np.float16, np.int64]
 @pytest.mark.parametrize("kind", NUMBERS)
 @pytest.mark.parametrize("name", CALLS | ESTIMATES)
 def test_numpy_numbers(name, kind, impl, device):
-    """Those of an array's elements, as of a schedule by np.linspace."""
+    """NumPy's numbers, as the elements of a schedule by np.linspace."""
     call, t = (CALLS | ESTIMATES)[name], tensors(device, F64)
     value = kind(1) if kind is np.int64 else kind(0.3)
     torch.manual_seed(1)

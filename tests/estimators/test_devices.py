@@ -45,7 +45,7 @@ class OnCPU:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_another_default_device(name):
-    """What the package makes follows its operands: meta holds no numbers that could be right."""
+    """New tensors follow the operands' device: meta holds no numbers that could be right."""
     for test in doctest.DocTestFinder().find(importlib.import_module(name)):
         test.examples = [e for e in test.examples if e.source != "import torch\n"]
         test.globs["torch"] = OnCPU(torch)

@@ -32,7 +32,7 @@ from helpers.machine import KERNELS
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {F64: 1e-12, F32: 3e-6}
 IMPLS = ["reference", KERNELS]
-# Of mu, of logvar: [..., D].
+# Shapes of mu and of logvar, [..., D].
 SHAPES = [
     ((3,), (3,)),
     ((4, 3), (4, 3)),
@@ -122,7 +122,7 @@ class TestAgainstIndependentNormal:
 
     @pytest.mark.parametrize("sample_shape", SAMPLE_SHAPES, ids=str)
     def test_rsample_and_log_prob_of_it(self, shapes, dtype, impl, device, sample_shape):
-        """By the noise that it drew: sample, density, and the gradients of both, jointly."""
+        """Sample, density and the gradients of both agree with the noise that it drew."""
         inputs, exact, q, p = self.pair(shapes, dtype, impl, device)
         z = q.rsample(sample_shape)
         assert z.shape == sample_shape + p.batch_shape + p.event_shape
@@ -223,7 +223,7 @@ class TestOwnSample:
         eps = (z - q.mean) / q.stddev
         (slope,) = torch.autograd.grad(q.log_prob(z).sum(), z, retain_graph=True)
         torch.testing.assert_close(slope, -eps / q.stddev, rtol=1e-10, atol=1e-10)
-        # And what reaches mu and logvar through z and beside it: 0 and -1/2 a sample.
+        # The gradients through z and beside it add up to 0 for mu and -1/2 per sample for logvar.
         dmu, dlogvar = torch.autograd.grad(q.log_prob(z).sum(), inputs)
         torch.testing.assert_close(dmu, torch.zeros_like(dmu), rtol=0, atol=1e-12)
         torch.testing.assert_close(dlogvar, torch.full_like(dmu, -1.0), rtol=1e-12, atol=0)
@@ -383,7 +383,7 @@ def test_density_of_the_own_sample_twice_differentiable():
 
 
 def test_second_derivative_at_a_fixed_sample():
-    """Of log q(z) in mu it is -1 / sigma^2: the noise is not a constant there."""
+    """log q(z) has -1 / sigma^2 as second derivative in mu: the noise is not a constant there."""
     mu, logvar = leaves([(2, 3), (2, 3)])
     q = DiagonalNormal(mu, logvar)
     z = q.sample()
@@ -463,7 +463,7 @@ class TestLearnedPrior:
 
 
 def test_loc_and_scale():
-    """What code for Normal reads."""
+    """The attributes that code for Normal reads."""
     mu, logvar = leaves([(4, 3), (3,)])
     q, p = DiagonalNormal(mu, logvar), textbook(mu, logvar).base_dist
     torch.testing.assert_close((q.loc, q.scale), (p.loc, p.scale))
@@ -489,7 +489,7 @@ def full(shape, dtype, seed):
 
 
 def kl_of_gaussians(mean, covariance, other_mean, other_covariance):
-    """By the formula, with inverses and determinants."""
+    """The KL by its formula, with inverses and determinants."""
     precision, difference = torch.linalg.inv(other_covariance), other_mean - mean
     distance = (difference.unsqueeze(-2) @ precision @ difference.unsqueeze(-1)).squeeze((-2, -1))
     trace = (precision @ covariance).diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -585,7 +585,7 @@ def test_bad_tensors(mu, logvar, error):
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_arguments_are_validated(bad):
-    """What Normal refuses: NaN, and a standard deviation of 0."""
+    """Values that Normal refuses: NaN, and a standard deviation of 0."""
     logvar = torch.zeros(4, 3)
     logvar[1, 1] = bad
     with pytest.raises(ValueError, match="parameter scale"):

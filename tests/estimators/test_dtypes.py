@@ -15,7 +15,7 @@ from helpers.oracle import OPS, random_values, upstream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference"])
-# Of the first argument, the second, and so on, again from the start where there are more.
+# Dtypes of the first argument, the second, and so on; they repeat where there are more.
 MIXES = [(BF16, F32), (F32, BF16), (F32, F64), (F64, F16), (F16, BF16, F32), (BF16, F64, F32, F16)]
 ROUNDING = {F16: 2e-3, BF16: 2e-2, F32: 1e-5, F64: 1e-9}
 
@@ -29,7 +29,7 @@ def mixed(values, mix):
 @pytest.mark.parametrize("op", OPS, ids=repr)
 def test_values_and_gradients(op, mix, impl, device, monkeypatch):
     """As of the same numbers in the widest dtype, or in float32, at the same noise."""
-    draw = "fused_elbo.estimators.reference.standard_normal"
+    draw = "fused_elbo.estimators.reference.reference.standard_normal"
     monkeypatch.setattr(draw, lambda shape, like, _=None: torch.randn(shape, dtype=F64).to(like))
     generator = torch.Generator().manual_seed(5)
     values = [random_values(a, (3, 5), generator).to(device) for a in op.arguments]
@@ -66,7 +66,7 @@ def test_values_and_gradients(op, mix, impl, device, monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("recon", "x"), [(BF16, F32), (F32, F64), (F64, F32), (F32, F16)], ids=str)
 def test_the_loss_promotes_as_torchs_own(recon, x, reduction, impl, device):
-    """And what is of no likelihood with it: kl, mu and logvar."""
+    """The arguments that belong to no likelihood too: kl, mu and logvar."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(3, 5, generator=generator).to(device, recon).requires_grad_()
     data = torch.rand(3, 5, generator=generator).to(device, x)

@@ -87,7 +87,7 @@ def test_evaluation_is_exact_at_the_posterior():
 
 
 def of_weights(log_weights, **options):
-    """What is said of known log weights [K, B]: at q = prior they are the log-likelihoods."""
+    """The result for known log weights [K, B]: at q = prior they are the log-likelihoods."""
     zero = torch.zeros(*log_weights.shape[1:], 1, dtype=log_weights.dtype)
     options = {"log_likelihood": lambda z: log_weights, "chunk_size": len(log_weights)} | options
     return log_likelihood_bound(zero, zero, len(log_weights), **options)
@@ -112,7 +112,7 @@ def test_standard_error_and_effective_samples():
     assert of_weights(log_weights[:1]).standard_error.isnan().all()
 
 
-# Of N(0, s^2) for N(0, 1), k = 1 - s^2: within reach of smoothing, and past it.
+# The weights of N(0, s^2) for N(0, 1) have k = 1 - s^2: within reach of smoothing, and past it.
 @NEEDS_ARVIZ
 @pytest.mark.parametrize(("scale", "trusted"), [(0.64, True), (0.35, False)])
 def test_smoothing_helps_where_k_says_so(scale, trusted):

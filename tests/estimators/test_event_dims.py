@@ -36,7 +36,7 @@ def last(event_dims):
 
 
 def total(terms, event_dims):
-    """Of no dimension, not of all, as torch has it for ()."""
+    """The sum over no dimension, where torch's for () is over all."""
     return terms.sum(last(event_dims)) if event_dims else terms
 
 
@@ -188,7 +188,7 @@ def test_q_that_is_broadcast(impl, device):
 
 @IMPLS
 def test_kl_per_channel_or_latent(impl, device):
-    """What people write: an unsqueeze or a sum less."""
+    """The same by hand, as people write it: an unsqueeze or a sum less."""
     mu, logvar, *_ = operands(device=device)
     per_latent = gaussian_kl(mu, logvar, event_dims=0, impl=impl)
     assert per_latent.shape == SHAPE
@@ -293,7 +293,7 @@ class TestNoise:
 
 
 class TestLosses:
-    """What comes out goes into the losses as it is."""
+    """The results go into the losses as they are."""
 
     @IMPLS
     def test_elbo_loss(self, impl, device):

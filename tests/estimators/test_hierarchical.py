@@ -39,7 +39,7 @@ def exact(leaves, eps, options):
 @pytest.mark.parametrize("options", [{}, NVAE, {"soft_clamp": 2.0}, {"std_offset": 0.1}], ids=str)
 @IMPL
 def test_values_and_gradients(impl, options, device):
-    """Those of two torch.distributions at the noise that was drawn, means far apart too."""
+    """The results of two torch.distributions at the noise that was drawn, means far apart too."""
     leaves = tensors(*[SHAPE] * 4, device=device, scale=3.0)
     z, kl = rsample_kl_log_std(*leaves, **options, impl=impl)
     q = normal(*leaves[:2], **options)
@@ -103,7 +103,7 @@ def test_slices_and_channels_last(impl, device):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_slices_are_read_as_they_lie(layout, device):
-    """Those of channels_last too: at most the KL's gradient is copied, to an example's places."""
+    """No copies of channels_last either: at most of the KL's gradient, to an example's places."""
     (features,) = tensors((3, 12, 2, 3), device=device)
     parts = features.detach().contiguous(memory_format=layout).requires_grad_().chunk(4, 1)
     with Copies() as made:
@@ -116,7 +116,7 @@ def test_slices_are_read_as_they_lie(layout, device):
 
 
 def test_gradcheck(device):
-    """Of the kernels themselves; the noise is that of the seed."""
+    """gradcheck of the kernels themselves; the noise is that of the seed."""
     leaves = tensors(*[(1, 2)] * 4, device=device)
 
     def values(*leaves):
@@ -129,7 +129,7 @@ def test_gradcheck(device):
 class TestBalancedKL:
     @IMPL
     def test_one_value_and_two_gradients(self, impl, device):
-        """Of two KLs with one side held constant, where they are above the free nats."""
+        """The gradients of two KLs with one side held constant, above the free nats."""
         leaves = tensors(*[(6, 3)] * 4, device=device)
         mu, logvar, prior_mu, prior_logvar = leaves
         # The median of the KLs: some examples are below.

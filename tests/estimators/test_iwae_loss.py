@@ -214,7 +214,7 @@ def test_compiles(backend, gradient, impl, device, monkeypatch):
         )
     else:
         monkeypatch.setattr(
-            "fused_elbo.estimators.reference.standard_normal",
+            "fused_elbo.estimators.reference.reference.standard_normal",
             lambda shape, like, generator=None: torch.ones(shape).to(like),
         )
     compiled = torch.compile(step(impl, gradient), backend=backend, fullgraph=True, dynamic=True)
@@ -241,7 +241,7 @@ def test_compiles_without_gradients(impl, device):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-# Which gradient of q goes with which bound, and what to take instead.
+# The gradients of q that a bound refuses, and what to take instead.
 REFUSED = {
     ("path", 0.0): "alpha=1; for this alpha draw with gradient='dreg' or 'total'",
     ("path", 0.5): "alpha=1; for this alpha draw with gradient='total'",
@@ -252,7 +252,7 @@ PAIRS = [(g, a) for g in ("total", "path", "dreg") for a in (0.0, 0.5, 1.0)]
 
 
 def mean_gradient(gradient, alpha):
-    """Of the loss in mu, and its standard error, from 40,000 examples; K = 5, x | z ~ N(z, I)."""
+    """The loss's gradient in mu and its standard error: 40,000 examples, K = 5, x | z ~ N(z, I)."""
     batch = 40_000
     mu, logvar = torch.full((2, batch, 1), 0.4, dtype=F64).unbind()
     mu, impl = mu.requires_grad_(), "reference"  # whose gradients are the kernels'

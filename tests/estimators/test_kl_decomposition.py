@@ -68,7 +68,7 @@ def test_against_scipy(estimator, batch, impl, device):
 
 @IMPLS
 def test_of_a_data_set(impl, device):
-    """Of which a batch is a part."""
+    """A data set of which the batch is a part."""
     z, mu, logvar = posterior(50, 3)
     batch = [t[:7] for t in (z, mu, logvar)]
     expected = by_scipy(*batch, mu, logvar, torch.full((7, 50), -math.log(50), dtype=F64))
@@ -85,7 +85,7 @@ def test_of_a_data_set(impl, device):
 @pytest.mark.parametrize("estimator", ["stratified", "weighted", "aggregate"])
 @IMPLS
 def test_gradients(estimator, impl, device):
-    """By finite differences, of all three terms; a data set's too."""
+    """All three terms by finite differences; a data set's too."""
     leaves = [t.requires_grad_() for t in posterior(4, 2, device)]
     size = [] if estimator == "aggregate" else [9]
     assert torch.autograd.gradcheck(
@@ -173,8 +173,8 @@ def test_agrees_with_the_exact_aggregate_posterior():
 
 
 def test_one_op_whatever_the_size(monkeypatch, device):
-    """Of four densities by themselves the calls of 32 rows and 64 latents took 0.5 ms, and the
-    compiled textbook 0.2; of the smallest one op takes half the time of the reference.
+    """One op computes all three terms: four densities by themselves took longer than the compiled
+    textbook.
     """
     ran = watch(monkeypatch)
     for estimator, size in (("stratified", [100]), ("weighted", [100]), ("aggregate", [])):

@@ -33,7 +33,7 @@ def test_record_names_the_arguments_of_the_function(name):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_take_the_parameters_of_all(loss):
-    """By the same names and with the same defaults, 0.0 for a width and None for the others."""
+    """Under the same names and with the same defaults: 0.0 for a width, None for the others."""
     taken = parameters(loss)
     for record in LIKELIHOODS.values():
         for name in record.parameters:

@@ -24,7 +24,7 @@ from helpers.samples import IMPLS, at_seed, normal
 
 F32, F64 = torch.float32, torch.float64
 GRADIENTS = pytest.mark.parametrize("gradient", ["total", "path", "dreg"])
-# Those that can do without the KL in closed form and with any prior.
+# The estimators that need no KL in closed form and take any prior.
 NAMES = [name for name in ESTIMATORS if name not in ("elbo", "elbo-antithetic")]
 OPTIONS = {"miwae": {"groups": 2}, "piwae": {"groups": 2}, "jackknife": {"order": 2}}
 
@@ -64,7 +64,7 @@ def test_one_component_is_the_prior_of_today(gradient, impl, device):
 
 @IMPLS
 def test_gradients_by_finite_differences(impl, device):
-    """Of q and of all that the prior has, at fixed noise."""
+    """Gradients of q and of all that the prior has, at fixed noise."""
 
     def at_noise(mu, logvar, *prior):
         options = {"prior": Mixture(*prior), "impl": impl}
@@ -142,7 +142,7 @@ class Vamp:
 @pytest.mark.parametrize("gradient", ["total", "path"])
 @IMPLS
 def test_gradients_of_a_vamp_prior_by_rsample_kl(gradient, impl, device):
-    """Of the ELBO, to the pseudo-inputs and to the encoder, through q and through the prior."""
+    """The ELBO's gradients reach pseudo-inputs and encoder, through q and through the prior."""
     vamp = Vamp(device)
     z, kl = at_seed(4, rsample_kl, *vamp.q(), prior=vamp.prior(), gradient=gradient, impl=impl)
     loss = elbo_loss(vamp.decoder(z), vamp.x, kl=kl, reduction="sum", impl=impl)
@@ -160,7 +160,7 @@ def test_gradients_of_a_vamp_prior_by_rsample_kl(gradient, impl, device):
 @GRADIENTS
 @IMPLS
 def test_gradients_of_a_vamp_prior_in_chunks(gradient, chunk_size, impl, device, monkeypatch):
-    """Of IWAE's bound, or with "path" the ELBO; the reference's components in parts as well."""
+    """Gradients of IWAE's bound, or with "path" the ELBO; with components in parts as well."""
     monkeypatch.setattr(reference, "COMPARED", 30)
     vamp, drawn = Vamp(device), []
 
@@ -228,7 +228,7 @@ def test_rsample_kl_compiles_in_one_graph():
 @GRADIENTS
 @IMPLS
 def test_gradients_by_hand(gradient, impl, device):
-    """Of IWAE's bound: all paths; without the score of q; each sample's by its weight once more."""
+    """IWAE's bound: all paths; without the score of q; each sample's weighted once more."""
     mu, logvar, *prior = leaves(device)
     z, log_ratio = at_seed(
         2, rsample_log_ratio, mu, logvar, 6, prior=Mixture(*prior), gradient=gradient, impl=impl

@@ -67,7 +67,7 @@ def test_structured_samples_are_unbiased_for_the_elbo(name, kind):
 
 @pytest.mark.parametrize(("kind", "factor"), [("antithetic", 1.5), ("sobol", 5)])
 def test_structured_samples_reduce_variance(kind, factor):
-    """Of mean_k log p(x|z_k), a quadratic: antithetic pairs remove its linear part."""
+    """The variance of mean_k log p(x|z_k), a quadratic: antithetic pairs remove its linear part."""
     spread = {
         sampled: replicate(
             "elbo", PLANE, 64, sampling=sampled, each=1, replicates=500, quasi=False

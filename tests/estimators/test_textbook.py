@@ -255,7 +255,7 @@ def test_kl_near_the_prior_is_not_negative(impl, device):
 
 
 def log_variances(dtype):
-    """Of either sign, 1e-7 to 10, and on both sides of where a series ends."""
+    """Arguments of either sign, 1e-7 to 10, and on both sides of where a series ends."""
     sizes = [*(10.0 ** np.linspace(-7, 1, 97)), 0.2499, 0.25, 0.2501, 0.4999, 0.5, 0.5001, 1.0]
     return torch.tensor([sign * s for s in sizes for sign in (1, -1)], dtype=dtype)
 

@@ -79,7 +79,7 @@ class TestAutocast:
 
     @IMPLS
     def test_the_scale_saves_gradients_that_float16_would_lose(self, impl, device):
-        """Of 1e-9 a pixel, where float16 ends at 6e-8; a scale of 2**16 keeps ten bits of them."""
+        """Gradients are 1e-9 per pixel; float16 ends at 6e-8; a scale of 2**16 keeps ten bits."""
         batch = 128
         x = torch.zeros(batch, PIXELS, device=device)
         recon = (images(batch, device) - 16).to(F16).requires_grad_()

@@ -1,1 +1,1 @@
-"""What tests share: oracles, the accuracy bar, exact bounds. No test is in here."""
+"""Helpers that tests share: oracles, the accuracy bar, exact bounds. No test is in here."""

@@ -1,4 +1,4 @@
-"""What torch copies behind our backs."""
+"""A count of the copies that torch makes behind our backs."""
 
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,4 +1,4 @@
-"""What numba made of the float32 loops in kernels/numba: a table, and what is wrong; for x86.
+"""The machine code of the float32 loops in kernels/numba: a table, and its faults; for x86.
 
 ``make static`` runs it, from this folder's parent. A loop is to work in packed registers: of scalar
 arithmetic it has at most one more copy of the body, for the end of a tile. It is to call nothing,
@@ -61,7 +61,7 @@ def machine_code():
 
 
 def inner_loops(name, function):
-    """Those of the functions in a function's closure, and in that of a kernel's body."""
+    """The loops of the functions in a function's closure, and in that of a kernel's body."""
     body = function.py_func.__globals__.get("body")
     for cell in (body or function).py_func.__closure__ or ():
         inner = cell.cell_contents

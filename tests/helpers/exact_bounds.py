@@ -150,7 +150,7 @@ def differentiated(function, problem):
 
 
 def exact_elbo(problem):
-    """By the model's closed form."""
+    """The bound by the model's closed form."""
     return differentiated(
         lambda mu, logvar, weight: problem.model(weight).elbo(
             problem.x, DiagonalGaussian(mu, logvar)

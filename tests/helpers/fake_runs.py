@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Run:
-    """What a benchmark's test takes, as far as it leaves a case out."""
+    """A stand-in for the fixture of a benchmark's test, for cases that are left out."""
 
     identity = "made-up"
 
@@ -32,7 +32,7 @@ def pytest(*arguments, path=""):
 
 
 def run(day, benchmarks, device="cpu", gpu=None):
-    """What ``pytest --benchmark`` writes, around these benchmarks."""
+    """The JSON that ``pytest --benchmark`` writes around these benchmarks."""
     return {
         "machine_info": {
             "device": device,

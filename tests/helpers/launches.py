@@ -1,4 +1,4 @@
-"""Which launchers run, of whatever backend."""
+"""A record of the launchers that run, in either backend."""
 
 from fused_elbo.kernels import library
 

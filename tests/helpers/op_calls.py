@@ -24,7 +24,7 @@ def op_calls(device, rows=3, cols=5):
         ("log_std", 0.0, 0.0),
         ("log_std", 5.0, 0.01),
     )
-    # Of one sample numba's kernels keep the noise.
+    # Backends may keep the noise of one sample.
     keeps = [False, True] if backend_of(a).keeps_noise else [False]
     return {
         "gaussian_kl": [(a, b, None, None), (a, b, c, d), (half, half, None, None)],
@@ -112,12 +112,12 @@ def op_calls(device, rows=3, cols=5):
             (e, a, classes, [True]),
             (t(2 * rows), several, classes, [True]),
         ],
-        "rsample": [
+        "gaussian_rsample": [
             (a, b, seed, 3, False),
             (half, half, seed, 2, False),
             *((a, b, seed, None, keep) for keep in keeps),
         ],
-        "rsample_backward": [
+        "gaussian_rsample_backward": [
             (both, b, seed, 2, None, [True, True]),
             (t(1, rows, cols), b, seed, 1, None, [False, True]),
             (c, b, seed, None, None, [True, True]),

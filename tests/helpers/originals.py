@@ -1,4 +1,4 @@
-"""What fused_elbo.compat stands in for: each original from its formula, paired with ours.
+"""The originals that fused_elbo.compat stands in for, each from its formula, paired with ours.
 
 Over one example and one element at a time where that is what a formula means.
 torch.nn.functional's own functions are their own originals.
@@ -23,7 +23,7 @@ TOLERANCE = {F64: 1e-12, F32: 3e-6}
 
 
 def kl_to_standard(mu, logvar):
-    """Of each example, by the definition of the KL from means and standard deviations."""
+    """The KL of each example by its definition, from means and standard deviations."""
     sigma = torch.exp(logvar / 2)
     return (torch.log(1 / sigma) + (sigma * sigma + mu * mu) / 2 - 1 / 2).sum(-1)
 
@@ -148,7 +148,7 @@ def original_disvae(data, recon, mean, logvar, z):
 
 
 def original_disvae_sums(data, recon, mean, logvar, z):
-    """Of a squared error of pixels up to 255, over 255, and with no weights at all."""
+    """The loss with a squared error of pixels up to 255, over 255, and no weights."""
     mi, tc, dkl = (t.mean() for t in tcvae_terms(z, mean, logvar, torch.ones(BATCH, BATCH)))
     squares = ((255 * recon - 255 * data) ** 2).sum() / 255
     return squares / BATCH + mi + 2.0 * tc + dkl
@@ -400,7 +400,7 @@ LIBRARIES = [
     Case("pythae_vamp", (*IMAGES, "latent", "components", "components"), ours_vamp, original_vamp),
 ]
 
-# Of what networks put out, no loss with an image.
+# Posteriors as networks put them out, without a loss of an image.
 POSTERIORS = [
     Case(
         "diagonal_gaussian",

@@ -1,4 +1,4 @@
-"""What two ranks of examples/vae_digits.py do under torchrun, for examples/test_ranks.py to read.
+"""Two ranks of examples/vae_digits.py under torchrun, for examples/test_ranks.py to read.
 
 torchrun --nproc-per-node 2 -m helpers.ranks FOLDER    # from tests/
 """
@@ -30,7 +30,7 @@ def gradients(model):
 
 
 def shares_of_an_epoch(rank):
-    """What ``fit`` gives to each step of this rank, of 101 images in batches of 16."""
+    """The batches that ``fit`` gives to the steps of this rank: 101 images, 16 at a time."""
     vae_digits = load("vae_digits")
     shares = []
     vae_digits.train_step = lambda model, optimizer, x, *options: shares.append(x)

@@ -1,4 +1,4 @@
-"""What makes a host wait for a CUDA device, found on a machine that has none.
+"""Calls that make a host wait for a CUDA device, found on a machine that has none.
 
 Tensors on "meta" stand in for CUDA's: they have a shape, a dtype, and no values to look at.
 """
