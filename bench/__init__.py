@@ -1,14 +1,14 @@
 """The benchmark suite: never installed, run from the repository's root.
 
 ``operations``, ``samples``, ``mixtures``, ``drop_ins`` and ``quality`` are the suites, a folder
-each: what is timed is in its ``entries``, one entry an operation or estimator with all that is
-known of it; what is swept is in ``cases``, and a ``test_`` module runs it under ``pytest
---benchmark``. ``results``, ``charts`` and ``tables`` of a suite draw from the JSON under
-``results/<device>/``, without torch. ``suites`` lists them all. ``harness`` checks, times and
-writes a run; ``reporting`` reads runs and has what all charts, tables and pages share. ``plot``,
-``table`` and ``gpu_session`` are commands.
+each. Its ``entries`` say what is timed, with one entry per operation or estimator. Its ``cases``
+say what is swept, and a ``test_`` module runs them under ``pytest --benchmark``. Its ``results``,
+``charts`` and ``tables`` draw from the JSON under ``results/<device>/``, without torch. ``suites``
+is the one list of them. ``harness`` checks, times and writes a run. ``reporting`` reads runs and
+has what all charts, tables and pages share. ``plot``, ``table``, ``gpu_session``, ``gpu_steps``,
+``gpu_noise`` and ``total_correlation`` are commands.
 
-Imports point one way: commands and ``suites`` -> suites -> ``reporting`` -> ``harness``. Of suites
-a later one may import an earlier one, and only ``entries``, ``largest``, ``quality.measure``,
+Imports point one way: commands and ``suites`` -> suites -> ``reporting`` -> ``harness``. A later
+suite may import an earlier one, and only ``entries``, ``largest``, ``quality.measure``,
 ``exact``, ``test_`` modules and what they need of ``harness`` import torch.
 """

@@ -1,4 +1,4 @@
-"""The suites, in the order of runs and of pages: the one list that commands loop over. No torch."""
+"""The one list of suites, in the order of runs and of pages. No torch."""
 
 import functools
 from collections.abc import Callable

@@ -16,6 +16,7 @@ def negative_binomial_nll(
     log_theta: float | Tensor,
     *,
     zero_logits: Tensor | None = None,
+    mask: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
     r"""Negative binomial negative log-likelihood of each example, in nats, zero-inflated or not.
@@ -49,6 +50,7 @@ def negative_binomial_nll(
             dispersion per gene of ``log_mean [B, G]``. In torch.distributions ``exp(t)`` is
             ``total_count``; its ``logits`` are ``log_mean - t``.
         zero_logits: z, a tensor that broadcasts to ``log_mean``; None for no zero inflation.
+        mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -71,7 +73,8 @@ def negative_binomial_nll(
     ... )
     tensor([2.3671])
     """
-    return nll_of_examples("negative_binomial", log_mean, x, log_theta, zero_logits, impl=impl)
+    parameters = log_theta, zero_logits
+    return nll_of_examples("negative_binomial", log_mean, x, *parameters, mask=mask, impl=impl)
 
 
 def softmax_negative_binomial_nll(
@@ -140,7 +143,9 @@ def softmax_negative_binomial_nll(
     )
 
 
-def multinomial_nll(logits: Tensor, counts: Tensor, *, impl: Implementation = "auto") -> Tensor:
+def multinomial_nll(
+    logits: Tensor, counts: Tensor, *, mask: Tensor | None = None, impl: Implementation = "auto"
+) -> Tensor:
     r"""Multinomial negative log-likelihood of each example, in nats.
 
     .. math:: n \log \sum_i e^{a_i} - \sum_i x_i a_i + \sum_i \log x_i! - \log n!,
@@ -161,6 +166,7 @@ def multinomial_nll(logits: Tensor, counts: Tensor, *, impl: Implementation = "a
         logits: the decoder's output before any softmax, ``[B, ...]``, or ``[K, B, ...]`` for K
             samples of z. The softmax is over all of an example.
         counts: x, ``[B, ...]``, floating or integer, without gradient; not copied for the samples.
+        mask: as in :func:`gaussian_nll`: the softmax is over the events that are left.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -178,4 +184,4 @@ def multinomial_nll(logits: Tensor, counts: Tensor, *, impl: Implementation = "a
     >>> multinomial_nll(torch.zeros(1, 2), torch.tensor([[1, 1]]))
     tensor([0.6931])
     """
-    return nll_of_examples("multinomial", logits, counts, impl=impl)
+    return nll_of_examples("multinomial", logits, counts, mask=mask, impl=impl)

@@ -127,7 +127,7 @@ def gaussian_rsample(
     The seed is 64 bits from torch's generator: ``torch.manual_seed`` or ``generator`` govern the
     noise, but after the same call of it a CPU and a GPU give other seeds. The reference draws
     other samples, those of ``torch.randn``; so does ``"auto"`` on a CPU where the reference
-    stands in, as under ``torch.compile`` and ``vmap``.
+    stands in, as under ``vmap`` and in exported programs.
 
     Args:
         mu, logvar: ``[..., D]``, broadcast together.

@@ -7,12 +7,14 @@ from .dispatch.likelihoods import LIKELIHOODS
 from .dispatch.types import Implementation
 
 
-def nll_of_examples(likelihood, recon, x, *parameters, impl) -> Tensor:
+def nll_of_examples(likelihood, recon, x, *parameters, mask, impl) -> Tensor:
     """-log p(x|z) of each example, of arguments under the names of the likelihood's function."""
     record = LIKELIHOODS[likelihood]
     shape = validate.likelihood(
         likelihood, recon, x, parameters, name=record.recon, x_name=record.x
     )
+    validate.mask(mask, x, record.x)
+    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
     return calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )
@@ -23,6 +25,7 @@ def gaussian_nll(
     x: Tensor,
     recon_logvar: float | Tensor = 0.0,
     *,
+    mask: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
     r"""Gaussian negative log-likelihood of each example, in nats.
@@ -41,6 +44,9 @@ def gaussian_nll(
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         recon_logvar: log variance of the decoder's noise: a float (fixed), a scalar tensor
             (one learned sigma), or a tensor that broadcasts to ``recon``.
+        mask: bool, broadcast to ``x``: where it is False an event is left out, counts 0 and has a
+            gradient of exactly 0, even if there is NaN. Padding, missing pixels. It costs a copy of
+            ``recon`` and ``x``, and makes a width a tensor of that size.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -57,10 +63,12 @@ def gaussian_nll(
     >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([2.8379])
     """
-    return nll_of_examples("gaussian", recon, x, recon_logvar, impl=impl)
+    return nll_of_examples("gaussian", recon, x, recon_logvar, mask=mask, impl=impl)
 
 
-def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
+def bernoulli_nll(
+    logits: Tensor, x: Tensor, *, mask: Tensor | None = None, impl: Implementation = "auto"
+) -> Tensor:
     r"""Bernoulli negative log-likelihood of each example from logits, in nats.
 
     .. math:: \sum_i \big[\log(1 + e^{a_i}) - x_i a_i\big]
@@ -78,6 +86,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
         x: the data ``[B, ...]``, floating or bool; not copied for the samples. Grey values of 0 to
             255 need ``x.float() / 255``. On a CPU a negative result, which only data outside
             [0, 1] have, is a warning.
+        mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -95,7 +104,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     >>> bernoulli_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([1.3863])
     """
-    nll = nll_of_examples("bernoulli", logits, x, impl=impl)
+    nll = nll_of_examples("bernoulli", logits, x, mask=mask, impl=impl)
     calls.warn_of_data("bernoulli", nll)
     return nll
 
@@ -105,6 +114,7 @@ def laplace_nll(
     x: Tensor,
     log_scale: float | Tensor = 0.0,
     *,
+    mask: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Tensor:
     r"""Laplace negative log-likelihood of each example, in nats: L1 with its normaliser.
@@ -124,6 +134,7 @@ def laplace_nll(
         x: the data ``[B, ...]``, floating or integer; not copied for the samples.
         log_scale: s, a float (fixed), a scalar tensor (one learned scale), or a tensor that
             broadcasts to ``recon``.
+        mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -142,10 +153,12 @@ def laplace_nll(
     >>> laplace_nll(torch.zeros(1, 2), torch.ones(1, 2))
     tensor([3.3863])
     """
-    return nll_of_examples("laplace", recon, x, log_scale, impl=impl)
+    return nll_of_examples("laplace", recon, x, log_scale, mask=mask, impl=impl)
 
 
-def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -> Tensor:
+def poisson_nll(
+    log_rate: Tensor, x: Tensor, *, mask: Tensor | None = None, impl: Implementation = "auto"
+) -> Tensor:
     r"""Poisson negative log-likelihood of each example from log rates, in nats.
 
     .. math:: \sum_i \big[e^{a_i} - x_i a_i + \log x_i!\big]
@@ -163,6 +176,7 @@ def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -
         log_rate: the decoder's output, ``[B, ...]``, or ``[K, B, ...]`` for K samples of z.
         x: the counts ``[B, ...]``, floating or integer, without gradient; not copied for the
             samples.
+        mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -180,10 +194,12 @@ def poisson_nll(log_rate: Tensor, x: Tensor, *, impl: Implementation = "auto") -
     >>> poisson_nll(torch.zeros(1, 2), torch.tensor([[0, 3]]))
     tensor([3.7918])
     """
-    return nll_of_examples("poisson", log_rate, x, impl=impl)
+    return nll_of_examples("poisson", log_rate, x, mask=mask, impl=impl)
 
 
-def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "auto") -> Tensor:
+def categorical_nll(
+    logits: Tensor, target: Tensor, *, mask: Tensor | None = None, impl: Implementation = "auto"
+) -> Tensor:
     r"""Categorical negative log-likelihood of each example, in nats.
 
     .. math:: \sum_i \Big[\log \sum_c e^{a_{ic}} - a_{i t_i}\Big]
@@ -201,6 +217,7 @@ def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "a
         logits: the decoder's output before any softmax, ``[B, ..., C]``, or ``[K, B, ..., C]`` for
             K samples of z. F.cross_entropy would have the classes second.
         target: the classes ``[B, ...]``, integer; not copied for the samples.
+        mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 
     Returns:
@@ -218,4 +235,4 @@ def categorical_nll(logits: Tensor, target: Tensor, *, impl: Implementation = "a
     >>> categorical_nll(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
     tensor([2.7726])
     """
-    return nll_of_examples("categorical", logits, target, impl=impl)
+    return nll_of_examples("categorical", logits, target, mask=mask, impl=impl)

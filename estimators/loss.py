@@ -34,6 +34,7 @@ def elbo_loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
     impl: Implementation = "auto",
@@ -56,6 +57,7 @@ def elbo_loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
     impl: Implementation = "auto",
@@ -78,6 +80,7 @@ def elbo_loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool,
     impl: Implementation = "auto",
@@ -99,6 +102,7 @@ def elbo_loss(
     prior_mu: Tensor | None = None,
     prior_logvar: Tensor | None = None,
     beta: float | Tensor = 1.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -140,6 +144,8 @@ def elbo_loss(
         prior_mu, prior_logvar: of the prior, with ``mu, logvar`` only; None means 0.
         beta: the weight of the KL (Higgins et al. 2017); the ELBO's is 1. A number, or a scalar
             tensor on the device of ``x``, scheduled or learned.
+        mask: the events of the data that count, as in :func:`gaussian_nll`; the mean is still one
+            over examples.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, nll, kl)``, a named tuple, each reduced alike.
         impl: as in :func:`gaussian_log_prob`.
@@ -172,6 +178,8 @@ def elbo_loss(
         zero_logits=zero_logits,
     )
     shape = validate.likelihood(likelihood, recon, x, parameters)
+    validate.mask(mask, x)
+    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
         *calls.elbo_loss(
@@ -275,6 +283,7 @@ class ELBOLoss(torch.nn.Module):
         prior_mu: Tensor | None = None,
         prior_logvar: Tensor | None = None,
         zero_logits: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | ELBOParts:
         """As :func:`elbo_loss`, with the arguments fixed at construction left out."""
         return elbo_loss(
@@ -285,6 +294,7 @@ class ELBOLoss(torch.nn.Module):
             kl=kl,
             prior_mu=prior_mu,
             prior_logvar=prior_logvar,
+            mask=mask,
             likelihood=self.likelihood,
             recon_logvar=self.recon_logvar,
             log_scale=self.log_scale,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
 
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
@@ -21,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: every call of an op looks one up
 class Backend:
-    """What the rest of the project knows of a backend.
+    """A backend, as the rest of the project knows it.
 
     Attributes:
         name: its name as an ``impl``, and that of its folder and of the package it needs.
@@ -122,6 +123,12 @@ def obstacle(backend: Backend) -> str | None:
     except (ImportError, AttributeError) as error:
         return str(error)
     return None
+
+
+@torch.compiler.assume_constant_result  # a graph imports nothing
+def works(name: str) -> bool:
+    """Whether nothing stands in the way of an installed backend."""
+    return obstacle(BACKENDS[name]) is None
 
 
 def require(backend: Backend, tensor: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""An op is declared once; here torch and all backends are told of it.
+"""``declare`` makes an op known to torch and to all backends.
 
 ``declare`` registers ``fused_elbo::name`` and ``fused_elbo::name_backward`` and makes one autograd
-function of the two. A backend is a folder whose modules, one a family of ops, have launchers under
-the ops' names and with their arguments; it is imported at the first call.
+function of the two. Each backend has one module per family of ops, with launchers that have the
+names and arguments of the ops. It is imported at the first call.
 """
 
 import functools
@@ -16,6 +16,7 @@ from .backends import backend_of, load
 from .torch_state import (
     bare_apply,
     dispatch_modes,
+    forget,
     forward_mode,
     function_of,
     is_batched,
@@ -23,7 +24,11 @@ from .torch_state import (
     transforming,
 )
 
-LIBRARY = torch.library.Library("fused_elbo", "DEF")
+NAMESPACE = torch.ops.fused_elbo
+# Where the package is imported anew, the ops of the import before give up their names.
+if "library" in vars(NAMESPACE):
+    forget(NAMESPACE.library)
+LIBRARY = NAMESPACE.library = torch.library.Library("fused_elbo", "DEF")
 Tensor, Parameter = torch.Tensor, torch.nn.Parameter
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 PLAIN = {bool, int, float, str, list, tuple}
@@ -38,7 +43,7 @@ def launcher(backend, family, name):
 
 @functools.cache
 def implementation(find, backend, family, name):
-    """What runs an op on a backend, which ``find`` finds or makes."""
+    """The function that runs an op on a backend: ``find`` finds or makes it."""
     return find(backend, family, name)
 
 
@@ -60,12 +65,11 @@ def register(family, schema, fake, find=launcher):
     LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
     LIBRARY.impl(name, fake, "Meta")
     torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
-    op = getattr(torch.ops.fused_elbo, name).default
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
     def call(*arguments):
         if is_compiling() or torch_must_see(arguments):
-            return op(*arguments)
+            return getattr(torch.ops.fused_elbo, name).default(*arguments)
         return launch(*arguments)
 
     return call
@@ -83,8 +87,8 @@ def torch_must_see(arguments):
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
     Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
-    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. Of a
-    view whose sign is pending the numbers in memory are not those of the tensor.
+    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. And a
+    view with a pending sign, whose memory holds other numbers.
     """
     if dispatch_modes() > 0 or tracing() is not None or transforming():
         return True
@@ -168,7 +172,8 @@ def declare(
         gradients: the arguments that have gradients. Without any the op has no backward, and what
             is returned is the bare forward.
         saved: what backward takes of the arguments; by default all.
-        like: for arguments that are not saved one that is, of the same shape: ``{name: other}``.
+        like: maps an argument that is not saved to a saved one of the same shape, so that backward
+            can allocate its gradient.
         results: names of the first of a list of results, which are the caller's.
         kept: the name of a further one, if there is one: it is for backward alone.
         launchers: what finds the launcher of the op and that of its backward, in a backend.
@@ -258,7 +263,7 @@ def autograd_function(
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx):
-        """What was saved of the arguments; and what forward kept, or None, if the op keeps any."""
+        """The saved arguments, then what forward kept, or None, if the op keeps anything."""
         found = ctx.saved_tensors
         if not keeps:
             return *found, *ctx.options
@@ -283,10 +288,10 @@ def autograd_function(
         if first:
             needs = ctx.needs_input_grad[:count]
             found = backward(*upstream[:results], *saved_of(ctx), needs)
-            return *spread(found, needs), *others
+            return *scatter_gradients(found, needs), *others
         needs = [ctx.needs_input_grad[position] for position in gradients]
         found = backward(*upstream[:results], *saved_of(ctx), needs)
-        return at_positions(spread(found, needs), gradients, arguments)
+        return at_positions(scatter_gradients(found, needs), gradients, arguments)
 
     methods = {
         "forward": forward if results is None else as_tuple(forward),
@@ -300,14 +305,14 @@ def autograd_function(
 
 
 def gradients_like(tensors, needs):
-    """What a backward op returns, for its fake: the wanted gradients, contiguous."""
+    """The wanted gradients, empty and contiguous: a backward op's result, for its fake."""
     layout = torch.contiguous_format
     wanted = (t for t, needed in zip(tensors, needs, strict=True) if needed)
     return [torch.empty_like(t, memory_format=layout) for t in wanted]
 
 
-def spread(gradients, needs):
-    """Lay the gradients that were computed back among the inputs, None elsewhere."""
+def scatter_gradients(gradients, needs):
+    """One entry per input: the computed gradients in their places, None elsewhere."""
     if len(gradients) == len(needs):
         return gradients
     gradients = iter(gradients)
@@ -344,7 +349,7 @@ class SecondDerivative(torch.autograd.Function):
 
 
 def once_differentiable(backward):
-    """Mark a backward whose result must not be differentiated again, but by a twin.
+    """Mark a backward whose result must not be differentiated again, except through a twin.
 
     torch's decorator of this name looks at the upstream gradients only: with a constant one,
     as of a plain sum, it lets the second derivative be dropped in silence.
@@ -396,7 +401,7 @@ def through_twin(ctx, upstream, create_graph):
     found = torch.autograd.grad(
         outputs, wanted, upstream, create_graph=create_graph, allow_unused=True
     )
-    return spread(found, ctx.needs_input_grad)
+    return scatter_gradients(found, ctx.needs_input_grad)
 
 
 class KernelFunction(torch.autograd.Function):
@@ -415,7 +420,7 @@ class KernelFunction(torch.autograd.Function):
 
     @staticmethod
     def arguments(ctx):
-        """Those of forward, from what was saved."""
+        """The arguments of forward, from what was saved."""
         raise NotImplementedError
 
     vmap = staticmethod(no_vmap)

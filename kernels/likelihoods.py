@@ -32,7 +32,7 @@ from .rows import samples_in
 
 
 class Likelihood(NamedTuple):
-    """What an op takes of ``elbo_loss``'s arguments.
+    """The arguments of ``elbo_loss`` that an op takes.
 
     Attributes:
         op: its name. The module of a backend and its launcher are named after it.

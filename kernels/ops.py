@@ -14,7 +14,7 @@ from .library import (
     gradients_like,
     once_differentiable,
     record,
-    spread,
+    scatter_gradients,
 )
 from .likelihoods import LIKELIHOOD, LIKELIHOODS, elbo_launcher, loss_launcher
 from .rows import accumulator, halves, samples_in
@@ -142,7 +142,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     return mu.new_empty(mu.shape[0], dtype=accumulator(mu, logvar, prior_mu, prior_logvar))
 
 
-class BalancedKL(KernelFunction):
+class BalancedKLFunction(KernelFunction):
     """The KL once, clipped, as two results: one with the prior's gradient, one with that of q."""
 
     @staticmethod
@@ -173,7 +173,7 @@ class BalancedKL(KernelFunction):
             if upstream is None or not any(wanted):
                 return [None] * 4
             found = gaussian_kl.backward(upstream.masked_fill(outside, 0.0), *tensors, list(wanted))
-            return spread(found, wanted)
+            return scatter_gradients(found, wanted)
 
         of_q = gradients(drep, (*needs[:2], False, False))
         of_prior = gradients(ddyn, (False, False, *needs[2:4]))
@@ -182,19 +182,20 @@ class BalancedKL(KernelFunction):
 
 def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
     """(dyn, rep): max(free_nats, KL), for the prior alone and for q alone."""
-    return record(BalancedKL, mu, logvar, prior_mu, prior_logvar, free_nats)
+    return record(BalancedKLFunction, mu, logvar, prior_mu, prior_logvar, free_nats)
 
 
 @declare(
     "gaussian_rsample",
-    "rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) -> Tensor[]",
+    "gaussian_rsample(Tensor mu, Tensor logvar, Tensor seed, SymInt? samples, bool keep_noise) "
+    "-> Tensor[]",
     gradients=("mu", "logvar"),
     saved=("logvar", "seed", "samples"),
     like={"mu": "logvar"},
     results=("z",),
     kept="noise",
 )
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """z [samples, rows, cols], or one [rows, cols]; ``seed`` is an int64 scalar on the device.
 
     ``keep_noise``: z - mu [rows, cols], before it was rounded, stays for backward, which otherwise
@@ -363,7 +364,7 @@ def importance_weights_forward(log_ratio, nll, alpha):
     return [bound, weights, ess] + ([] if nll is None else [torch.empty_like(weights)])
 
 
-class ImportanceWeights(KernelFunction):
+class ImportanceWeightsFunction(KernelFunction):
     """(bound, weights, ess, and the log weights if there is an nll): the first has a gradient."""
 
     @staticmethod
@@ -399,7 +400,7 @@ def importance_weights(log_ratio, nll, alpha):
 
     Operands are [samples, rows].
     """
-    bound, weights, ess, *rest = record(ImportanceWeights, log_ratio, nll, alpha)
+    bound, weights, ess, *rest = record(ImportanceWeightsFunction, log_ratio, nll, alpha)
     return bound, weights, ess, rest[0] if rest else log_ratio.detach()
 
 
@@ -425,8 +426,8 @@ def scale_(tensor, factor):
     """tensor *= factor in place."""
 
 
-class ELBOLoss(KernelFunction):
-    """(loss, nll, kl), and behind them the gradients of the likelihood, for backward.
+class ELBOLossFunction(KernelFunction):
+    """(loss, nll, kl), then the gradients of the likelihood, for backward.
 
     The first backward hands the gradients that forward wrote over, scaled in place. A
     second one, over a retained graph, computes them again: what was handed over is no
@@ -468,7 +469,7 @@ class ELBOLoss(KernelFunction):
             else:
                 dnll = (factor * (ctx.scale / samples_in(recon, x))).expand(recon.shape[0])
                 gradients = op.backward(dnll, recon, x, *options, needs)
-            gradients = at_positions(spread(gradients, needs), op.gradients, 4)
+            gradients = at_positions(scatter_gradients(gradients, needs), op.gradients, 4)
         kl_grad = None
         if ctx.needs_input_grad[5]:
             kl_grad = weighted_sum((dloss, ctx.beta * ctx.scale), (dkl, ctx.scale))
@@ -494,7 +495,7 @@ def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood,
     wanted = (tensors[position] for position in positions)
     needs = [track and t is not None and t.requires_grad for t in wanted]
     options = width_value, kl, likelihood, beta, scale, needs
-    return record(ELBOLoss, *tensors, *options)[:3]
+    return record(ELBOLossFunction, *tensors, *options)[:3]
 
 
 @declare(
@@ -513,7 +514,7 @@ def softmax_negative_binomial_loss_forward(
     return [loss, *gradients_like(tensors, needs)]
 
 
-class SoftmaxNegativeBinomialLoss(KernelFunction):
+class SoftmaxNegativeBinomialLossFunction(KernelFunction):
     """(loss, and the gradients for backward, as in ``ELBOLoss``)."""
 
     @staticmethod
@@ -547,7 +548,7 @@ class SoftmaxNegativeBinomialLoss(KernelFunction):
             tensors = ctx.saved_tensors
             dnll = (dloss * ctx.scale).expand(tensors[0].shape[0])
             gradients = op.backward(dnll, *tensors, ctx.log_theta_value, needs)
-        return at_positions(spread(gradients, needs), op.gradients, 8)
+        return at_positions(scatter_gradients(gradients, needs), op.gradients, 8)
 
 
 def softmax_negative_binomial_loss(
@@ -558,7 +559,7 @@ def softmax_negative_binomial_loss(
     track = torch.is_grad_enabled()
     needs = [track and t is not None and t.requires_grad for t in tensors]
     given = logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
-    return record(SoftmaxNegativeBinomialLoss, *given)[0]
+    return record(SoftmaxNegativeBinomialLossFunction, *given)[0]
 
 
 @declare(
@@ -573,8 +574,8 @@ def discretized_mix_logistic_loss_forward(params, x, half_bin, right_edge, guard
     return [loss, *gradients_like((params,), needs)]
 
 
-class DiscretizedMixLogisticLoss(KernelFunction):
-    """(loss, and the gradient of params for backward, as in ``ELBOLoss``)."""
+class DiscretizedMixLogisticLossFunction(KernelFunction):
+    """(loss, and the gradient of params for backward, as in ``ELBOLossFunction``)."""
 
     @staticmethod
     def forward(params, x, half_bin, right_edge, guard, scale, needs):
@@ -611,6 +612,6 @@ class DiscretizedMixLogisticLoss(KernelFunction):
 def discretized_mix_logistic_loss(params, x, half_bin, right_edge, guard, scale):
     """``scale`` times the sum of the nll over all pixels."""
     needs = [torch.is_grad_enabled() and params.requires_grad]
-    return record(DiscretizedMixLogisticLoss, params, x, half_bin, right_edge, guard, scale, needs)[
-        0
-    ]
+    return record(
+        DiscretizedMixLogisticLossFunction, params, x, half_bin, right_edge, guard, scale, needs
+    )[0]

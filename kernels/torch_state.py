@@ -1,4 +1,4 @@
-"""What torch is doing, where it has no public name for the answer: one predicate per private name.
+"""The state of torch that has no public name: one predicate per private name.
 
 Every other module asks here. A newer torch may lack a name; each predicate says what it then
 answers. Most answer yes: torch must see the call. Ops then go through torch's dispatcher and are
@@ -37,7 +37,7 @@ def forward_mode():
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
-# ``function.apply`` without the 5 us in which it looks for defaults and dead wrappers.
+# ``function.apply`` without its search for defaults and dead wrappers, a sixth of a small call.
 HAS_BARE_APPLY = hasattr(super(Function, Function), "apply")
 
 
@@ -54,3 +54,10 @@ def function_of(ctx):
     Without it there are first derivatives only.
     """
     return getattr(ctx, "_forward_cls", None)
+
+
+def forget(library):
+    """Take back all that a torch.library.Library registered, which torch does at its end only."""
+    destroy = getattr(library, "_destroy", None)
+    if destroy is not None:
+        destroy()

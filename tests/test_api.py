@@ -24,15 +24,15 @@ SIGNATURES = {
     "rsample_kl_log_std": "mu log_std prior_mu=None prior_log_std=None * soft_clamp=0.0 "
     "std_offset=0.0 generator=None impl='auto'",
     "balanced_kl": "mu logvar prior_mu prior_logvar * free_nats=1.0 impl='auto'",
-    "gaussian_nll": "recon x recon_logvar=0.0 * impl='auto'",
-    "bernoulli_nll": "logits x * impl='auto'",
-    "laplace_nll": "recon x log_scale=0.0 * impl='auto'",
-    "poisson_nll": "log_rate x * impl='auto'",
-    "negative_binomial_nll": "log_mean x log_theta * zero_logits=None impl='auto'",
+    "gaussian_nll": "recon x recon_logvar=0.0 * mask=None impl='auto'",
+    "bernoulli_nll": "logits x * mask=None impl='auto'",
+    "laplace_nll": "recon x log_scale=0.0 * mask=None impl='auto'",
+    "poisson_nll": "log_rate x * mask=None impl='auto'",
+    "negative_binomial_nll": "log_mean x log_theta * zero_logits=None mask=None impl='auto'",
     "softmax_negative_binomial_nll": "logits x log_theta log_library * zero_logits=None "
     "reduction='none' impl='auto'",
-    "multinomial_nll": "logits counts * impl='auto'",
-    "categorical_nll": "logits target * impl='auto'",
+    "multinomial_nll": "logits counts * mask=None impl='auto'",
+    "categorical_nll": "logits target * mask=None impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
     "prior=None gradient='total' antithetic=False generator=None impl='auto'",
     "kl_decomposition": "z mu logvar dataset_size=None * estimator='stratified' dataset=None "
@@ -53,7 +53,7 @@ SIGNATURES = {
     "return_parts=False generator=None impl='auto'",
     "elbo_loss": "recon x mu=None logvar=None * kl=None likelihood='bernoulli' recon_logvar=0.0 "
     "log_scale=0.0 log_theta=0.0 zero_logits=None prior_mu=None prior_logvar=None beta=1.0 "
-    "reduction='mean' return_parts=False impl='auto'",
+    "mask=None reduction='mean' return_parts=False impl='auto'",
     "ELBOLoss": "* likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 log_theta=0.0 beta=1.0 "
     "reduction='mean' return_parts=False impl='auto'",
 }

@@ -42,9 +42,10 @@ WIDTH = "return document.documentElement.scrollWidth"
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The folder with the pages; built once, by whichever worker comes first."""
-    shared = tmp_path_factory.getbasetemp().parent / "site"
+def site(request, tmp_path_factory):
+    """The folder with the pages, built once per run: by whichever worker comes first."""
+    run = tmp_path_factory.getbasetemp()  # of this worker, if there are workers
+    shared = (run.parent if hasattr(request.config, "workerinput") else run) / "site"
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -14,8 +14,8 @@ INTRO = (
     "`TraceMeanField_ELBO` with the MLP decoder of `iwae_step`: Pyro's own "
     "`Normal(...).to_event(1)` is the original, `DiagonalNormal` the drop-in. The original is what "
     "is called eager above; it checks its arguments as it does for its users. The compiler is "
-    "given the originals: of `gaussian_nll_loss` it compiles nothing, for torch looks at the "
-    "variances there, and Pyro's handlers are not given to it."
+    "given the originals. It compiles nothing of `gaussian_nll_loss`, because torch looks at the "
+    "variances there, and it is not given Pyro's handlers."
 )
 PROJECT = (
     "Speed-up over the code that is replaced / over the better of that and the same compiled, "
@@ -56,9 +56,9 @@ def compared(table, title=""):
 def verdict(table):
     faster, _, slower = speedups.counted(table, "eager", "eager_beyond_noise")
     return (
-        f"Of {len(table)} cells the drop-in is faster than its original in {faster} and slower in "
-        f"{slower} (the rest within noise); faster, within noise and slower than the better of "
-        f"original and `torch.compile`: {speedups.verdicts(table)}."
+        f"The drop-in is faster than its original in {faster} and slower in {slower} of "
+        f"{len(table)} cells (the rest within noise). Against the better of original and "
+        f"`torch.compile` it is faster / within noise / slower in {speedups.verdicts(table)}."
     )
 
 

@@ -9,9 +9,9 @@ from .machine import DEVICE
 from .operation import make_inputs, make_upstream
 from .providers import OURS
 
-# On a CPU the profiler that counts memory costs more than the call where that is small.
+# On a CPU the profiler that counts memory costs more than a small call.
 CPU_MEMORY_FROM = 2**18
-# Seconds from which on a call is warm after its first ones, and is timed SLOW_ROUNDS times.
+# A call of more seconds is warm after its first ones, and is timed SLOW_ROUNDS times.
 SLOW, SLOW_ROUNDS = 0.1, 3
 _cell = {}
 
@@ -185,8 +185,11 @@ def other_clocks(prepared, grid):
 
 
 def peak_memory(prepared):
-    """Bytes, or None: of small cases on a CPU, where counting is not worth its time, and of
-    CUDA-graph trees, whose memory was taken when they were recorded."""
+    """Bytes, or None where they are not counted.
+
+    Small cases on a CPU are not worth the time of counting. The memory of CUDA-graph trees was
+    taken when they were recorded.
+    """
     case = prepared.case
     if case.provider == "compile-reduce-overhead":
         return None
@@ -198,7 +201,7 @@ def peak_memory(prepared):
 
 
 def bandwidth(needed, seconds, ceiling):
-    """The floor's bytes, and what they come to: bytes that had to move, not that did."""
+    """The floor's bytes, which had to move, and the bandwidth that they come to."""
     return {
         "floor_bytes": needed,
         "floor_seconds": needed / ceiling,

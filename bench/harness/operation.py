@@ -10,8 +10,8 @@ import torch
 from .cases import COLORS, EVENTS, HIDDEN, NUMBERS
 from .providers import COMPILED, PROVIDERS
 
-# Largest error, relative to the largest value of the oracle. A wrong formula is off by
-# tenths; the textbook in bfloat16, which rounds every intermediate to 8 bits, by hundredths.
+# Largest error, relative to the largest value of the oracle. A wrong formula is off by tenths. The
+# textbook in bfloat16 is off by hundredths, because it rounds every intermediate to 8 bits.
 TOLERANCE = {"float32": 3e-5, "bfloat16": 4e-2, "float16": 5e-3, "float64": 1e-10}
 
 
@@ -37,7 +37,7 @@ def classes(normal):
 
 
 class Input(NamedTuple):
-    """A random tensor, such as a trained encoder or decoder would have it; no special values."""
+    """A random tensor as a trained encoder or decoder would give it, without special values."""
 
     dims: tuple  # of "samples", "components", "batch", "latent", and those of ``shape_of``
     scale: Callable = plain  # what is made of a standard normal; integers stay what they are
@@ -50,7 +50,7 @@ PIXEL = Input(PIXELS)
 COUNTS, CLASSES = Input(LATENTS, counts, data=True), Input(LATENTS, classes, data=True)
 BITS, PIXEL_BITS = Input(LATENTS, binary, data=True), Input(PIXELS, binary, data=True)
 ENCODED = {"mu": LATENT, "logvar": LOGVAR}
-# The gradients that outputs get, by kind. Others get none: of a "scalar" it is 1, and a sample
+# The gradients that outputs get, by kind. Other kinds have none: a "scalar" gets 1, and a sample
 # that is only "shown" tells the oracle its noise.
 UPSTREAM = {
     "rows": ROWS,

@@ -1,7 +1,7 @@
-"""Who is right: float64 values and gradients, on the very inputs that are timed.
+"""The judge: float64 values and gradients, on the very inputs that are timed.
 
-A sampling provider draws its own noise, so the oracle reads it off the sample: what the
-samples must be is standard normal, and given them values and gradients are determined.
+A sampling provider draws its own noise, so the oracle reads it off the sample. This noise must be
+standard normal, and it determines all values and gradients.
 """
 
 import functools
@@ -146,8 +146,8 @@ def answers(operation, inputs, upstream, **given):
     return [value.detach() for value in values], gradients
 
 
-# While the providers of a cell take turns: of all pairs of samples and components it takes longer
-# to answer than to ask. Where there is noise each provider draws its own.
+# One answer serves while the providers of a cell take turns: for all pairs the oracle takes longer
+# than a provider. Where there is noise each provider draws its own.
 kept_answers = functools.lru_cache(maxsize=1)(answers)
 
 

@@ -1,4 +1,4 @@
-"""Who competes, in the order of timing and of every legend. Torch-free: the charts read it too.
+"""The competitors, in the order of timing and of every legend. Torch-free: charts read it too.
 
 What a provider runs is in each operation's entry. Those that compile take the function of another
 provider, the eager one unless they say otherwise.

@@ -9,8 +9,8 @@ from ..reporting.formats import size
 from . import cases
 from .entries import ENTRIES
 
-# Bytes. Beyond, a call of the compiled textbook takes some 6 s on two cores, and eager PyTorch
-# 20 GiB.
+# Bytes that a case may need. Beyond them a call of the compiled textbook takes some 6 s on two
+# cores, and eager PyTorch takes 20 GiB.
 LIMIT = {"cpu": 2**32, "cuda": 2**35}
 
 

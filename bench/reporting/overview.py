@@ -95,7 +95,7 @@ def dots(cells, ops, clock, subject):
     figure.legend(
         handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.3, 0.02)
     )
-    text = "dots: one (batch, latent), or (K, batch, latent), each; bars: geometric mean"
+    text = "a dot per (batch, latent) or (K, batch, latent); bars: geometric mean"
     canvas.note(figure, height, 0.09, text, x=0.98, ha="right")
     return figure
 

@@ -16,8 +16,11 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """``columns``: a header, or (in Markdown, in the terminal), of which one may be None: such a
-    column is not shown there. In the terminal the first is aligned left, all others right."""
+    """A table, with a header for each column, or one for Markdown and one for the terminal.
+
+    A column is not shown where its header is None. In the terminal the first column is aligned
+    left, and all others right.
+    """
 
     columns: list
     rows: list  # of lists of Cells or of what str shows

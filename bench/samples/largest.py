@@ -1,9 +1,8 @@
-"""The largest K whose training step fits: of the memory that a GPU has, or of a stated budget.
+"""The largest K whose training step fits into the memory of a GPU, or into a stated budget.
 
-On a GPU K is doubled until a step runs out of memory, and the gap then halved until it is a
-sixteenth. On a CPU, where running out of memory is no error to come back from, the peak of two
-small K gives the line that it grows by; the K where the line meets the budget is then run, and
-counted again.
+On a GPU K is doubled until a step runs out of memory. Then the gap is halved until it is a
+sixteenth. A CPU cannot come back from running out of memory. There the peaks of two small K give a
+line, and the K where this line meets the budget is run, and counted again.
 """
 
 import functools
@@ -29,7 +28,7 @@ CHECKED = 8
 
 
 def names(device):
-    """A CUDA-graph tree would have to be recorded for every K: it is left out."""
+    """All providers except CUDA-graph trees, which would have to be recorded for every K."""
     return [name for name in STEP.provider_names(device) if name != "compile-reduce-overhead"]
 
 

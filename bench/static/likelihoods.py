@@ -38,7 +38,7 @@ def cases(t):
         *passes(
             "negative_binomial_nll inflated", negative_binomial, (recon, x, width, t.d, 0.0), t.rows
         ),
-        # Of one dispersion per column, whose gradients are added up: no contract of bytes.
+        # One dispersion per column has its gradients added up: no contract of bytes.
         *passes(
             "negative_binomial_nll by column",
             negative_binomial,
@@ -46,7 +46,7 @@ def cases(t):
             t.rows,
             contract=False,
         ),
-        # Of a long row the logits are read again for the gradient.
+        # The logits of a long row are read again for the gradient.
         *passes("multinomial_nll", multinomial, (recon, x), t.rows, contract=False),
         # No contract of bytes: the int64 classes of two rows are a 128-bit access too.
         *passes("categorical_nll", categorical, (recon, classes), t.rows, contract=False),

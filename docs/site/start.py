@@ -11,6 +11,7 @@ examples/tour
 docs/choosing-an-estimator
 estimators
 docs/drop-ins
+docs/cpu
 examples/index
 ```
 

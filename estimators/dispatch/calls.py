@@ -18,6 +18,7 @@ from . import layouts
 from .choice import (
     all_known,
     default_backend,
+    left_to_compiler,
     left_to_torch,
     noise_is_kept,
     ordered_by_compiler,
@@ -76,7 +77,7 @@ def gaussian_log_prob(
         flat, order, tensors = layouts.flatten(shape, event_dims, x, mu, logvar)
         log_prob = gaussian_log_prob(flat, *tensors, impl=impl)
         return layouts.summed(log_prob, shape, order, event_dims)
-    if not use_kernels(impl, x, mu, logvar):
+    if not use_kernels(impl, x, mu, logvar, fits=not left_to_compiler(impl, x)):
         return reference.gaussian_log_prob(x, mu, logvar)
     mu, x, logvar = as_rows(shape, mu, x, logvar)
     return reshaped(ops.gaussian_nll(mu, x, logvar, 0.0, -1), shape[:-1])
@@ -152,7 +153,8 @@ def gaussian_kl(
         flat, order, q = layouts.flatten(shape, event_dims, *q)
         kl = gaussian_kl(flat, *q, impl=impl)
         return layouts.summed(kl, shape, order, event_dims)
-    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar):
+    fits = not left_to_compiler(impl, mu)
+    if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar, fits=fits):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar)))
     return reshaped(kl, shape[:-1])
@@ -252,7 +254,7 @@ def gaussian_rsample(
         return reference.gaussian_rsample(mu, logvar, num_samples, generator=generator)
     seed = noise.draw_seed(mu.device, generator)
     keep_noise = num_samples is None and noise_is_kept(mu, logvar)
-    z = ops.rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
+    z = ops.gaussian_rsample(*as_rows(shape, mu, logvar), seed, num_samples, keep_noise)
     return reshaped(z, shape if num_samples is None else (num_samples, *shape))
 
 
@@ -266,7 +268,7 @@ def sampler(
 
         def draw_again(mu: Tensor, logvar: Tensor) -> Tensor:
             q = (t.reshape(-1, t.shape[-1]) for t in (mu, logvar))
-            return ops.rsample(*q, seed, samples, False).view(shape)
+            return ops.gaussian_rsample(*q, seed, samples, False).view(shape)
 
         return draw_again
     # Backward needs this noise in any case.
@@ -442,6 +444,7 @@ def negative_log_likelihood(
     given = [tensor_or_none(value) for value in parameters]
     learned = bool(given) and given[0] is not None
     fits = not left_to_torch(impl, recon, likelihood, learned)
+    fits = fits and not (record.left_to_compiler and left_to_compiler(impl, recon))
     if not use_kernels(impl, recon, x, *given, fits=fits):
         options = (all_known(x, recon),) if record.is_categorical else parameters
         return getattr(reference, f"{likelihood}_nll")(recon, x, *options)
@@ -451,6 +454,30 @@ def negative_log_likelihood(
     if nll.numel() != math.prod(shape):  # one number for each event
         nll = nll.view(math.prod(shape), -1).sum(-1)
     return reshaped(nll, shape)
+
+
+def behind_mask(
+    mask: Tensor | None, recon: Tensor, x: Tensor, parameters: Any, likelihood: str
+) -> tuple[Tensor, Tensor, Any]:
+    """(recon, x, parameters) whose events outside of the mask have a likelihood of 1.
+
+    They are replaced and not multiplied by 0, so that no NaN is read, and no gradient passes.
+    """
+    if mask is None:
+        return recon, x, parameters
+    record = LIKELIHOODS[likelihood]
+    shown, hidden = mask, recon.new_full((), record.hidden)
+    if record.is_categorical:  # certainly class 0
+        shown, hidden = mask.unsqueeze(-1), recon.new_full(recon.shape[-1:], record.hidden)
+        hidden[0] = 0.0
+    recon, x = torch.where(shown, recon, hidden), torch.where(mask, x, x.new_zeros(()))
+    if record.hidden_width is not None:
+        (wide,) = reference.accumulate(recon)
+        width, *others = parameters
+        width = width if isinstance(width, Tensor) else wide.new_tensor(width)
+        others = [t if t is None else torch.where(mask, t, t.new_zeros(())) for t in others]
+        parameters = torch.where(mask, width, wide.new_tensor(record.hidden_width)), *others
+    return recon, x, parameters
 
 
 def warn_of_data(likelihood: str, nll: Tensor) -> None:
@@ -645,7 +672,7 @@ def elbo_loss_on_rows(
 
 TWINS: dict[Any, Any] = {
     ops.gaussian_kl.function: reference.gaussian_kl,
-    ops.rsample.function: on_rows.rsample,
+    ops.gaussian_rsample.function: on_rows.rsample,
     ops.rsample_kl.function: on_rows.rsample_kl,
     ops.rsample_log_ratio.function: on_rows.rsample_log_ratio,
     ops.posterior_kl.function: reference.posterior_kl,
@@ -655,11 +682,11 @@ TWINS: dict[Any, Any] = {
     ops.kl_decomposition.function: reference.kl_decomposition,
     ops.discretized_mix_logistic_nll.function: reference.discretized_mix_logistic_nll,
     ops.softmax_negative_binomial_nll.function: on_rows.softmax_negative_binomial_nll,
-    ops.SoftmaxNegativeBinomialLoss: on_rows.softmax_negative_binomial_loss,
-    ops.DiscretizedMixLogisticLoss: on_rows.discretized_mix_logistic_loss,
-    ops.BalancedKL: reference.balanced_kl,
-    ops.ImportanceWeights: on_rows.importance_weights,
-    ops.ELBOLoss: elbo_loss_on_rows,
+    ops.SoftmaxNegativeBinomialLossFunction: on_rows.softmax_negative_binomial_loss,
+    ops.DiscretizedMixLogisticLossFunction: on_rows.discretized_mix_logistic_loss,
+    ops.BalancedKLFunction: reference.balanced_kl,
+    ops.ImportanceWeightsFunction: on_rows.importance_weights,
+    ops.ELBOLossFunction: elbo_loss_on_rows,
 }
 for name in LIKELIHOODS:
     op, _ = ops.likelihood_op(name)

@@ -47,13 +47,28 @@ def default_backend(*tensors: Any) -> Backend | None:
     """The backend that impl="auto" takes for these tensors; None for the reference.
 
     On a CPU that is the reference where a kernel cannot do all that the reference can: in forward
-    mode, under torch.func, for subclasses and for tensors without data. Compilers and tracers get
-    it too, because they can look into it.
+    mode, under torch.func, for subclasses and for tensors without data. A graph of torch.compile
+    holds kernels as opaque ops; torch.export and torch.jit.trace get the reference, which runs
+    anywhere.
     """
     backend = backends.default_backend(tensors[0])
     if backend is None or not backend.plain_only:
         return backend
-    return backend if plain_on_cpu(tensors) and backends.obstacle(backend) is None else None
+    served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
+    return backend if served and backends.works(backend.name) else None
+
+
+def in_graph(tensors: Sequence[Any]) -> bool:
+    """Whether torch.compile, and nobody else, sees these tensors of a CPU."""
+    if not tensors[0].is_cpu or torch.compiler.is_exporting():
+        return False
+    if torch_state.transforming() or torch_state.forward_mode():
+        return False
+    given = [t for t in tensors if t is not None]
+    if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in given):
+        return False
+    # The compiler takes no tensor twice for an autograd function.
+    return all(a is not b for i, a in enumerate(given) for b in given[:i])
 
 
 def plain_on_cpu(tensors: Sequence[Any]) -> bool:
@@ -81,6 +96,14 @@ def left_to_torch(
         return False
     small = record.torch_below_if_learned if learned else record.torch_below
     return tensor.numel() < small
+
+
+def left_to_compiler(impl: str, tensor: Tensor) -> bool:
+    """Whether impl="auto" leaves elementwise operations and their sum to torch.compile on a CPU.
+
+    It fuses them with what is around, and an opaque op costs a call in Python.
+    """
+    return impl == "auto" and tensor.is_cpu and torch.compiler.is_compiling()
 
 
 def looks_are_free(tensor: Tensor) -> bool:
@@ -122,3 +145,9 @@ def all_known(target: Tensor, logits: Tensor) -> bool:
         return False
     least, greatest = target.aminmax()
     return least.item() >= 0 and greatest.item() < logits.shape[-1]
+
+
+def compiled_for_cpu():
+    """(number of the CPU kernels that this process has, folders where their machine code lies)."""
+    numba = backends.BACKENDS["numba"]
+    return len(backends.load(numba, "launch").compiled), sorted(backends.load(numba, "cache").USED)

@@ -3,6 +3,7 @@
 The rest follows from its name: the op and the reference are called ``{name}_nll``.
 """
 
+import math
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 LikelihoodName: TypeAlias = Literal[
@@ -37,6 +38,12 @@ class Likelihood(NamedTuple):
     # where the width is a tensor, for which torch has several operations instead of one loss.
     torch_below: int = 0
     torch_below_if_learned: int = 0
+    # Whether torch.compile makes on a CPU what is as fast as a kernel.
+    left_to_compiler: bool = False
+    # What stands behind a mask: at x = 0 an event of this recon, and width if there is one, has a
+    # likelihood of 1. exp(-1e4) is 0 in every dtype.
+    hidden: float = -1e4
+    hidden_width: float | None = None
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -54,8 +61,23 @@ LIKELIHOODS = {
         Likelihood("bernoulli", recon="logits", data="unit", torch_below=2**16),
         # A Bernoulli's probabilities instead of its logits: kernels only, and for ``compat`` alone.
         Likelihood("probabilities", data="unit"),
-        Likelihood("gaussian", width="recon_logvar", torch_below=2**19),
-        Likelihood("laplace", width="log_scale", torch_below=2**16, torch_below_if_learned=2**15),
+        Likelihood(
+            "gaussian",
+            width="recon_logvar",
+            torch_below=2**19,
+            left_to_compiler=True,
+            hidden=0.0,
+            hidden_width=-math.log(2 * math.pi),
+        ),
+        Likelihood(
+            "laplace",
+            width="log_scale",
+            torch_below=2**16,
+            torch_below_if_learned=2**15,
+            left_to_compiler=True,
+            hidden=0.0,
+            hidden_width=-math.log(2),
+        ),
         Likelihood("poisson", recon="log_rate", data="counts"),
         Likelihood(
             "negative_binomial",
@@ -64,9 +86,17 @@ LIKELIHOODS = {
             optional=("zero_logits",),
             width_by_column=True,
             data="counts",
+            hidden_width=0.0,
         ),
         Likelihood("multinomial", recon="logits", x="counts", data="counts"),
-        Likelihood("categorical", recon="logits", x="target", data="classes", torch_below=2**18),
+        Likelihood(
+            "categorical",
+            recon="logits",
+            x="target",
+            data="classes",
+            torch_below=2**18,
+            left_to_compiler=True,
+        ),
     )
 }
 WIDTHS = {record.width for record in LIKELIHOODS.values() if record.width is not None}

@@ -215,6 +215,15 @@ def likelihood(
     return shape
 
 
+def mask(mask: Any, x: Tensor, name: str = "x") -> None:
+    """A bool tensor that broadcasts to the data, or None."""
+    if mask is None:
+        return
+    dense("mask", mask, (torch.bool,))
+    same_device(**{name: x, "mask": mask})
+    within(x.shape, mask=mask)
+
+
 def data(likelihood: Likelihood, x: Tensor, name: str) -> None:
     """The data must have a dtype that the likelihood can use."""
     if isinstance(x, torch.Tensor) and x.dtype not in DTYPES:

@@ -113,7 +113,7 @@ def probabilities_gradient(grad, p, x, drecon):
 
 @elementwise
 def subtract_probabilities_x_gradient(grad, p, x, dx):
-    """Which torch does not clamp."""
+    """Gradient in x (torch does not clamp it)."""
     for i in range(dx.size):
         log_p, log_rest = logs_of(valid(p[i], x[i]))
         dx[i] -= grad[i] * (log_p - log_rest)

@@ -8,12 +8,14 @@ neither reads nor replaces what lies in a folder that it may not write. Here a f
 kernel for one signature and one kind of processor, and begins with a digest of all it depends on.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import pickle
 import sys
 import uuid
+import warnings
 from pathlib import Path
 
 import llvmlite
@@ -23,6 +25,7 @@ from numba.core.serialize import dumps
 
 HERE = Path(__file__).parent
 LOGGER = logging.getLogger("fused_elbo")
+USED: set[Path] = set()  # folders that code was read from, or written to
 
 
 def stamp_of(folder):
@@ -54,7 +57,7 @@ def folders():
 
 
 class Cache:
-    """What a dispatcher of numba asks before it compiles a kernel, and tells afterwards."""
+    """The cache that numba's dispatcher asks before it compiles a kernel, and tells afterwards."""
 
     def __init__(self, function):
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
@@ -76,9 +79,11 @@ class Cache:
             for folder in folders():
                 payload = read(folder / name)
                 if payload is not None:
+                    USED.add(folder)
                     return CompileResult._rebuild(target, *pickle.loads(payload))
         except Exception as error:  # it is compiled instead, whatever happened
             LOGGER.debug("%s is compiled anew: %r", self.name, error)
+        announce()
         return None
 
     def save_overload(self, signature, result):
@@ -94,7 +99,34 @@ class Cache:
             except OSError as error:
                 LOGGER.debug("%s is not kept in %s: %s", self.name, folder, error)
             else:
+                USED.add(folder)
                 return
+        warn_of_no_folder()
+
+
+COMMAND = "python -m fused_elbo.warm_up"
+
+
+@functools.cache
+def announce():
+    """Tell whoever waits, once in a process: a log, and a person at a terminal or a notebook."""
+    message = (
+        "compiling kernels for this CPU, some seconds each, once on this machine; "
+        f"{COMMAND} compiles them ahead"
+    )
+    LOGGER.info(message)
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        print(f"fused_elbo: {message}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def warn_of_no_folder():
+    places = ", ".join(map(str, folders()))
+    warnings.warn(
+        f"the compiled kernels of fused_elbo cannot be kept in {places}, and every process compiles"
+        f" them again: set NUMBA_CACHE_DIR to a folder that can be written, and run {COMMAND} once",
+        stacklevel=2,
+    )
 
 
 def digest_of(name, payload):
@@ -102,7 +134,7 @@ def digest_of(name, payload):
 
 
 def read(path):
-    """What was written there under that name by these sources, or None."""
+    """The bytes that these sources wrote there under that name, or None."""
     try:
         content = path.read_bytes()
     except OSError:

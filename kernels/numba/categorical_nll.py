@@ -174,8 +174,8 @@ def categorical_nll_kernel(
             for col in range(0, classes, TILE):
                 here = first, count, col, min(TILE, classes - col)
                 logits = load(logits_ptr, here, scratch[4])
-                behind = targets[row : row + count] - col
-                add_piece(logits, count, here[3], behind, greatest, total, chosen, scratch[5])
+                shifted = targets[row : row + count] - col
+                add_piece(logits, count, here[3], shifted, greatest, total, chosen, scratch[5])
             logs(total)
             if present(nll_ptr):
                 nll = target(nll_ptr, of_rows, scratch[6])

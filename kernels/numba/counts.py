@@ -1,4 +1,4 @@
-"""What the log-densities of counts are made of, to full accuracy at every size of a count.
+"""Functions for log-densities of counts, to full accuracy at every size of a count.
 
 log-gamma functions of large arguments cancel: at x = rate = 1e7 a Poisson's nll is 9, the
 difference of numbers near 1.5e8. Loader's saddle point ("Fast and accurate computation of binomial
@@ -31,7 +31,7 @@ STIRLING_SLOPE = polynomial(
     -0.004282763227820396, 0.0007116124616004527, 0.004487348720431328, -0.005332195665687323,
     0.002679348224774003, -0.0005329560372047126,
 )  # fmt: skip
-# Of float64, from y = 16 on, in 1 / y**2: Bernoulli numbers B_2n / (2n (2n - 1)), and B_2n / 2n.
+# For float64, from y = 16 on, in 1 / y**2: Bernoulli numbers B_2n / (2n (2n - 1)), and B_2n / 2n.
 STIRLING_SERIES = polynomial(
     1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156
 )

@@ -109,7 +109,8 @@ def expm1_given(x, exp_x):
 def halves_of_exp(x):
     """(half, r, q) with exp(x) = 2 half (1 + r + q), half a power of two, r + q small.
 
-    Half, for twice it may be too large. Below -87 it is nothing beside 1, above 89 infinite.
+    It is half the power of two, because the full one can overflow. x is clamped to [-87, 89].
+    Below that exp(x) is negligible beside 1; above it is infinite.
     """
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
@@ -201,7 +202,7 @@ def _(x):
 
 @inline
 def log_of_normal(x):
-    """Of a positive float32 that is neither subnormal nor infinite."""
+    """log x of a positive float32 that is neither subnormal nor infinite."""
     # x = 2**exponent (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2)
     bits = bits_of_float(x)
     exponent = np.int32(np.int32(bits - 0x3F3504F3) >> 23)
@@ -248,7 +249,7 @@ def _(x):
 
 @inline
 def tanh(x):
-    """By expm1, which is accurate near zero, of what is not positive, so that it stays finite."""
+    """tanh by expm1, which is accurate near zero, at -2 |x|, so that it stays finite."""
     real = type(x)
     lost = expm1(real(-2.0) * abs(x))
     value = -lost / (real(2.0) + lost)
@@ -257,7 +258,7 @@ def tanh(x):
 
 @inline
 def finite_or_zero(greatest):
-    """What to subtract from logarithms before exp: 0 where nothing is possible, not -inf."""
+    """The shift of logarithms before exp: 0 where nothing is possible, not -inf."""
     real = type(greatest)
     return greatest if greatest > real(-np.inf) else real(0.0)
 

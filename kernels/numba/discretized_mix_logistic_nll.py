@@ -5,10 +5,7 @@ densities, and gradients but for the responsibilities, stay in the cache until t
 mixtures is known. One kernel serves forward, backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every pixel.
 
-Of a bin of half width h, at a distance c from the mean, with m = |c| / scale and t = h / scale, the
-probability sigmoid(m + t) - sigmoid(m - t) is e (1 - f^2) / ((e + f) (1 + e f)), e = exp -m and
-f = exp -t. Nothing cancels, so that no probability is too small; and the three channels of a
-mixture share one logarithm.
+The derivation of a bin's probability is in ``../triton/discretized_mix_logistic_nll.py``.
 """
 
 import math
@@ -82,7 +79,7 @@ def channel_at(x, mean, raw_log_scale, bins):
 
 @elementwise
 def log_densities(pixels, given, bins, results, logs):
-    """Of one mixture; the results are its logit once more, and the gradients of log p.
+    """log p under one mixture; the results are its logit once more, and the gradients of log p.
 
     Forward alone has no use for these, and takes a quarter longer; a loop of its own would take 2 s
     to compile.

@@ -81,7 +81,7 @@ def write_kl_gradients(
     dkl, mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, dmu, dlogvar, dprior_mu_ptr,
     dprior_logvar_ptr, scratch,
 ):  # fmt: skip
-    """Those of q into arrays, those of the prior, which not all have, where they belong."""
+    """Gradients in q go into arrays; those in the prior, if there is one, to their tensors."""
     if not present(prior_mu_ptr):
         standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar)
         return

@@ -2,12 +2,10 @@
 
 A tile of mu and logvar is read once for all its samples. Backward draws the same eps again from
 the seed and sums over the samples in buffers: neither noise nor anything else of size
-[samples, rows, cols] is stored but z and its gradient. Only of a single sample, without a log
-ratio, std eps may be kept for backward: in float32 that reads it in a quarter of the time.
+[samples, rows, cols] is stored but z and its gradient. For a single sample without a log ratio,
+std eps may be kept for backward, because reading it is faster than drawing it again.
 
-The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
-0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
-where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
+The derivation of the log ratio is in ``../triton/gaussian_rsample.py``.
 """
 
 import math
@@ -201,7 +199,7 @@ def rsample_backward_kernel(
         fill(dlogvar, 0.0)
         for k in range(samples):
             dz = load(dz_ptr, sample_of(tile, k, rows), scratch[5])
-            # Of an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
+            # With an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
             add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), one, dmu, dlogvar)
         half_times(std, dlogvar)
         store(dmu_ptr, tile, dmu)
@@ -284,7 +282,7 @@ def rsample_log_ratio_backward_kernel(
         store(dprior_logvar_ptr, tile, dprior_logvar)
 
 
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """[z, and the noise if it is to be kept], of mu and logvar."""
     rows, cols = mu.shape
     acc = accumulator(mu, logvar)
@@ -307,7 +305,7 @@ def rsample(mu, logvar, seed, samples, keep_noise):
     return [z, noise] if keep_noise else [z]
 
 
-def rsample_backward(dz, logvar, seed, samples, noise, needs):
+def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
     """The wanted gradients, from dz of the shape of z; they do not depend on mu."""
     rows, cols = logvar.shape
     samples = 1 if samples is None else samples

@@ -1,8 +1,6 @@
 """Bound, normalised weights and effective sample size from log weights [samples, rows].
 
-With a = 1 - alpha the bound is 1/a log mean_k w_k^a (alpha = 0: IWAE; alpha = 1, the limit:
-the mean of log w) and the weights are w_k^a / sum_j w_j^a, its gradient. The log weights are
-log_ratio - nll, or log_ratio alone.
+The formulas are in ``../triton/importance_weights.py``.
 
 A tile is a stretch of rows, and its sums over the samples are in float64.
 """

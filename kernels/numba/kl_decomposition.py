@@ -1,10 +1,10 @@
 """The KL in three terms: log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
 
-The joint density adds up over latents what the marginals take one by one, so one pass over all
-pairs has both, and a batch takes one call of a kernel forward and one backward. (Of 32 rows and 64
-latents ten calls took 0.5 ms, most of it the host's.) A register holds one number of sixteen rows;
-a thread takes BLOCK rows through all components and latents. What rows give to a component is added
-up in parts of them, of which each is one thread's, and these in one order.
+The joint density adds up over latents what the marginals take one by one. So one pass over all
+pairs computes both, and a batch takes one kernel call forward and one backward. A register holds
+one number of sixteen rows. A thread takes BLOCK rows through all components and latents. The rows'
+contributions to a component are summed in parts: each part belongs to one thread, and the parts are
+summed in a fixed order.
 
 Logarithms are to base 2 inside, where an exponential takes a third less.
 """
@@ -115,7 +115,7 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 
 @elementwise
 def add_joint(logs, weights, greatest, total):
-    """The same of all latents together; ``logs`` are 0 behind it."""
+    """The same for all latents together; it resets ``logs`` to 0."""
     real = logs.dtype.type
     for i in range(BLOCK):
         top = greatest[i]
@@ -233,7 +233,7 @@ def to_shares(logs, logsumexp, djoint, dmarginals, weights):
 def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
     """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
 
-    A latent after the other, of which the rows stay in the first cache.
+    It takes one latent after the other, whose rows stay in the first cache.
     """
     real = z.dtype.type
     size, cols = weights.size // FEW, mu.size // FEW
@@ -260,7 +260,7 @@ def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, d
 
 @elementwise
 def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
-    """What the two densities of a row add to the gradients."""
+    """Add the share of a row's two densities to the gradients."""
     real = z.dtype.type
     for d in range(z.size):
         inverse = exp(real(-0.5) * logvar[d])
@@ -284,7 +284,7 @@ def finite_logsumexps(logsumexp_ptr, row, end, rows, size, result):
 
 @helper
 def upstream_of(operand, row, end, size, buffer):
-    """Of a block of rows: zeros where there are none."""
+    """The upstream gradients of a block of rows; zeros where there are none."""
     if not present(operand):
         fill(buffer[:size], 0.0)
         return buffer[:size]

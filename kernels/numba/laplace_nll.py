@@ -14,7 +14,7 @@ def magnitude(residual):
 
 @inline
 def sign_of(residual):
-    """0 of 0 and of NaN, as torch has it."""
+    """The sign, which is 0 for 0 and NaN, as in torch."""
     real = type(residual)
     negative = real(-1.0) if residual < real(0.0) else real(0.0)
     return real(1.0) if residual > real(0.0) else negative

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import os
-import sys
 import threading
 
 import numpy as np
@@ -29,7 +28,7 @@ def samples_of(recon, x, needs_dx):
 
 
 class Here(threading.local):
-    """What a thread of Python has of its own: buffers, which as new arrays would be new pages."""
+    """Buffers of one Python thread. New arrays would be new pages of memory."""
 
     def __init__(self):
         self.scratch = {}
@@ -69,23 +68,16 @@ def threads_for(work):
     return max(1, min(torch.get_num_threads(), int(work // RANGE)))
 
 
-PATIENCE = 2.0  # seconds of compiling after which a person at a terminal is told, once
 compiled: set = set()
 
 
 def compile_first(kernel, *arguments):
     """The call that compiles a kernel, or reads it from disk."""
-    message = "fused_elbo: compiling kernels for this CPU, once; the next call is fast"
-    timer = threading.Timer(PATIENCE, print, [message], {"file": sys.stderr})
-    timer.daemon = True
-    if not compiled and sys.stderr.isatty():
-        timer.start()
     collecting = gc.isenabled()
     gc.disable()  # compiling makes a million objects, and looking for cycles takes a tenth of it
     try:
         kernel(*arguments)
     finally:
-        timer.cancel()
         if collecting:
             gc.enable()
     compiled.add(kernel)

@@ -1,6 +1,6 @@
 """Negative log-densities of a location and a scale, row sums: rate (distance(t) + width + constant)
-with t = (x - recon) exp(-rate width). Of a Gaussian the width is its log variance and the distance
-a square; of a Laplace the log scale, and |t|.
+with t = (x - recon) exp(-rate width). For a Gaussian the width is its log variance and the distance
+a square; for a Laplace they are the log scale and |t|.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every row. ``sign`` = -1 turns it into the log-density.
@@ -38,7 +38,7 @@ def subtract(values, result):
 
 @helper
 def spread_width(width_ptr, tile, rate, width, inverse, scratch):
-    """Of one number a row the exponential is taken once a row, not once an element."""
+    """A width per row: its exponential is taken once per row, not once per element."""
     row, count, _, _ = tile
     one_a_row = load(width_ptr, (row, count, 0, 1), scratch[0])
     inverse_a_row = scratch[1][:count]
@@ -99,7 +99,7 @@ def location_scale_kernel(name, distance, slope, rate, constant):
     ):  # fmt: skip
         scratch = workspace(scratch, queue)
         nll_partial, dwidth_partial = np.empty(TILE + samples), np.empty(TILE + samples)
-        learned = present(width_ptr) and width_ptr[2] != 0  # one number an element
+        learned = present(width_ptr) and width_ptr[2] != 0  # one number per element
         real = scratch.dtype.type
         fixed = real(width_value), real(math.exp(-rate * width_value))
         fill(scratch[0], scale)

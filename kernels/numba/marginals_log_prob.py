@@ -184,7 +184,7 @@ def by_latents(tensor):
 
 
 def of_components(log_weights):
-    """Those of every latent."""
+    """The log weights as an operand that all latents share."""
     return operand(None if log_weights is None else log_weights[None])
 
 

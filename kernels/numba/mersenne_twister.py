@@ -1,8 +1,8 @@
 """torch.randn's float32 normals: the words of its CPU generator, and Box-Muller in its order.
 
-For those who must have the noise that a seed has in torch; the same to the rounding of log and sin.
-Torch makes a word at a time and takes 2.4 ns a normal. Here a word takes 0.12 and all 0.42, on one
-core with AVX-512: less than Philox, but backward cannot draw it again, nor threads share in it.
+A seed gives the normals that it gives in torch, to the rounding of log and sin. Torch makes one
+word at a time; here they are made in vectors. This is faster than Philox too, but backward cannot
+draw the noise again, and threads cannot share the work. See docs/kernels.md for times.
 
 Matsumoto & Nishimura, "Mersenne Twister", ACM TOMACS 1998. The order is that of normal_fill, in
 aten/src/ATen/native/cpu/DistributionTemplates.h; the state's layout that of CPUGeneratorImpl.cpp.
@@ -23,8 +23,8 @@ from .noise import cos_sin
 WORDS, LAG = 624, 397
 GROUP = 16  # normals of a group, from eight words for radii and eight for angles
 CHUNK = 64 * GROUP
-# Of a generator's state: where the number of words that are left begins, the place of the next
-# one, and all of them; and how long it is.
+# Bytes in a generator's state: offsets of the number of words left, of the next word's place and of
+# the words; then the length of the state.
 LEFT, NEXT, STATE, STATE_BYTES = 8, 16, 24, 5056
 
 
@@ -87,7 +87,7 @@ def put_together(cosines, sines, normals):
 
 @elementwise
 def polar(radii, angles, cosines, sines):
-    """Of 24 bits of each word; u = 1 - word / 2**24 is not 0."""
+    """Normals by Box-Muller, from 24 bits of each word; u = 1 - word / 2**24 is not 0."""
     for i in range(radii.size):
         word = np.float32(np.int32(radii[i] & np.uint32(0xFFFFFF)))
         u = np.float32(1.0) - word * np.float32(2.0**-24)
@@ -110,7 +110,7 @@ def draw(state, place, buffers, normals):
 # Without letting go of Python's lock, so that no other thread draws meanwhile.
 @functools.partial(kernel, nogil=False)
 def randn_kernel(queue, generator, address, size):
-    """``size`` normals, at least a group; of a size that is not of whole groups the last anew."""
+    """Draw size >= 16 normals. If 16 does not divide size, the last 16 are redrawn, as in torch."""
     kept = carray(pointer(generator + STATE), WORDS, np.uint64)
     left = carray(pointer(generator + LEFT), 1, np.int32)
     following = carray(pointer(generator + NEXT), 1, np.uint64)

@@ -142,7 +142,7 @@ def add_pulls(z, mu, inverse, weights, dz):
 
 @elementwise
 def add_moments(z, mu, weights, first, second):
-    """Of z - mu, for a block of components from FEW rows [FEW, cols]."""
+    """Add the weighted moments of z - mu of a block of components, from FEW rows [FEW, cols]."""
     cols = first.size // BLOCK
     for d in range(cols):
         for i in range(BLOCK):

@@ -237,7 +237,7 @@ def many_counts(x, m, a, nll, dm, da):
 
 @elementwise
 def inflate(z, nll, dz):
-    """What zero inflation adds to a count that is no zero."""
+    """The term that zero inflation adds at a count above zero."""
     for i in range(nll.size):
         more, dz[i] = softplus_terms(z[i])
         nll[i] += more

@@ -1,9 +1,8 @@
-"""The noise stream: Philox4x32-10 and Box-Muller, four normals a call.
+"""The noise stream: Philox4x32-10 and Box-Muller, four normals per call.
 
 The counter is the logical position (column // 4, row, sample) and the key a 64-bit seed, as in
 the Triton kernels and in ``fused_elbo.estimators.noise``: the same seed gives the same normals,
-to the rounding of log and sin. A normal takes 0.5 ns on one core with AVX-512, Philox a little
-more of it than Box-Muller; ``torch.randn`` takes 2.4.
+to the rounding of log and sin. See docs/kernels.md for times.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -71,7 +70,7 @@ def radius(word):
 
 @inline
 def cos_sin(word):
-    """Of the angle pi word / 2**31, word read as signed: an octant's polynomial, turned."""
+    """cos and sin of pi word / 2**31, word read as signed: an octant's polynomial, turned."""
     angle = np.int32(word)
     quadrant = np.int32(np.int32(angle + (1 << 29)) >> 30)
     r = np.float32(np.int32(angle - np.int32(quadrant << 30))) * HALF_TURN
@@ -80,7 +79,7 @@ def cos_sin(word):
     cosine = np.float32(1.0) + square * COS(square)
     odd = (quadrant & 1) != 0
     cosine, sine = (sine if odd else cosine), (cosine if odd else sine)
-    # Of the quadrant's second lowest bit the sign.
+    # The quadrant's second lowest bit is the sign.
     cosine = float_of_bits(bits_of_float(cosine) ^ (np.int32(quadrant + 1) >> 1 << 31))
     sine = float_of_bits(bits_of_float(sine) ^ (quadrant >> 1 << 31))
     return cosine, sine
@@ -108,8 +107,9 @@ def first_of_four(calls, a, b, normals):
 
 @inline
 def noise_buffers(scratch):
-    """What ``draw`` works in, of the last rows of the scratch: the four words of each call, and
-    normals with and without the padding of their rows.
+    """The buffers that ``draw`` works in, in the last rows of the scratch.
+
+    They hold the four words of each call, and normals with and without the padding of their rows.
     """
     words = carray(pointer(scratch[BUFFERS].ctypes.data), (4, CALLS), np.uint32)
     padded = carray(pointer(scratch[BUFFERS + 1].ctypes.data), NOISE_BLOCK, np.float32)

@@ -1,4 +1,4 @@
-"""What mixtures, marginals and the KL in terms share: they compare every row with every component.
+"""Shared by mixtures, marginals and the KL in terms, which compare every row with every component.
 
 Log densities may be to base 2, where an exponential takes a third less: see ``to_base_two``.
 """
@@ -14,7 +14,7 @@ from .memory import load
 DEEP = 8  # latents that are added up by themselves: one sum of 64 rounds twice as much
 STRETCH = 256  # components, or rows, after which sums are put aside, to round as torch's do
 LOG2_E = math.log2(math.e)
-# Of distances in standard deviations: half their squares are then to base 2.
+# Scales distances in standard deviations, so that half their squares are to base 2.
 SCALE = math.sqrt(0.5 * LOG2_E)
 
 

@@ -40,7 +40,7 @@ def valid(x):
 
 @elementwise
 def constants_of_counts(x, constant, inverse, log_x):
-    """What is one for all samples; 0 where x is, whose nll is the rate."""
+    """The term that all samples share; it is 0 where x is 0, whose nll is the rate."""
     real = x.dtype.type
     for i in range(x.size):
         positive = x[i] >= real(SMALLEST)

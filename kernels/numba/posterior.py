@@ -1,10 +1,8 @@
 """A sample and the KL of Gaussians as networks put them out: means, and something for the spread.
 
-``form`` says what the second is: in "clamped_logvar" the log variance, clamped to [-30, 20]; in
-"log_std" the log standard deviation s, with sigma = exp(s) + ``std_offset``; in "std" and in
-"variance" just that. A ``soft_clamp`` c > 0 makes c tanh(x / c) of every mean and of every s
-first. All becomes mean and log variance where it is loaded, and the gradients of those become
-gradients of it where they are stored: what lies between is rsample_kl's.
+The forms of the spread are described in ``../triton/posterior.py``. Here every form is turned into
+a mean and a log variance where it is loaded, and the gradients of those into its own where they are
+stored. Between the two lies rsample_kl's code.
 """
 
 import numpy as np
@@ -296,7 +294,7 @@ def run_backward(dz, dkl, inputs, noise, seed, kept, form, soft_clamp, std_offse
 
 
 def gradient_operands(gradients, spread):
-    """Of mean and spread two, of which either may be None, or the halves of one."""
+    """Operands of the gradients in mean and spread, or of the halves of one tensor."""
     return operands(*gradients) if spread is None else map(operand, gradients)
 
 

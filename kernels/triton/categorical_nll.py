@@ -60,7 +60,7 @@ def categorical_nll_kernel(
     cols,
     pieces,
     WHOLE: tl.constexpr,  # a row is one piece
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,

@@ -1,4 +1,4 @@
-"""What the log-densities of counts are made of, to full accuracy at every size of a count.
+"""Functions for log-densities of counts, to full accuracy at every size of a count.
 
 log-gamma functions of large arguments cancel: at x = rate = 1e7 a Poisson's nll is 9, the
 difference of numbers near 1.5e8. Loader's saddle point ("Fast and accurate computation of binomial

@@ -57,7 +57,7 @@ def narrowed(value, ptr):
 
 @triton.jit
 def store_rows(ptr, value, row, valid, rows, col_tiles):
-    """One number a row of the tile, into partial sums [col_tiles, rows]."""
+    """One number per row of the tile, into partial sums [col_tiles, rows]."""
     offset = (tl.program_id(0) % col_tiles).to(tl.int64) * rows + row
     tl.store(ptr + offset, value, mask=valid)
 
@@ -71,7 +71,7 @@ def store_tile_sum(ptr, value, valid):
 
 @triton.jit
 def load_rows(ptr, row, valid, stride, ACC: tl.constexpr):
-    """One number a row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
+    """One number per row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
     return tl.load(ptr + row * stride, mask=valid, other=0.0).to(ACC)[:, None]
 
 
@@ -148,7 +148,7 @@ def divide(a, b, PTX: tl.constexpr):
 
 @triton.jit
 def square(x):
-    """And half its slope."""
+    """Return (x², half its derivative)."""
     return x * x, x
 
 

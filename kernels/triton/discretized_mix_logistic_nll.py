@@ -4,10 +4,10 @@ A program has all mixtures of some pixels in registers, [mixtures, pixels], so t
 read once. One kernel serves forward, backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every pixel: outputs that are None are not computed.
 
-Of a bin of half width h, at a distance c from the mean, with m = |c| / scale and t = h / scale, the
-probability sigmoid(m + t) - sigmoid(m - t) is e (1 - f^2) / ((e + f) (1 + e f)), e = exp -m and
-f = exp -t. Nothing cancels, so that no probability is too small; and the three channels of a
-mixture share one logarithm.
+Take a bin of half width h, at a distance c from the mean, with m = |c| / scale and t = h / scale.
+Its probability sigmoid(m + t) - sigmoid(m - t) is e (1 - f^2) / ((e + f) (1 + e f)), with
+e = exp -m and f = exp -t. Nothing cancels, so small probabilities keep their digits, and the three
+channels of a mixture share one logarithm.
 """
 
 import math
@@ -22,7 +22,7 @@ from .launch import PTX, divide_up, launch, power_of_two, triton_dtype
 
 LEAST_LOG_SCALE = tl.constexpr(-7.0)
 LEFT_EDGE = tl.constexpr(-0.999)
-ELEMENTS = 512  # of a tile: four pixels of one mixture a thread
+ELEMENTS = 512  # of a tile: four pixels of one mixture per thread
 
 
 @triton.jit

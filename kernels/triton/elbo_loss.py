@@ -49,7 +49,7 @@ def total_kernel(
 
 @triton.jit
 def scale_kernel(tensor_ptr, factor_ptr, n, BLOCK: tl.constexpr):
-    """tensor *= factor in place. A factor of 1 costs one load a program, and no sync."""
+    """tensor *= factor in place. A factor of 1 costs one load per program, and no sync."""
     factor = tl.load(factor_ptr)
     if factor != 1.0:
         offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -27,7 +27,7 @@ from .noise import normal_tile
 
 # Programs that fill a GPU: 132 SMs x 8. Fewer tiles than that, and the samples are shared out.
 PROGRAMS = 1056
-# What a backward program sums at least: its partial sums are that much smaller than dz.
+# The least that a backward program sums: its partial sums are that much smaller than dz.
 LEAST_SUMMED = 8
 # Elements of a tile. A 2048-element tile would save one instruction in 24, but its accumulators
 # need 250 registers a thread.
@@ -147,7 +147,7 @@ def sample_gradients(
     row, col, rows, dz_stride, dlog_ratio_stride, dlog_ratio_row_stride, mask,
     GRADIENT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """What one sample adds to (dmu, 2 dlogvar / std, 2 dlogvar, dprior_mu, 2 dprior_logvar).
+    """The share of one sample in (dmu, 2 dlogvar / std, 2 dlogvar, dprior_mu, 2 dprior_logvar).
 
     Into q the gradient at z flows, and in "total" that of q's own density too; "path" leaves
     that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
@@ -359,13 +359,13 @@ def launch_rsample_backward(
     ]
 
 
-def rsample(mu, logvar, seed, samples, keep_noise):
+def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     """Noise is never kept: to draw it is free beside reading it."""
     q = mu, logvar, None, None
     return [launch_rsample(q, seed, samples, with_log_ratio=False)[0]]
 
 
-def rsample_backward(dz, logvar, seed, samples, noise, needs):
+def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
     inputs, needs = (None, logvar, None, None), [*needs, False, False]
     samples = 1 if samples is None else samples
     return launch_rsample_backward(dz, None, inputs, seed, needs, samples=samples)

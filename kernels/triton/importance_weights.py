@@ -86,7 +86,7 @@ def importance_weights_kernel(
         least = tl.minimum(least, tl.min(low, axis=0))
         mean += tl.sum(tl.where(mask, log_weights, 0.0), axis=0)
     mean /= samples
-    # Of the sample that weighs most.
+    # The sample that weighs most.
     extreme = tl.where(order < 0.0, least, greatest)
 
     if MEAN:

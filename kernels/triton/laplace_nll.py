@@ -10,7 +10,7 @@ from .location_scale import launch_location_scale
 
 @triton.jit
 def magnitude(residual):
-    """And its sign: 0 of 0 and of NaN, as torch has it."""
+    """Return (|r|, sign(r)); the sign is 0 for 0 and NaN, as in torch."""
     sign = tl.where(residual > 0.0, 1.0, tl.where(residual < 0.0, -1.0, 0.0))
     return tl.abs(residual), sign
 

@@ -20,7 +20,7 @@ UNALIGNED = 1024  # elements of a tile whose rows do not start at multiples of 1
 
 
 class Tiling(NamedTuple):
-    """How a [rows, cols] problem is cut: one program a tile, straight-line code."""
+    """How a [rows, cols] problem is cut: one program per tile, straight-line code."""
 
     rows: int
     cols: int
@@ -56,9 +56,9 @@ def tile_shape(rows, cols, dtype):
 def vector_width(cols, tensors):
     """Elements in 16 bytes if every row of every tensor starts on such a boundary, else 1.
 
-    Kernels take column counts and strides in this unit and multiply it back, which shows
-    the compiler that 128-bit accesses are aligned: from a bare integer it learns that only
-    of multiples of 16 elements, and a row of 8 floats would be read one by one.
+    Kernels take column counts and strides in this unit and multiply it back. Triton infers the
+    alignment of an integer argument only if it is a multiple of 16; this way it vectorises rows of
+    8 floats too.
     """
     width = max(16 // t.element_size() for t in tensors)
     fits = cols % width == 0 and all(t.stride(0) % width == 0 for t in tensors)
@@ -147,7 +147,7 @@ def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **con
     """Run a kernel over the tiles of its operands.
 
     It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
-    tiles a row; then ``constexprs``, and those that every kernel has. Strides and columns go in
+    tiles per row; then ``constexprs``, and those that every kernel has. Strides and columns go in
     vectors. ``programs`` is the grid's second dimension.
     """
     if not tiles.rows:

@@ -1,6 +1,6 @@
 """Negative log-densities of a location and a scale, row sums: RATE (distance(t) + width + CONSTANT)
-with t = (x - recon) exp(-RATE width). Of a Gaussian the width is its log variance and the distance
-a square; of a Laplace the log scale, and |t|.
+with t = (x - recon) exp(-RATE width). For a Gaussian the width is its log variance and the distance
+a square; for a Laplace they are the log scale and |t|.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -56,7 +56,7 @@ def location_scale_kernel(
     CONSTANT: tl.constexpr,
     WIDTH: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
     SIGN: tl.constexpr,
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,

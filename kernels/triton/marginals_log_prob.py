@@ -27,7 +27,7 @@ from .pairs import (
 )
 
 LOG2_E = math.log2(math.e)
-# Of distances in standard deviations: half their squares are then to base 2.
+# Scales distances in standard deviations, so that half their squares are to base 2.
 SCALE = math.sqrt(0.5 * LOG2_E)
 
 
@@ -35,7 +35,7 @@ SCALE = math.sqrt(0.5 * LOG2_E)
 def log_densities(
     z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC: tl.constexpr
 ):
-    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all."""
+    """Log densities of a tile [BLOCK_OTHERS, BLOCK_OWN], up to a shared constant."""
     distance = (z - mu) * inverse
     logs = tl.load(constant_ptr + component) - distance * distance
     if dataset_size is not None:
@@ -142,7 +142,7 @@ def marginals_log_prob_components_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """The moments of z - mu, weighted, of each component."""
+    """Per component, the weighted moments of z - mu."""
     components, rows, latent, component, start, end, other = own_and_others(
         components, rows, stretch, BLOCK_OTHERS, BLOCK_OWN
     )

@@ -41,7 +41,7 @@ def log_densities(
     z_ptr, mu_ptr, inverse_ptr, constant_ptr, row, component, rows, components, cols, dataset_size,
     batch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Those of a tile [BLOCK_OTHERS, BLOCK_OWN], but for a constant of all.
+    """Log densities of a tile [BLOCK_OTHERS, BLOCK_OWN], up to a shared constant.
 
     The sum of each CHUNK of latents starts with what rounding took from the one before, so that
     the error does not grow with the latents, and no more registers are needed.
@@ -119,7 +119,7 @@ def mixture_log_prob_rows_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """dz, of zeros."""
+    """Accumulate dz; the output must be zero-initialised."""
     rows, components, _latent, row, start, end, other = own_and_others(
         rows, components, stretch, BLOCK_OTHERS, BLOCK_OWN
     )
@@ -169,7 +169,7 @@ def mixture_log_prob_components_kernel(
     ACC: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """The moments of z - mu, weighted, of each component; of zeros."""
+    """Accumulate, per component, the weighted moments of z - mu; outputs start at zero."""
     components, rows, _latent, component, start, end, other = own_and_others(
         components, rows, stretch, BLOCK_OTHERS, BLOCK_OWN
     )

@@ -159,7 +159,7 @@ def negative_binomial_nll_kernel(
     cols,
     col_tiles,
     THETA: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,

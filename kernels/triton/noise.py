@@ -1,4 +1,4 @@
-"""The noise stream: Philox4x32-10 and Box-Muller, four normals a call.
+"""The noise stream: Philox4x32-10 and Box-Muller, four normals per call.
 
 The counter is the logical position (column // 4, row, sample) and the key a 64-bit seed,
 so a normal depends on nothing else: not on tiles, strides or dtypes, nor on which kernel

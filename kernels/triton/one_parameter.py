@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of one parameter an element, row sums: a Bernoulli's, a Poisson's.
+"""Negative log-likelihoods of one parameter per element, row sums: a Bernoulli's, a Poisson's.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -37,7 +37,7 @@ def one_parameter_kernel(
     cols,
     col_tiles,
     TERMS: tl.constexpr,  # (recon, x, PTX) to the nll of each element and its gradients in both
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,

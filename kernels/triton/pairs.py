@@ -1,4 +1,4 @@
-"""What the kernels of mixtures and of their marginals share: they compare rows with components.
+"""Shared by the kernels of mixtures and of their marginals, which compare rows with components.
 
 A program owns some rows and goes through the components, or owns some components and goes through
 the rows, a tile of the two at a time, [others, own]. The others are divided into stretches, each of
@@ -15,10 +15,10 @@ import triton.language as tl
 from .device import exp2, exp_scaled
 from .launch import PTX, divide_up, in_stages, launch, power_of_two, sum_stages, triton_dtype
 
-# Of a tile: a thread owns one row or component, and no sum crosses threads.
+# Width of a tile: a thread owns one row or component, and no sum crosses threads.
 OWN = 128
-# Of a tile too, in 128 registers a thread: a pair takes two where all latents are added up, and one
-# where a program has a latent.
+# Height of a tile, for 128 registers per thread. A pair takes two registers where all latents are
+# summed, and one where a program has a single latent.
 OTHERS, OTHERS_OF_LATENT = 32, 64
 PROGRAMS = 1024  # to fill a GPU: 132 SMs x 8
 
@@ -44,7 +44,7 @@ def own_and_others(tiles, turns, stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN:
 
 @triton.jit
 def excess_log_weight(row, component, dataset_size, batch, ACC: tl.constexpr):
-    """Of stratified weights, what a pair has above log 1/M, with M = batch - 1.
+    """Stratified weights: the excess of a pair over log 1/M, with M = batch - 1.
 
     A row's own component counts 1/N and the next one (N - M) / (N M).
     """
@@ -71,7 +71,7 @@ def add_exps(logs, greatest, total, BASE_TWO: tl.constexpr, PTX: tl.constexpr):
 
 
 def block_of(count):
-    """What a tile owns of so many."""
+    """The width of a tile for ``count`` rows or components."""
     return min(OWN, power_of_two(max(count, 1)))
 
 

@@ -129,7 +129,7 @@ def posterior_kernel(
     if ELEMENTWISE:
         store_tile(kl_ptr, row, col, cols, mask, kl)
     else:
-        # What fills the tile is N(0, 1) at 0, but in a form of its own with an offset.
+        # Padding is N(0, 1) at 0, but with an offset it has a form of its own.
         store_rows(kl_ptr, tl.sum(tl.where(mask, kl, 0.0), axis=1), row, valid, rows, col_tiles)
 
 

@@ -186,7 +186,7 @@ def test_oracle_sees_every_gradient(op):
 
 @pytest.mark.parametrize("op", [op for op in ENTRIES if ENTRIES[op].compiles])
 def test_originals_compile(op):
-    """In one graph, but for the one of which that is known; without a backend it is quick."""
+    """All compile in one graph, except the one that says so. Without a backend this is quick."""
     torch._dynamo.reset()
     inputs = make_inputs(ENTRIES[op], case_of(op, batch=4), "cpu", 0)
     whole = op != "gaussian_nll_loss"

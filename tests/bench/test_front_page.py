@@ -97,7 +97,7 @@ def test_with_a_gpu(root):
         f"{link}, Triton's kernels, wall clock, float16",
         "[A CPU](results/cpu-made-up/README.md), numba's kernels, wall clock, float32 |",
     ]
-    # Faster on the device, and half as fast for who waits.
+    # It is faster on the device, and half as fast by the wall clock.
     assert kl.split(" | ")[1:3] == ["4.00\u00d7 / 1.50\u00d7", "0.50\u00d7 / 0.50\u00d7"]
     assert step.split(" | ")[3:5] == kl.split(" | ")[1:3]
     assert "(results/gpu/plots/overview.png)" in text

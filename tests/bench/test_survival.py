@@ -44,7 +44,7 @@ DEAD = (
 
 
 def run(tmp_path, how, *options):
-    """Three cases of which the second does something; (the process, its run)."""
+    """Three cases, whose second does something; (the process, the run's path, the run)."""
     (tmp_path / "careless.py").write_text(CARELESS.format(how=how))
     selected = "gaussian_kl and 64-32 and not backward and not compile"
     done = fake_runs.pytest(

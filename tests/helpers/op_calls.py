@@ -103,12 +103,12 @@ def op_calls(device, rows=3, cols=5):
             (e, a, classes, [True]),
             (t(2 * rows), several, classes, [True]),
         ],
-        "rsample": [
+        "gaussian_rsample": [
             (a, b, seed, 3, False),
             (half, half, seed, 2, False),
             *((a, b, seed, None, keep) for keep in keeps),
         ],
-        "rsample_backward": [
+        "gaussian_rsample_backward": [
             (both, b, seed, 2, None, [True, True]),
             (t(1, rows, cols), b, seed, 1, None, [False, True]),
             (c, b, seed, None, None, [True, True]),

@@ -177,7 +177,7 @@ class TestDigits:
             torch.testing.assert_close(negative_binomial_nll(m, x, a, impl=impl), expected)
 
     def test_extreme_logs(self, dtype, impl, device):
-        """What is finite comes out finite: exp of 80 is, and its square is not."""
+        """Finite values come out finite: exp of 80 is, and its square is not."""
         ends = torch.tensor([-80.0, -30.0, 0.0, 30.0, 80.0], dtype=dtype, device=device)
         m, a = (t.reshape(-1, 1) for t in torch.meshgrid(ends, ends, indexing="ij"))
         for count in (0.0, 3.0, 40.0, 2.5):
@@ -354,7 +354,7 @@ class TestNoCount:
             assert not gradient[::2].isnan().any()
 
     def test_impossible_words(self, impl, device):
-        """What did not happen may be impossible; 0 times -inf is 0 here."""
+        """An outcome that did not happen may be impossible; 0 times -inf is 0 here."""
         logits = torch.tensor([[0.0, -math.inf, 0.0]] * 2, device=device)
         x = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]], device=device)
         value = multinomial_nll(logits, x, impl=impl)

@@ -1,4 +1,4 @@
-"""What holds on CPUs alone: code that ran on the reference goes on running on numba's kernels."""
+"""Behaviour on CPUs alone: code that ran on the reference goes on running on numba's kernels."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_second_derivatives_of_weights():
 
 @pytest.mark.parametrize("op", OPS, ids=repr)
 def test_batched_gradients(op):
-    """Of jacobian(vectorize=True), and of is_grads_batched: those of one after another."""
+    """jacobian(vectorize=True) and is_grads_batched give what one call per gradient gives."""
     leaves = leaves_of(op)
     outputs = seeded(op, "auto")(*leaves)
     upstream = [torch.randn(3, *o.shape, dtype=o.dtype) for o in outputs]
@@ -105,7 +105,7 @@ class TestWhatGoesToTheReference:
         assert fe.gaussian_kl(meta, meta).device.type == "meta"
 
     def test_views_whose_sign_is_pending(self):
-        """Of torch.conj(x).imag memory holds the negative."""
+        """torch.conj(x).imag: memory holds the negative."""
         z = torch.randn(3, 4, dtype=torch.complex64)
         mu = z.conj().imag
         assert mu.is_neg()

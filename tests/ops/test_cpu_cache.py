@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fused_elbo.estimators.warm_up import warm_up
 from fused_elbo.kernels.numba import cache, launch
 
 pytestmark = [pytest.mark.kernels, pytest.mark.numba]
@@ -100,7 +101,7 @@ def test_no_folder(tiny, tmp_path):
     assert tiny(NUMBA_CACHE_DIR=str(tmp_path / "file")) == [7, 0]
 
 
-# Of numba, which may move any of them.
+# Names of numba, which may move any of them.
 GONE = {
     "_reduce": "numba.core.compiler.CompileResult",
     "_rebuild": "numba.core.compiler.CompileResult",
@@ -185,6 +186,7 @@ def test_a_read_only_folder_is_read(tiny, tmp_path):
     """An image that another user built brings its code, and new code goes where it may."""
     before = """
 from pathlib import Path
+from fused_elbo.estimators.warm_up import warm_up
 from fused_elbo.kernels.numba import cache
 cache.HERE = Path({!r})
 """
@@ -225,7 +227,7 @@ def test_numba_that_compiles_nothing():
     assert "NUMBA_DISABLE_JIT is set" in run(REFUSED, NUMBA_DISABLE_JIT="1")
 
 
-# Of what kernels are compiled with.
+# Parts of numba that kernels are compiled with.
 NEEDED = {
     "call_internal_no_propagate": "numba.core.base.BaseContext",
     "noalias": "numba.core.compiler.Flags",
@@ -275,7 +277,7 @@ njit = numba.njit
 
 def counting(**options):
     def decorate(function):
-        # What Python calls of a kernel has its name, but takes any arguments.
+        # Python calls a wrapper with the kernel's name, which takes any arguments.
         any_arguments = function.__code__.co_flags & inspect.CO_VARARGS
         found[function.__module__, function.__qualname__, any_arguments] += 1
         return njit(**options)(function)
@@ -290,7 +292,7 @@ print(len(found), [name for name, count in found.items() if count > 1])
 
 
 def test_no_two_functions_have_one_name():
-    """By its name numba finds machine code: of two on disk one ran for both."""
+    """numba finds machine code by name: of two on disk one ran for both."""
     count, names = run(NAMES).split(" ", 1)
     assert int(count) > 200
     assert names.strip() == "[]"
@@ -300,7 +302,7 @@ ONES = "[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]\n"
 
 
 def test_machine_code_of_another_dtype_is_not_run(tmp_path):
-    """Which two processes that compile at once can leave behind."""
+    """Two processes that compile at once can leave such a file behind."""
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     program = """
 import torch
@@ -314,3 +316,65 @@ print(inverse_std.tolist())
     first, second = sorted(tmp_path.rglob("*precision_kernel*.nbc"))
     shutil.copy(second, first)
     assert run(program.format("float32"), **folder) == ONES
+
+
+LOGGED = """
+import logging, sys, warnings
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s %(message)s")
+warnings.showwarning = lambda message, *place: print("warning:", message)
+sys.stderr.isatty = lambda: True
+sys.stderr.write = sys.stdout.write
+import tiny
+tiny.run()
+tiny.run()
+"""
+
+
+def test_whoever_waits_is_told_once(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first, again = run(LOGGED, **folders), run(LOGGED, **folders)
+    told = "python -m fused_elbo.warm_up compiles them ahead"
+    assert first.count(told) == 2  # in the log and at the terminal
+    assert "fused_elbo compiling kernels" in first
+    assert "warning" not in first
+    assert told not in again
+
+
+def test_where_nothing_can_be_kept_a_warning_says_what_to_do(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "file").touch()
+    folders = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "file")}
+    told = run(LOGGED, **folders)
+    assert told.count("warning:") == 1
+    assert "NUMBA_CACHE_DIR" in told.split("warning:")[1]
+    assert "python -m fused_elbo.warm_up" in told.split("warning:")[1]
+
+
+def test_warm_up_compiles_what_is_called_later(tmp_path):
+    folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = run(
+        "from fused_elbo.estimators.warm_up import main; main(['--ops', 'gaussian_kl'])", **folder
+    )
+    assert done.splitlines()[0] == "gaussian_kl float32 ..."
+    assert done.splitlines()[-1].startswith("2 kernels in ")
+    assert str(tmp_path) in done
+    hits = run(
+        """
+import torch, fused_elbo
+from fused_elbo.kernels.numba import gaussian_kl
+mu, logvar = torch.ones(2, 300, requires_grad=True), torch.zeros(300)
+fused_elbo.gaussian_kl(mu, logvar).sum().backward()
+for kernel in (gaussian_kl.gaussian_kl_kernel, gaussian_kl.gaussian_kl_backward_kernel):
+    print(kernel.stats.cache_hits.total(), kernel.stats.cache_misses.total())
+""",
+        **folder,
+    )
+    assert hits == "1 0\n1 0\n"
+
+
+def test_warm_up_names_what_it_does_not_know():
+    with pytest.raises(ValueError, match=r"ops.*nonsense"):
+        warm_up(ops=["nonsense"])
+    with pytest.raises(ValueError, match=r"dtypes.*int8"):
+        warm_up(dtypes=["int8"])

@@ -46,7 +46,7 @@ def count_elements(queue, step, rows, cols, counts):
 @pytest.mark.parametrize("step", [1, 3, 10_000])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (1000, 1), (1, 5000), *SHAPES], ids=str)
 def test_each_element_is_in_one_tile(shape, step, number):
-    """Of several threads that take rows from one queue; who comes late finds none left."""
+    """Several threads take rows from one queue; a late one finds none left."""
     queue, counts = np.zeros(3, np.int64), np.zeros(shape, int)
     arguments = queue, step, *shape, counts
     running = [threading.Thread(target=count_elements, args=arguments) for _ in range(number)]
@@ -95,7 +95,7 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, threads):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_call_keeps_nothing(number, threads, monkeypatch):
-    """Of numba's own references to what a kernel was given, none is left."""
+    """numba keeps no reference to what a kernel was given."""
     queues, call = [], launch.call
 
     def watch(kernel, *arguments):

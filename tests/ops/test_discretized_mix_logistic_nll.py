@@ -46,7 +46,7 @@ def with_gradient(function, params, weight, view=lambda t: t):
 
 
 def exact(params, x, half_bin=1 / 255, right_edge=0.999):
-    """By the definition, in 50 digits, of each example."""
+    """The definition, in 50 digits, for each example."""
     mp, found = mpmath.mp, []
 
     def sigmoid(a):
@@ -79,7 +79,7 @@ def exact(params, x, half_bin=1 / 255, right_edge=0.999):
 
 
 def normaliser(params, mixtures):
-    """What the weights of mixtures add beside the first's own."""
+    """The weights of the other mixtures, beside the first one's."""
     logits = params[:, :mixtures]
     return (torch.logsumexp(logits, 1) - logits[:, 0]).sum(1)
 
@@ -125,7 +125,7 @@ class TestValue:
     @IMPLS
     @pytest.mark.parametrize("log_scale", [-12.0, -4.0, 0.0, 10.0])
     def test_256_bins_add_up_to_one(self, log_scale, impl, device):
-        """Of blue, beside a red and a green that are certain."""
+        """Blue, beside a red and a green that are certain."""
         params, _ = problem(2, (1,), device, examples=1, log_scale=log_scale)
         colors = params[:, 2:].unflatten(1, (3, 3, 2))
         colors[:, :2, 0], colors[:, :2, 1] = -9.0, -7.0
@@ -160,7 +160,7 @@ class TestAccuracy:
         weight = upstream((2,)).to(device)
         wide = params.double(), x.double()
         oracle = with_gradient(nll(wide[1], mixtures, "reference"), wide[0], weight)
-        # Of float16 the formula overflows; and what is above it in float32 is below in float16.
+        # The formula overflows in float16; and what is above it in float32 is below in float16.
         eager_dtype = F32 if dtype in LOW else dtype
         eager = with_gradient(
             lambda p: original_mix_logistic(p, x.to(eager_dtype)).flatten(1).sum(1),
@@ -236,7 +236,7 @@ class TestExtremes:
 
     @IMPLS
     def test_nan_stays_where_it_is(self, impl, device):
-        """Of each of the 10 numbers, of edge bins too."""
+        """Gradients in each of the 10 numbers, in edge bins too."""
         params, x = problem(2, (10, 3), device)
         x[:] = torch.tensor([-1.0, 0.0, 1.0], dtype=F64)
         for number in range(10):

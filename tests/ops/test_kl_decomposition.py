@@ -53,7 +53,7 @@ def log_weights(rows, components, size):
 
 
 def textbook(z, mu, logvar, all_mu, all_logvar, size):
-    """By torch.distributions, in the dtype of the arguments."""
+    """The terms by torch.distributions, in the dtype of the arguments."""
     q = Normal(mu, (0.5 * logvar).exp(), validate_args=False)
     components = q
     if all_mu is not None:
@@ -77,7 +77,7 @@ def with_gradients(function, tensors, weights, views=(None,) * 5):
 
 
 def magnitudes(z, mu, logvar, all_mu, all_logvar, size, weights):
-    """Of a term, and of each gradient: what float arithmetic's error is relative to."""
+    """Sizes of a term and of each gradient, which rounding errors are relative to."""
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     weight = sum(w.double().abs() for w in weights)[:, None, None]
     scale = log_weights(len(z), len(components[0]), size).to(z.device)[..., None]
@@ -147,7 +147,7 @@ def test_narrow_and_far_from_the_origin(offset, device):
 
 
 def test_several_parts(device):
-    """Of numba's sums over rows, whole blocks and others, and of those over components."""
+    """Whole blocks and others, in numba's sums over rows and over components."""
     rows, components = (130, 300) if INTERPRET else (700, 1100)
     check(problem(rows, 1, components, device), None, device)
     check(problem(rows, 1, None, device), 5000, device)

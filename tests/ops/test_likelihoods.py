@@ -152,7 +152,7 @@ class TestFloat32:
         within_twice(*gradients, weight)
 
     def test_categorical_in_bfloat16_where_it_lies(self, device):
-        """Of logits the first classes of others, and every second row."""
+        """Logits that are the first classes of others, and every second row."""
         whole = normal(8, 50, dtype=BF16, device=device)
         logits = whole[::2, :37].requires_grad_()
         target = torch.tensor([0, 36, 5, 5], device=device)
@@ -278,7 +278,7 @@ class TestLosses:
         torch.testing.assert_close(*(torch.autograd.grad(v, recon) for v in (loss, expected)))
 
     def test_in_chunks_and_in_terms(self, likelihood, device):
-        """What hands its arguments on, hands these on."""
+        """Functions that hand their arguments on hand these on."""
         recon, x, options = operands(likelihood, device)
         q = normal(3, 2, device=device)
         parameters = dict(options)
@@ -296,7 +296,7 @@ class TestLosses:
             recon[0], x, q, q, q, 10, return_parts=True, reduction="none", **options
         )
         torch.testing.assert_close(terms.nll, nll)
-        # Of a network, and so no attribute of a module.
+        # An output of a network, and so no attribute of a module.
         called = {k: options.pop(k) for k in ("zero_logits",) if k in options}
         module = fused_elbo.ELBOLoss(**options)
         buffers = [name for name in parameters if name not in called]
@@ -418,7 +418,7 @@ class TestLookAtClasses:
             assert not choice.all_known(*map(mode.from_tensor, (target, self.logits)))
 
     def test_not_in_a_graph_for_other_classes(self):
-        """Of what is traced at known classes others are NaN all the same."""
+        """Traced at known classes, unknown ones are NaN all the same."""
 
         def nll(target):
             return categorical_nll(self.logits, target)

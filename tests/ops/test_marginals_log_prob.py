@@ -51,7 +51,7 @@ def problem(rows, components, cols, device, *, std=1.0, offset=0.0, dtype=F32):
 
 
 def weighted_problem(*arguments, **options):
-    """And log weights that do not add up to 1."""
+    """The same, with log weights that do not add up to 1."""
     leaves = problem(*arguments, **options)
     return [*leaves, (1 + normal(len(leaves[1]), seed=4)).to(leaves[0])]
 
@@ -64,7 +64,7 @@ def log_weights(rows, components, given):
 
 
 def eager(z, mu, logvar):
-    """What people write."""
+    """The code that people write."""
     residual = (z - mu) * torch.exp(-0.5 * logvar)
     return -0.5 * (residual**2 + logvar + math.log(2 * math.pi))
 
@@ -90,7 +90,7 @@ def with_gradients(function, leaves, weight, views=None):
 
 
 def magnitudes(name, z, mu, logvar, *given, weight):
-    """Of the value and of each gradient: what float arithmetic's error is relative to."""
+    """Sizes of the value and of each gradient, which rounding errors are relative to."""
     z, mu, logvar = (t.double() for t in (z, mu, logvar))
     weights = log_weights(len(z), len(mu), given).to(z.device)[..., None]
     root = torch.exp(-0.5 * logvar)
@@ -154,7 +154,7 @@ def test_narrow_and_far_from_the_origin(name, std, offset, device):
 
 @BOTH
 def test_several_blocks(name, device):
-    """Of numba's and of Triton's, whole ones and others; sums round as eager's do."""
+    """Whole blocks and others, in numba and in Triton; sums round as eager's do."""
     rows, components = (200, 300) if INTERPRET else (1100, 2100)
     check(name, problem(rows, rows, 1, device), device=device)
     check(name, problem(40, components, 1, device), device=device)
@@ -168,7 +168,7 @@ def test_layouts(name, layout, device):
 
 
 class TestWeights:
-    """Of the components, in the marginals; test_mixture_log_prob.py has those of the joint."""
+    """Log weights, in the marginals; test_mixture_log_prob.py has them in the joint density."""
 
     @pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
     @pytest.mark.parametrize("size", [(1, 1, 1), (5, 3, 2), (7, 129, 3), (70, 20, 2)], ids=str)
@@ -177,7 +177,7 @@ class TestWeights:
 
     @pytest.mark.numba
     def test_several_blocks(self, device):
-        """Of components, each of which has weights, and of rows, which add to their gradients."""
+        """Several blocks of components, which have weights, and of rows, which add to gradients."""
         check("marginals", weighted_problem(1100, 1100, 1, device), device=device)
 
     def test_layouts(self, device):

@@ -43,7 +43,7 @@ def problem(rows, components, cols, device, *, std=1.0, offset=0.0, dtype=F64):
 
 
 def eager(z, mu, logvar, log_weights):
-    """What people write."""
+    """The code that people write."""
     residual = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)
     logs = -0.5 * (residual**2 + logvar + math.log(2 * math.pi)).sum(-1)
     return torch.logsumexp(logs + torch.log_softmax(log_weights, 0), 1)
@@ -64,7 +64,7 @@ def with_gradients(function, leaves, weight, views=None):
 
 
 def magnitudes(z, mu, logvar, log_weights, weight):
-    """Of the value and of each gradient: what float arithmetic's error is relative to."""
+    """Sizes of the value and of each gradient, which rounding errors are relative to."""
     z, mu, logvar, log_weights = (t.double() for t in (z, mu, logvar, log_weights))
     root = torch.exp(-0.5 * logvar)
     residual = (z.unsqueeze(1) - mu) * root

@@ -176,10 +176,10 @@ class TestNothingElseMatters:
 
     @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=str)
     def test_one_seed_is_one_z(self, dtype, device):
-        """Of every op that samples, from any draw on, and of antithetic pairs the first."""
+        """Every op that samples draws them, from any draw on; antithetic pairs share one."""
         seed = torch.tensor(2**62 + 5, device=device)
         q = [torch.randn(6, 7, device=device).to(dtype) for _ in range(2)]
-        z = ops.rsample(*q, seed, 4, False)
+        z = ops.gaussian_rsample(*q, seed, 4, False)
 
         def draws(first, samples, antithetic):
             options = "total", False, antithetic
@@ -343,7 +343,7 @@ class TestQuality:
     @pytest.mark.parametrize("lag", [1, 2, 3, 4])
     @pytest.mark.parametrize("power", [1, 2])
     def test_autocorrelation(self, normals, axis, lag, power):
-        """Of the values and of their squares (which share a radius within a call)."""
+        """Correlations of values, and of their squares (which share a radius within a call)."""
         x = normals if power == 1 else (normals.square() - 1) / math.sqrt(2)
         size = x.shape[axis] - lag
         product = x.narrow(axis, 0, size) * x.narrow(axis, lag, size)

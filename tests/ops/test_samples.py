@@ -85,7 +85,7 @@ class TestNoise:
 
 
 def per_sample_gradients(eps, mu, logvar, prior_mu, prior_logvar, dz, dlog_ratio):
-    """By hand, in float64: what each sample gives (mu, logvar) along its path, and as a score.
+    """Each sample's gradients in (mu, logvar) by hand, in float64: along its path, and as a score.
 
     At z flow dz and, from the log ratio, d log p / dz - d log q / dz.
     """
@@ -236,7 +236,7 @@ def test_dreg_gives_nothing_where_no_sample_counts(impl, device):
 
 
 def test_only_one_of_the_outputs_is_used(device):
-    """What is not used counts as one with a zero gradient."""
+    """An unused result counts as one with a zero gradient."""
     leaves = q_and_prior(3, 5, device)
     dz, dlog_ratio = normal(4, 3, 5, device=device), normal(4, 3, device=device)
     for gradient in ("total", "path"):

@@ -27,7 +27,7 @@ def seeded(skipped=0, seed=7):
     return generator
 
 
-# Of 624 words: all are left, one is, none is.
+# Words left of 624: all, one, none.
 @pytest.mark.parametrize("skipped", [0, 1, 623, 624, 700])
 @pytest.mark.parametrize("size", SIZES)
 def test_as_torch_draws_them(size, skipped):
@@ -88,7 +88,7 @@ def test_no_thread_draws_what_another_has_drawn():
 
 
 def test_a_normal_that_torch_has_kept_is_the_next_one():
-    """Of an odd number below 16 torch keeps one for the next call, in the generator."""
+    """For an odd number below 16 torch keeps one for the next call, in the generator."""
     actual, expected = seeded(), seeded()
     torch.randn(3, generator=actual), torch.randn(3, generator=expected)
     mersenne_twister.randn((1024,), actual), torch.randn(1024, generator=expected)

@@ -89,7 +89,7 @@ class TestCompile:
 
     def test_training_step(self, backend, dynamic, impl, device, monkeypatch):
         if impl == KERNELS:
-            # What is drawn under compile need not be eager's draw: the seed is pinned.
+            # A draw under compile need not be eager's draw: the seed is pinned.
             pinned = "fused_elbo.estimators.reference.noise.draw_seed"
             monkeypatch.setattr(
                 pinned, lambda device, generator=None: torch.full((), 5, device=device)
@@ -322,7 +322,7 @@ def _shapes(op):
 
 
 class TestAutocast:
-    """What autocast hands to a loss is mixed: half from the decoder, float32 from the data."""
+    """Autocast hands mixed dtypes to a loss: half from the decoder, float32 from the data."""
 
     @IMPLS
     @pytest.mark.parametrize("half", [BF16, F16], ids=str)
@@ -367,7 +367,7 @@ class TestAutocast:
 
 @pytest.mark.gpu
 class TestOnAGpu:
-    """What only a device has: capture, synchronisation, and more than 2**31 elements."""
+    """Only a device has these: capture, synchronisation, and more than 2**31 elements."""
 
     def test_cuda_graph_draws_fresh_noise_at_every_replay(self):
         mu = torch.zeros(64, 32, device="cuda", requires_grad=True)
