@@ -485,7 +485,10 @@ def negative_binomial_nll_terms(log_mean, x, log_theta=0.0, zero_logits=None):
 
 
 def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits=None):
-    """Reference for :func:`fused_elbo.softmax_negative_binomial_nll`; log_library [..., B, 1, ...]."""
+    """Reference for :func:`fused_elbo.softmax_negative_binomial_nll`.
+
+    ``log_library`` has events of size 1.
+    """
     logits, log_library = accumulate(logits, log_library)
     event = tuple(range(1 - x.dim(), 0))
     log_mean = log_library + (logits - torch.logsumexp(logits, event, keepdim=True))
