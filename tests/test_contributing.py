@@ -66,7 +66,7 @@ def test_no_docstring_or_comment_begins_with_a_loose_word():
     begins = re.compile(r'^\s*r?("""|#)\s*(Of|And|Which|By|What|Those) ', re.MULTILINE)
     found = [
         f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
-        for folder in ("examples", "docs/site")
+        for folder in (*FOLDERS, "examples", "tests")
         for path in (ROOT / folder).rglob("*.py")
         for text in [path.read_text()]
         for match in begins.finditer(text)
