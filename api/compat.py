@@ -22,7 +22,13 @@ from .estimators.compat.pythae import (
 )
 from .estimators.compat.pytorch_examples import pytorch_examples_vae_loss
 from .estimators.compat.rtqichen import rtqichen_tcvae_elbo
-from .estimators.compat.scvi import scvi_kl_local
+from .estimators.compat.scvi import (
+    scvi_kl_local,
+    scvi_log_mixture_nb,
+    scvi_log_nb_positive,
+    scvi_log_zinb_positive,
+    scvi_peakvi_reconstruction_loss,
+)
 from .estimators.compat.torch_nn import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -59,5 +65,9 @@ __all__ = [
     "pytorch_examples_vae_loss",
     "rtqichen_tcvae_elbo",
     "scvi_kl_local",
+    "scvi_log_mixture_nb",
+    "scvi_log_nb_positive",
+    "scvi_log_zinb_positive",
+    "scvi_peakvi_reconstruction_loss",
     "vdvae_discretized_mix_logistic_loss",
 ]

@@ -1,5 +1,6 @@
 """The fused operations as torch.distributions."""
 
+from .estimators.count_distributions import GammaPoisson, NegativeBinomial
 from .estimators.distributions import DiagonalNormal
 
-__all__ = ["DiagonalNormal"]
+__all__ = ["DiagonalNormal", "GammaPoisson", "NegativeBinomial"]

@@ -58,7 +58,9 @@ LIKELIHOODS = {
     "gaussian": Likelihood("gaussian_nll", parameters=1, width_value=True, constants=(1,)),
     "laplace": Likelihood("laplace_nll", parameters=1, width_value=True),
     "poisson": Likelihood("poisson_nll"),
-    "negative_binomial": Likelihood("negative_binomial_nll", parameters=2, width_value=True),
+    "negative_binomial": Likelihood(
+        "negative_binomial_nll", parameters=2, width_value=True, constants=(False,)
+    ),
     "multinomial": Likelihood("multinomial_nll"),
     "categorical": Likelihood("categorical_nll"),
 }

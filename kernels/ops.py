@@ -72,18 +72,19 @@ def poisson_nll(log_rate, x):
 @declare(
     "negative_binomial_nll",
     "negative_binomial_nll(Tensor log_mean, Tensor x, Tensor? log_theta, Tensor? zero_logits, "
-    "float log_theta_value) -> (Tensor nll)",
+    "float log_theta_value, bool elementwise) -> (Tensor nll)",
     gradients=("log_mean", "log_theta", "zero_logits"),
     launchers=LIKELIHOOD,
 )
-def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value, elementwise):
     """-log NB(x; mean exp log_mean, inverse dispersion exp log_theta); NaN where x is negative.
 
     ``log_theta`` [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
-    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above.
+    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above. With
+    ``elementwise`` the results are [rows, cols], not sums of rows.
     """
-    acc = accumulator(log_mean, x, log_theta, zero_logits)
-    return log_mean.new_empty(log_mean.shape[0], dtype=acc)
+    shape = log_mean.shape if elementwise else log_mean.shape[:1]
+    return log_mean.new_empty(shape, dtype=accumulator(log_mean, x, log_theta, zero_logits))
 
 
 @declare(

@@ -48,6 +48,18 @@ def poisson(log_rate, x):
     return -torch.distributions.Poisson(log_rate.exp()).log_prob(x).sum(-1)
 
 
+def negative_binomial(log_mean, log_theta, x):
+    theta, s = log_theta.exp(), log_mean - log_theta
+    nll = theta * F.softplus(s) + x * F.softplus(-s)
+    return (nll + torch.lgamma(theta) + torch.lgamma(x + 1) - torch.lgamma(x + theta)).sum(-1)
+
+
+def multinomial(logits, x):
+    log_probs = torch.distributions.Multinomial(logits=logits, validate_args=False)
+    constant = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
+    return -(constant + (x * log_probs.logits).sum(-1))
+
+
 def categorical(logits, target):
     return -logits.log_softmax(-1).gather(-1, target.long()[..., None]).squeeze(-1)
 

@@ -15,13 +15,15 @@ ITEM = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 class Floor(NamedTuple):
     """Full-size tensors read and written, and numbers per row of 4 bytes (float32 sums).
 
-    forward: inputs + outputs. backward: upstream gradient and inputs again + gradients.
+    forward: inputs + outputs. backward: upstream gradient and inputs again + gradients. ``columns``
+    are inputs with one number per column.
     """
 
     forward: int
     backward: int
     forward_rows: int = 1
     backward_rows: int = 1
+    columns: int = 0
 
     def element_bytes(self, direction, dtype="float32"):
         """Bytes per element of the full-size tensors, as the speed contract counts.
@@ -39,7 +41,9 @@ class Floor(NamedTuple):
 
     def __call__(self, case):
         rows = self.forward_rows + (self.backward_rows if case.backward else 0)
-        return self.elements(case) + 4 * rows * case.batch
+        columns = self.columns * (3 if case.backward else 1)  # read, read again, gradient written
+        by_column = columns * ITEM[case.dtype] * case.latent
+        return self.elements(case) + 4 * rows * case.batch + by_column
 
 
 KL = Floor(2, 4)  # mu, logvar | mu, logvar -> dmu, dlogvar

@@ -261,6 +261,21 @@ def _clamped(var, eps):
     return clamped
 
 
+def binary_cross_entropy_rows(input, target, *, impl):
+    """``F.binary_cross_entropy`` summed over the last dimension."""
+    fits = input.dim() > 1 and fits_kernel("sum", input, target, probabilities=True)
+    if not choice.use_kernels(impl, input, target, fits=fits):
+        return F.binary_cross_entropy(input, target, reduction="none").sum(-1)
+    shape, flat = input.shape[:-1], (math.prod(input.shape[:-1]), input.shape[-1])
+    input_rows, target = input.reshape(flat), target.reshape(flat)
+    nll = calls.negative_log_likelihood(
+        flat[:1], input_rows, target, likelihood="probabilities", impl=impl
+    )
+    if choice.looks_are_free(nll) and nll.isnan().any():  # torch says what is wrong with them
+        return F.binary_cross_entropy(input, target.view(input.shape), reduction="none").sum(-1)
+    return in_torch_dtype(nll.reshape(shape), input)
+
+
 def fits_kernel(reduction, input, target, *, probabilities=False):
     """Whether the likelihood kernels support these arguments.
 

@@ -29,6 +29,7 @@ from .choice import (
 from .layouts import (
     accumulates_in_float64,
     as_rows,
+    floating,
     latent_rows,
     latent_shape,
     likelihood_data,
@@ -494,6 +495,25 @@ def warn_of_data(likelihood: str, nll: Tensor) -> None:
             "outside [0, 1] can have: scale x, as by x / 255 for grey values of 0 to 255",
             stacklevel=3,
         )
+
+
+def negative_binomial_nll_terms(
+    log_mean: Tensor,
+    x: Tensor,
+    log_theta: Tensor,
+    zero_logits: Tensor | None,
+    *,
+    impl: Implementation,
+) -> Tensor:
+    """The nll of each element of log_mean [..., G]; the others broadcast to it."""
+    if not use_kernels(impl, log_mean, x, log_theta, zero_logits):
+        return reference.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+    shape = log_mean.shape
+    m, x, z = as_rows(shape, log_mean, floating(x, log_mean), zero_logits)
+    (a,) = as_rows(shape, log_theta)
+    if log_theta.numel() == shape[-1] == log_theta.shape[-1]:  # one for all rows
+        a = log_theta.reshape(1, -1)
+    return reshaped(ops.negative_binomial_nll(m, x, a, z, 0.0, True), shape)
 
 
 def softmax_negative_binomial_nll(

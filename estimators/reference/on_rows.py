@@ -38,13 +38,16 @@ def poisson_nll(log_rate, x):
     return reference.poisson_nll(by_samples(log_rate, x), x).flatten()
 
 
-def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value):
+def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value, elementwise=False):
     zero_logits = by_samples(zero_logits, x)
     if log_theta is None:
         log_theta = log_theta_value
     elif len(log_theta) == len(log_mean):  # else it is one row for all
         log_theta = by_samples(log_theta, x)
     log_mean = by_samples(log_mean, x)
+    if elementwise:
+        terms = reference.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+        return terms.flatten(0, 1)
     return reference.negative_binomial_nll(log_mean, x, log_theta, zero_logits).flatten()
 
 

@@ -472,15 +472,23 @@ def poisson_nll(log_rate, x):
 
 def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     """Reference for :func:`fused_elbo.negative_binomial_nll`."""
-    if not isinstance(log_theta, torch.Tensor):
-        log_theta = scalar(log_theta, log_mean)
-    log_mean, x, log_theta, zero_logits = accumulate(log_mean, x, log_theta, zero_logits)
-    terms = textbook.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
+    terms = negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
     return terms.flatten(1 - x.dim()).sum(-1)
 
 
+def negative_binomial_nll_terms(log_mean, x, log_theta=0.0, zero_logits=None):
+    """The same of each element."""
+    if not isinstance(log_theta, torch.Tensor):
+        log_theta = scalar(log_theta, log_mean)
+    given = accumulate(log_mean, x, log_theta, zero_logits)
+    return textbook.negative_binomial_nll_terms(*given)
+
+
 def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits=None):
-    """Twin of :func:`fused_elbo.softmax_negative_binomial_nll`; log_library [..., B, 1, ...]."""
+    """Reference for :func:`fused_elbo.softmax_negative_binomial_nll`.
+
+    ``log_library`` has events of size 1.
+    """
     logits, log_library = accumulate(logits, log_library)
     event = tuple(range(1 - x.dim(), 0))
     log_mean = log_library + (logits - torch.logsumexp(logits, event, keepdim=True))
@@ -488,7 +496,7 @@ def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits
 
 
 def multinomial_nll(logits, counts):
-    """Twin of :func:`fused_elbo.multinomial_nll`."""
+    """Reference for :func:`fused_elbo.multinomial_nll`."""
     logits, x = accumulate(logits, counts)
     event = 1 - x.dim()
     return textbook.multinomial_nll(logits.flatten(event), x.flatten(1))

@@ -343,7 +343,7 @@ def negative_binomial_nll_kernel(
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[2])
         n_few, n_many = sort_counts(x, few, many)
-        grad, a, z, nll = scratch[0][: x.size], scratch[1][: x.size], x, scratch[3][: x.size]
+        grad, a, z = scratch[0][: x.size], scratch[1][: x.size], x
         for k in range(samples):
             here = sample_of(tile, k, rows)
             m = load(log_mean_ptr, here, scratch[4])
@@ -358,14 +358,19 @@ def negative_binomial_nll_kernel(
                 target(dlog_theta_ptr, here, scratch[9]),
             )
             dz = target(dzero_logits_ptr, here, scratch[10])
+            nll = scratch[3][: x.size]
+            if nll_ptr[2] != 0:
+                nll = target(nll_ptr, here, scratch[3])
             wanted, given, results = (
                 (present(nll_ptr), gradients),
                 (x, m, a, z, grad),
                 (nll, dm, da, dz),
             )
             write_terms(wanted, inflated, few[:n_few], many[:n_many], given, results, scratch[11:])
-            if present(nll_ptr):
+            if present(nll_ptr) and nll_ptr[2] == 0:  # one number a row
                 add_rows(nll, here, cols, 1.0, nll_partial[k:], nll_ptr)
+            else:
+                store(nll_ptr, here, nll)
             store(dlog_mean_ptr, here, dm)
             store(dlog_theta_ptr, here, da)
             store(dzero_logits_ptr, here, dz)
@@ -421,14 +426,15 @@ class ThetaGradient:
 
 
 def launch_negative_binomial_nll(
-    log_mean, x, log_theta, zero_logits, log_theta_value, *, dnll=None, scale=1.0, values=None,
-    needs=(),
+    log_mean, x, log_theta, zero_logits, log_theta_value, elementwise=False, *, dnll=None,
+    scale=1.0, values=None, needs=(),
 ):  # fmt: skip
     needs_mean, needs_theta, needs_zeros = padded(needs, 3)
     samples, x = samples_of(log_mean, x, False)
     acc = accumulator(log_mean, x, log_theta, zero_logits)
     shape = log_mean.shape
-    nll = torch.empty(shape[0], dtype=acc, device="cpu") if values else None
+    sums = shape if elementwise else shape[:1]
+    nll = torch.empty(sums, dtype=acc, device="cpu") if values else None
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
     dlog_theta = ThetaGradient(log_theta, shape, len(x), acc, needs_theta)

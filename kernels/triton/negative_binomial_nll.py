@@ -38,6 +38,7 @@ from .launch import (
     divide_up,
     launch_tiles,
     partial_sums,
+    power_of_two,
     samples_of,
     stride_of,
     sum_stages,
@@ -151,6 +152,7 @@ def negative_binomial_nll_kernel(
     x_stride,
     log_theta_stride,
     zero_logits_stride,
+    full_dnll_stride,
     row_log_theta_stride,
     dnll_stride,
     log_theta_value: tl.float64,
@@ -159,6 +161,7 @@ def negative_binomial_nll_kernel(
     cols,
     col_tiles,
     THETA: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
+    ELEMENTWISE: tl.constexpr,  # nll and dnll are [rows, cols]
     SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -187,14 +190,20 @@ def negative_binomial_nll_kernel(
     nll, dm, da, dz = terms(x, m, a, z, zero_logits_ptr is not None, PTX)
 
     if nll_ptr is not None:
-        nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
-        if SUM_ROWS:
-            store_tile_sum(nll_ptr, nll, valid)
+        if ELEMENTWISE:
+            store_tile(nll_ptr, row, col, cols, mask, nll)
         else:
-            store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
+            nll = tl.sum(tl.where(mask, nll, 0.0), axis=1)
+            if SUM_ROWS:
+                store_tile_sum(nll_ptr, nll, valid)
+            else:
+                store_rows(nll_ptr, nll, row, valid, all_rows, col_tiles)
 
     if dnll_ptr is not None:
-        grad = load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
+        if ELEMENTWISE:
+            grad = load_tile(dnll_ptr, row, col, full_dnll_stride * VEC, mask, ACC)
+        else:
+            grad = load_rows(dnll_ptr, row, valid, dnll_stride, ACC)
     else:
         grad = tl.full((BLOCK_ROWS, 1), scale, ACC)
     if dlog_mean_ptr is not None:
@@ -254,18 +263,20 @@ class ThetaGradient:
 
 
 def launch_negative_binomial_nll(
-    log_mean, x, log_theta, zero_logits, log_theta_value, *, dnll=None, scale=1.0, values=None,
-    needs=(),
+    log_mean, x, log_theta, zero_logits, log_theta_value, elementwise=False, *, dnll=None,
+    scale=1.0, values=None, needs=(),
 ):  # fmt: skip
     needs_mean, needs_theta, needs_zeros = padded(needs, 3)
     log_mean, x, zero_logits = as_rows(log_mean), as_rows(x), as_rows(zero_logits)
     samples, x = samples_of(log_mean, x)
     theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
-    full = [log_mean, x, theta.wide, zero_logits]
-    tiles = tiling(*x.shape, *full, samples=samples)
-    if theta.by_column:
-        tiles = narrowed(tiles, MOST_COLS)
-    nll = partial_sums(log_mean, tiles, values, samples)
+    dnll = as_rows(dnll) if elementwise else dnll
+    full = [log_mean, x, theta.wide, zero_logits, dnll if elementwise else None]
+    tiles = compact(tiling(*x.shape, *full, samples=samples))
+    if elementwise and values:
+        nll = log_mean.new_empty(log_mean.shape, dtype=tiles.acc)
+    else:
+        nll = partial_sums(log_mean, tiles, values, samples)
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
     sums = theta.allocate(log_mean, tiles, samples)
@@ -275,25 +286,26 @@ def launch_negative_binomial_nll(
         tiles,
         [log_mean, x, theta.like, zero_logits, dnll, *outputs],
         full,
-        [theta.row_stride, stride_of(dnll), log_theta_value, scale],
+        [theta.row_stride, 0 if elementwise else stride_of(dnll), log_theta_value, scale],
         programs=samples,
         THETA=theta.kind,
+        ELEMENTWISE=elementwise,
         SUM_ROWS=values == "total",
     )
-    if values == "rows":
+    if values == "rows" and not elementwise:
         nll = sum_stages(nll, tiles.col_tiles)
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-# Columns of a tile whose columns are added up, so that it has rows enough.
-MOST_COLS = 128
+# A tile of 4 elements a thread: with 8 the kernels that write gradients too run out of registers.
+ELEMENTS = 512
+MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
-def narrowed(tiles, most_cols):
-    """The same elements a tile, in fewer columns and more rows."""
-    if tiles.block_cols <= most_cols:
-        return tiles
-    rows = tiles.block_rows * tiles.block_cols // most_cols
-    tiles = tiles._replace(block_rows=rows, block_cols=most_cols)
-    col_tiles = divide_up(tiles.cols, most_cols)
-    return tiles._replace(col_tiles=col_tiles, programs=divide_up(tiles.rows, rows) * col_tiles)
+def compact(tiles):
+    """The tiling in tiles of so many elements."""
+    cols = min(tiles.block_cols, MOST_COLS)
+    rows = min(ELEMENTS // cols, power_of_two(max(tiles.rows, 1)))
+    col_tiles = divide_up(tiles.cols, cols)
+    programs = divide_up(tiles.rows, rows) * col_tiles
+    return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)

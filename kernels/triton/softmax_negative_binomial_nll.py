@@ -22,7 +22,7 @@ from .device import (
 )
 from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling
 from .multinomial_nll import add_exps
-from .negative_binomial_nll import ThetaGradient, narrowed, terms
+from .negative_binomial_nll import ThetaGradient, compact, terms
 
 
 @triton.jit
@@ -134,11 +134,6 @@ def softmax_negative_binomial_nll_kernel(
             store_tile(dlogits_ptr, row, here, cols, inside, dm - share)
 
 
-# Columns of a piece: enough for rows to be read in long runs, and few enough for the columns of
-# several rows to be added up before they are written.
-MOST_COLS = 512
-
-
 def launch_softmax_negative_binomial_nll(
     logits, x, log_theta, log_library, zero_logits, log_theta_value, *, dnll=None, scale=1.0,
     values=None, needs=(),
@@ -148,7 +143,7 @@ def launch_softmax_negative_binomial_nll(
     samples, x = samples_of(logits, x)
     theta = ThetaGradient(log_theta, logits.shape, needs_theta)
     full = [logits, x, theta.wide, zero_logits]
-    tiles = narrowed(tiling(*x.shape, *full, samples=samples), MOST_COLS)
+    tiles = compact(tiling(*x.shape, *full, samples=samples))
     pieces = tiles.col_tiles
     of_rows = tiles._replace(col_tiles=1, programs=divide_up(tiles.rows, tiles.block_rows))
     nll = partial_sums(logits, of_rows, values, samples)

@@ -197,6 +197,8 @@ def test_effective_beta_by_name_has_every_loss_with_its_defaults():
     losses = {name for name in compat.__all__ if any(word in name.lower() for word in words)}
     named = {name for name, _ in NAMED.values()} | set(TOTAL_CORRELATION)
     likelihoods = {"vdvae_discretized_mix_logistic_loss", "nvae_disc_mix_logistic_log_prob"}
+    likelihoods |= {"scvi_log_nb_positive", "scvi_log_zinb_positive", "scvi_log_mixture_nb"}
+    likelihoods |= {"scvi_peakvi_reconstruction_loss"}
     assert losses - likelihoods == named | {"pythae_vamp_loss", "scvi_kl_local"}
     defaults = {"rtqichen_tcvae_elbo": 1, "DisvaeBtcvaeLoss": 6, "AntixKBetaTCVAELoss": 3}
     for name, beta in {**defaults, "pythae_vamp_loss": 1}.items():

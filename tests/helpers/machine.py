@@ -24,8 +24,8 @@ NEEDS_ARVIZ = pytest.mark.skipif(
 )
 
 if PTX:
-    from fused_elbo.kernels import library
+    from fused_elbo.kernels import backends
     from helpers.ptx import driver
 
     driver.activate()
-    library.INTERPRETED = True  # CPU tensors are for Triton's kernels
+    backends.INTERPRETED = True  # CPU tensors are for Triton's kernels

@@ -125,6 +125,16 @@ def public_calls(device, requires_grad=False):
             for mss in (True, False)
         ],
         "scvi_kl_local": lambda: compat.scvi_kl_local(mu, logvar, 0.5, pz_m=z, pz_v=other),
+        "scvi_log_nb_positive": lambda: compat.scvi_log_nb_positive(x, recon, learned[0]),
+        "scvi_log_zinb_positive": lambda: compat.scvi_log_zinb_positive(
+            x, recon, learned[0], recon
+        ),
+        "scvi_log_mixture_nb": lambda: compat.scvi_log_mixture_nb(
+            x, recon, learned, learned[0], None, recon
+        ),
+        "scvi_peakvi_reconstruction_loss": lambda: compat.scvi_peakvi_reconstruction_loss(
+            probabilities, 1, 1, x
+        ),
         "vdvae_discretized_mix_logistic_loss": lambda: compat.vdvae_discretized_mix_logistic_loss(
             images.permute(0, 2, 3, 1), params.permute(0, 2, 3, 1)
         ),
