@@ -10,12 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import counts, discretized, functional, hierarchical, importance, likelihoods, loss, mixtures
-from .compat import rtqichen, torch_nn, vdvae
-from .dispatch import choice
+from . import (
+    counts,
+    discretized,
+    distributions,
+    functional,
+    hierarchical,
+    importance,
+    likelihoods,
+    loss,
+    mixtures,
+)
+from .dispatch import calls, choice
 
 ROWS, COLS, SAMPLES, MIXTURES = 4, 24, 3, 2
 NORMALS = 64, 64  # as many as a kernel draws; torch draws fewer itself
+LOG_STD: Any = "log_std", 0.0, 0.0
 BATCH = 128  # components whose gradients are summed in parts
 
 
@@ -31,7 +41,7 @@ def calls_of(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     q, prior = (mu, logvar), (prior_mu, prior_logvar)
     column, log_ratio, params = t(ROWS), t(SAMPLES, ROWS), t(ROWS, 10 * MIXTURES, 2, 2)
     x, pixels = t(ROWS, COLS).detach(), t(ROWS, 3, 2, 2).detach()
-    probabilities, classes = recon.sigmoid(), torch.zeros(ROWS, dtype=torch.int64, device="cpu")
+    classes = torch.zeros(ROWS, dtype=torch.int64, device="cpu")
     library = recon, x, recon, column  # of scVI's decoder
     batch = t(BATCH, COLS), t(BATCH, COLS), t(BATCH, COLS)
     return {
@@ -68,17 +78,11 @@ def calls_of(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         ),
         "elbo_loss": lambda: loss.elbo_loss(recon, x, *q, **numba),
         "elbo_loss:gaussian": lambda: loss.elbo_loss(recon, x, *q, likelihood="gaussian", **numba),
-        "compat.rtqichen_tcvae_elbo": lambda: rtqichen.rtqichen_tcvae_elbo(
-            x, recon, mu, torch.stack(q, -1), 100, beta=6.0, mss=True, **numba
-        ),
-        "compat.binary_cross_entropy": lambda: torch_nn.binary_cross_entropy(
-            probabilities, x, **numba
-        ),
-        "compat.gaussian_analytical_kl": lambda: vdvae.gaussian_analytical_kl(*q, *prior, **numba),
+        # What drop-ins call, and no function of the package's own.
+        "aggregate_log_probs": lambda: calls.aggregate_log_probs(recon, *q, (None, None), **numba),
+        "posterior_kl": lambda: calls.posterior_kl(*q, *prior, LOG_STD, **numba),
         # With impl="auto" a kernel draws the normals that torch would.
-        "compat.draw_gaussian_diag_samples": lambda: vdvae.draw_gaussian_diag_samples(
-            t(*NORMALS), t(*NORMALS)
-        ),
+        "DiagonalNormal": lambda: distributions.DiagonalNormal(t(*NORMALS), t(*NORMALS)).rsample(),
     }
 
 
@@ -141,11 +145,11 @@ def warm_up(
     start = time.perf_counter()
     state = torch.get_rng_state()
     for dtype in dtypes:
-        calls = calls_of(DTYPES[dtype])
+        steps = calls_of(DTYPES[dtype])
         for op in ops:
             if progress is not None:
                 progress(f"{op} {dtype}")
-            differentiate(calls[op]())
+            differentiate(steps[op]())
     torch.set_rng_state(state)
     kernels, folders = choice.compiled_for_cpu()
     return WarmUp(kernels, time.perf_counter() - start, folders)
