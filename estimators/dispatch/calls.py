@@ -497,7 +497,14 @@ def warn_of_data(likelihood: str, nll: Tensor) -> None:
         )
 
 
-def negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits, *, impl):
+def negative_binomial_nll_terms(
+    log_mean: Tensor,
+    x: Tensor,
+    log_theta: Tensor,
+    zero_logits: Tensor | None,
+    *,
+    impl: Implementation,
+) -> Tensor:
     """The nll of each element of log_mean [..., G]; the others broadcast to it."""
     if not use_kernels(impl, log_mean, x, log_theta, zero_logits):
         return reference.negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
