@@ -298,14 +298,14 @@ def launch_negative_binomial_nll(
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-# 4 elements per thread, 2 in float64: with 8 kernels that write gradients run out of registers.
+# 4 elements per thread, 1 in float64: with 8 kernels that write gradients run out of registers.
 ELEMENTS = 512
 MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
 def compact(tiles):
     """The tiling in tiles of so many elements."""
-    elements = ELEMENTS // 2 if tiles.acc == torch.float64 else ELEMENTS
+    elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
     cols = min(tiles.block_cols, MOST_COLS)
     rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
     col_tiles = divide_up(tiles.cols, cols)
