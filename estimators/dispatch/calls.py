@@ -561,7 +561,7 @@ def discretized_mix_logistic_nll(
     """
     bins = half_bin, right_edge, guard
     params, x = params.flatten(2), x.flatten(2)
-    kernels = use_kernels(impl, params, x)
+    kernels = use_kernels(impl, params, x, fits=x.shape[1] == 3)
     in_forward = params.dtype != torch.float16 and not torch.compiler.is_compiling()
     if kernels and scale is not None and in_forward:
         return ops.discretized_mix_logistic_loss(params, x, *bins, scale)
