@@ -65,7 +65,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class WarmUp(NamedTuple):
-    """What ``warm_up`` did."""
+    """The result of ``warm_up``."""
 
     kernels: int
     seconds: float

@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the emulator of PTX ran. (With xdist each worker has its own, and this says nothing.)"""
+    """Report what the PTX emulator ran. With xdist each worker has its own, and this is silent."""
     if PTX and driver.LAUNCHES:
         write = terminalreporter.write_line
         write(

@@ -1,4 +1,4 @@
-"""What only a CUDA device has: several of them, streams, graphs, AMP, checkpoints, DDP."""
+"""Features of CUDA devices alone: several devices, streams, graphs, AMP, checkpoints, DDP."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_a_checkpoint_draws_the_same_noise_again(reentrant):
 
 
 def seeded_gradients_by_backward(tensors, function):
-    """By ``backward``, since a reentrant checkpoint takes no ``torch.autograd.grad``."""
+    """Gradients by ``backward``: a reentrant checkpoint does not take ``torch.autograd.grad``."""
     mu, logvar = (t.detach().clone().requires_grad_() for t in tensors[:2])
     torch.manual_seed(3)
     function(mu, logvar, tensors[2]).backward()

@@ -25,7 +25,8 @@ import fused_elbo
 
 names = [m.name for m in pkgutil.walk_packages(fused_elbo.__path__, "fused_elbo.")]
 tried = 0
-for name in (name for name in names if ".kernels" not in name):
+names = [n for n in names if ".kernels" not in n and not n.endswith("warm_up")]  # they need numba
+for name in names:
     result = doctest.testmod(importlib.import_module(name), extraglobs={"torch": torch})
     assert result.failed == 0, name
     tried += result.attempted

@@ -18,6 +18,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 import fused_elbo
 import fused_elbo.compat
 import fused_elbo.distributions
+import fused_elbo.warm_up
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = "chromium", "chromium-browser", "google-chrome"
@@ -138,9 +139,10 @@ def test_links_lead_somewhere(site):
     assert lost == []
 
 
-@pytest.mark.parametrize(
-    "module", [fused_elbo, fused_elbo.compat, fused_elbo.distributions], ids=lambda m: m.__name__
-)
+MODULES = fused_elbo, fused_elbo.compat, fused_elbo.distributions, fused_elbo.warm_up
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_public_name_has_a_page(site, module):
     """A page of its own, with a link to its source."""
     folder = site / "api" / module.__name__.removeprefix("fused_elbo").strip(".")

@@ -18,6 +18,7 @@ GROUPS = {
 MODULES = {
     "fused_elbo.compat": None,
     "fused_elbo.distributions": None,
+    "fused_elbo.warm_up": None,
     "fused_elbo.estimators.bounds": "estimate Estimate Estimator",
     "fused_elbo.estimators.evaluation": "log_likelihood_bound LogLikelihood",
     "fused_elbo.estimators.diagnostics": "effective_sample_size pareto_k pareto_smoothed "

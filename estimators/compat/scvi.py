@@ -259,7 +259,7 @@ def scvi_peakvi_reconstruction_loss(
 
 
 def _log_prob(x, mu, theta, pi, eps, impl):
-    """Of each element: the kernels take logarithms, of which ``eps`` keeps the mean's finite."""
+    """The log probability of each element. ``eps`` keeps the logarithm of the mean finite."""
     validate.tensors(mu=mu, theta=theta, pi=pi)
     validate.dense("x", x, validate.DATA["counts"])
     validate.same_device(mu=mu, x=x)

@@ -147,7 +147,7 @@ def all_known(target: Tensor, logits: Tensor) -> bool:
     return least.item() >= 0 and greatest.item() < logits.shape[-1]
 
 
-def compiled_for_cpu():
+def compiled_for_cpu() -> tuple[int, list[Any]]:
     """(number of the CPU kernels that this process has, folders where their machine code lies)."""
     numba = backends.BACKENDS["numba"]
     return len(backends.load(numba, "launch").compiled), sorted(backends.load(numba, "cache").USED)

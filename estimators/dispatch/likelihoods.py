@@ -40,8 +40,8 @@ class Likelihood(NamedTuple):
     torch_below_if_learned: int = 0
     # Whether torch.compile makes on a CPU what is as fast as a kernel.
     left_to_compiler: bool = False
-    # What stands behind a mask: at x = 0 an event of this recon, and width if there is one, has a
-    # likelihood of 1. exp(-1e4) is 0 in every dtype.
+    # The recon of masked events: at x = 0 it gives a likelihood of 1, together with
+    # ``hidden_width`` if there is a width. exp(-1e4) is 0 in every dtype.
     hidden: float = -1e4
     hidden_width: float | None = None
 

@@ -324,7 +324,7 @@ def expm1_series(a):
 
 
 def near_zero(a):
-    """Of exp(a) - 1 - a, in pairs of terms: no long chain of operations waits for the last."""
+    """The series of exp(a) - 1 - a, summed in pairs of terms to keep the chain of adds short."""
     square = a * a
     last = 15 if a.dtype == torch.float64 else 9
     term = [1 / math.factorial(n) for n in range(last + 1)]

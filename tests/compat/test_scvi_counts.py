@@ -107,7 +107,7 @@ def test_a_large_dispersion_keeps_its_digits(impl, device):
 
 
 def test_called_as_scvi_calls_it(device):
-    """By name, with its own lgamma; a mean that vanished is finite."""
+    """scVI passes names and its own lgamma. A mean of zero gives a finite result."""
     x, mu = counts(3, 4).to(device), torch.zeros(3, 4, device=device)
     theta = torch.ones(4, device=device)
     options = {"mu": mu, "theta": theta, "eps": 1e-8, "lgamma_fn": torch.lgamma}

@@ -208,7 +208,7 @@ def test_scores_have_noise_of_their_own(iwae_digits, images):
 
 
 def test_standard_errors_and_paired_differences(iwae_digits):
-    """By hand: differences 1 and 3 have a mean of 2 and a standard error of 1."""
+    """The differences 1 and 3 have a mean of 2 and a standard error of 1."""
     scores = {
         ("IWAE", 8): [iwae_digits.Score(v, 0, 0, 0, 0, 0) for v in (-20.0, -27.0)],
         ("ELBO", 8): [iwae_digits.Score(v, 0, 0, 0, 0, 0) for v in (-21.0, -30.0)],

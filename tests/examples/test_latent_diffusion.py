@@ -150,7 +150,7 @@ def test_script_refuses_what_cannot_work(latent_diffusion, capsys, options, mess
 
 
 def test_committed_curves_are_rounding_apart():
-    """Of a real AutoencoderKL: Adam magnifies rounding, and the drop-in adds no more than that."""
+    """Adam magnifies rounding in a real AutoencoderKL; the drop-in adds no more than that."""
     path = ROOT / "results" / "cpu-amd-epyc" / "latent_diffusion.json"
     for pair in json.loads(path.read_text())["curves"]:
         eps = torch.finfo(getattr(torch, pair["dtype"])).eps

@@ -47,7 +47,7 @@ def test_priors_start_from_the_same_networks(vamp_digits, images):
 
 
 def test_a_vamp_priors_components_are_q_of_its_pseudo_inputs(vamp_digits, images):
-    """Which start half way between images and grey."""
+    """The pseudo-inputs start half way between images and grey."""
     model = model_of(vamp_digits, "VampPrior", images)
     assert all((images == x.round()).all(1).any() for x in model.pseudo_inputs.sigmoid())
     for found, expected in zip(
@@ -132,7 +132,7 @@ def test_published_estimates_are_the_published_ones(vamp_digits, batch):
 
 
 def test_exact_total_correlation(vamp_digits, images, monkeypatch):
-    """By scipy, of the images in whole batches, in the q(z) of all; estimates see the same z."""
+    """scipy agrees for the images in whole batches and the q(z) of all; both see the same z."""
     model, x = model_of(vamp_digits, "standard", images).double(), images[:50].double()
     state = torch.get_rng_state()
     found = vamp_digits.total_correlations(model, x, 8)

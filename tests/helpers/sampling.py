@@ -2,7 +2,7 @@
 
 
 def sampled(items):
-    """Of each test function the items that have a value of a parameter which none before has."""
+    """The items that bring a value of a parameter that no earlier item of their test has."""
     kept, seen = set(), set()
     for item in items:
         if values_of(item) - seen:

@@ -39,7 +39,7 @@ class Compiler(CUDABackend):
 
 
 class Utils:
-    """What Triton's runtime asks of CUDA."""
+    """The functions that Triton's runtime calls on a CUDA driver."""
 
     @staticmethod
     def get_device_properties(device):

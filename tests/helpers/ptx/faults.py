@@ -1,4 +1,4 @@
-"""What a GPU, or a sanitizer on one, would not let pass."""
+"""Faults that a GPU, or a sanitizer on one, would report."""
 
 
 class Fault(RuntimeError):  # noqa: N818

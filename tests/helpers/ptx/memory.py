@@ -16,7 +16,7 @@ SPACE = 40  # bits of the addresses of one tensor: none reaches another's
 
 
 class Memory:
-    """Of one launch: tensors in address spaces of their own, and shared memory of each block."""
+    """The memory of one launch: an address space per tensor, and shared memory per block."""
 
     def __init__(self, program, tensors, values, threads, shared):
         self.program, self.threads, self.shared_size = program, threads, shared

@@ -20,7 +20,7 @@ class Races:
         before, since = self.reader[where], self.read[where]
         several = (before != -1) & (before != thread) & (since >= epoch)
         self.reader[where] = np.where(several, -2, thread)
-        # Of threads that read at once the last is noted: mark all that are not it.
+        # Several threads may read at once, and only the last is noted: mark the others.
         clash = self.reader[where] != thread
         self.reader[where[clash]] = -2
         self.read[where] = epoch
