@@ -107,9 +107,9 @@ def softmax_negative_binomial_nll(
         x, log_theta, zero_logits: as in :func:`negative_binomial_nll`.
         log_library: l, one number an example: ``[B]``, or with events of size 1, ``[B, 1]`` or
             ``[K, B, 1]`` for ``[B, G]``. Observed (``x.sum(1).log()``) or encoded.
-        mask: as in :func:`gaussian_nll`, but the softmax is over all events: an event outside of the
-            mask counts nothing and keeps its share of the library. Its logit is read, and has the
-            gradient that it has through the shares of the others.
+        mask: as in :func:`gaussian_nll`, but the softmax is over all events: an event outside of
+            the mask counts nothing and keeps its share of the library. Its logit is read, and has
+            a gradient through the shares of the others.
         reduction: over all examples and samples: ``"none"``, ``"mean"`` or ``"sum"``.
         impl: as in :func:`gaussian_log_prob`.
 
