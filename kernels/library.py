@@ -7,12 +7,13 @@ names and arguments of the ops. It is imported at the first call.
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from .backends import backend_of, load
+from .backends import Backend, backend_of, load
 from .torch_state import (
     bare_apply,
     dispatch_modes,
@@ -24,30 +25,33 @@ from .torch_state import (
     transforming,
 )
 
-NAMESPACE = torch.ops.fused_elbo
+NAMESPACE: Any = torch.ops.fused_elbo
 # Where the package is imported anew, the ops of the import before give up their names.
 if "library" in vars(NAMESPACE):
     forget(NAMESPACE.library)
 LIBRARY = NAMESPACE.library = torch.library.Library("fused_elbo", "DEF")
-Tensor, Parameter = torch.Tensor, torch.nn.Parameter
+Parameter = torch.nn.Parameter
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 PLAIN = {bool, int, float, str, list, tuple}
 OPS: dict[str, "Op"] = {}  # the differentiable ones, by name
 
+Run = Callable[..., Any]  # an op, a launcher or a fake: its arguments are those of a schema
+Find = Callable[[Backend, str, str], Run]  # of (backend, family, name of the op)
+
 
 @functools.cache
-def launcher(backend, family, name):
+def launcher(backend: Backend, family: str, name: str) -> Run:
     """The launcher of an op in a backend: a function with the op's name and arguments."""
     return getattr(load(backend, family), name)
 
 
 @functools.cache
-def implementation(find, backend, family, name):
+def implementation(find: Find, backend: Backend, family: str, name: str) -> Run:
     """The function that runs an op on a backend: ``find`` finds or makes it."""
     return find(backend, family, name)
 
 
-def register(family, schema, fake, find=launcher):
+def register(family: str, schema: str, fake: Run, find: Find = launcher) -> Run:
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
     ``find(backend, family, name)`` returns a backend's implementation. Returned is what calls the
@@ -55,7 +59,7 @@ def register(family, schema, fake, find=launcher):
     """
     name = schema.partition("(")[0]
 
-    def launch(*arguments):
+    def launch(*arguments: Any) -> Any:
         for first in arguments:
             if first is not None:
                 break
@@ -67,7 +71,7 @@ def register(family, schema, fake, find=launcher):
     torch.library.register_vmap(f"fused_elbo::{name}", no_vmap, lib=LIBRARY)
 
     @functools.wraps(fake)  # autograd functions are asked for their signature
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         if is_compiling() or torch_must_see(arguments):
             return getattr(torch.ops.fused_elbo, name).default(*arguments)
         return launch(*arguments)
@@ -75,7 +79,7 @@ def register(family, schema, fake, find=launcher):
     return call
 
 
-def no_vmap(info, in_dims, *arguments):
+def no_vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
     raise RuntimeError(
         "the kernels of fused_elbo do not run under torch.func.vmap, nor jacrev and hessian, which "
         "use it: they take batches [..., D] as they are; for those, and for per-example gradients, "
@@ -83,7 +87,7 @@ def no_vmap(info, in_dims, *arguments):
     )
 
 
-def torch_must_see(arguments):
+def torch_must_see(arguments: Iterable[Any]) -> bool:
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
     Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
@@ -113,11 +117,20 @@ class Op:
             single tensor or tuple.
     """
 
-    def __init__(self, forward, backward, function, gradients, results=None):
+    __name__: str  # that of the declared function
+
+    def __init__(
+        self,
+        forward: Run,
+        backward: Run,
+        function: type["KernelFunction"],
+        gradients: Sequence[int],
+        results: int | None = None,
+    ) -> None:
         self.forward, self.backward, self.function = forward, backward, function
         self.gradients, self.results = gradients, results
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         if differentiated(arguments):
             found = record(self.function, *arguments)
         else:
@@ -127,7 +140,7 @@ class Op:
         return found[0] if self.results == 1 else found[: self.results]
 
 
-def differentiated(arguments):
+def differentiated(arguments: Iterable[Any]) -> bool:
     """Whether a derivative may be asked for, backward or forward, or a compiler asks for all."""
     if grad_enabled():
         for argument in arguments:
@@ -136,7 +149,7 @@ def differentiated(arguments):
     return is_compiling() or transforming() or forward_mode()
 
 
-def record(function, *arguments):
+def record(function: type["KernelFunction"], *arguments: Any) -> Any:
     """``function.apply``, as fast as the circumstances allow."""
     if is_compiling():
         return function.apply(*arguments)
@@ -154,16 +167,16 @@ def record(function, *arguments):
 
 
 def declare(
-    family,
-    schema,
+    family: str,
+    schema: str,
     *,
-    gradients=(),
-    saved=None,
-    like=None,
-    results=None,
-    kept=None,
-    launchers=(launcher, launcher),
-):
+    gradients: Sequence[str] = (),
+    saved: Sequence[str] | None = None,
+    like: dict[str, str] | None = None,
+    results: Sequence[str] | None = None,
+    kept: str | None = None,
+    launchers: tuple[Find, ...] = (launcher, launcher),
+) -> Callable[[Run], Any]:
     """Make an op of its schema; the decorated function returns empty results: shapes and dtypes.
 
     Args:
@@ -180,13 +193,13 @@ def declare(
             ``likelihoods`` has other pairs.
     """
 
-    def decorate(fake):
+    def decorate(fake: Run) -> Any:
         forward = register(family, schema, fake, launchers[0])
         if not gradients:
             return forward
         name, types, outputs = parse(schema)
-        outputs = results or outputs
-        count = results and len(results)
+        outputs = list(results or outputs)
+        count = len(results) if results else None
         names = list(types)
         inputs = names if saved is None else saved
         sources = [(like or {}).get(gradient, gradient) for gradient in gradients]
@@ -196,7 +209,7 @@ def declare(
         taken += [f"Tensor? {kept}"] if kept else []
         backward_schema = f"{name}_backward({', '.join(taken)}, bool[] needs) -> Tensor[]"
 
-        def backward_fake(*arguments):
+        def backward_fake(*arguments: Any) -> list[Tensor]:
             *given, needs = arguments
             named = dict(zip(inputs, given[len(outputs) :], strict=not kept))
             return gradients_like([named[source] for source in sources], needs)
@@ -221,17 +234,17 @@ def declare(
     return decorate
 
 
-def as_tuple(forward):
+def as_tuple(forward: Run) -> Run:
     """The function with a tuple for its list, which is what autograd takes."""
 
     @functools.wraps(forward)
-    def call(*arguments):
+    def call(*arguments: Any) -> tuple[Any, ...]:
         return tuple(forward(*arguments))
 
     return call
 
 
-def parse(schema):
+def parse(schema: str) -> tuple[str, dict[str, str], list[str]]:
     """(name, {argument: type}, names of the results) of 'f(Tensor a, int b) -> (Tensor c)'."""
     name, rest = schema.split("(", 1)
     arguments, results = rest.split(") -> ")
@@ -240,8 +253,18 @@ def parse(schema):
 
 
 def autograd_function(
-    name, forward, backward, *, saved, tensors, gradients, sources, arguments, results, keeps
-):
+    name: str,
+    forward: Run,
+    backward: Run,
+    *,
+    saved: list[int],
+    tensors: int,
+    gradients: list[int],
+    sources: list[int],
+    arguments: int,
+    results: int | None,
+    keeps: bool,
+) -> type["KernelFunction"]:
     """The autograd function of the op ``name``, of so many ``arguments``.
 
     ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
@@ -253,7 +276,7 @@ def autograd_function(
     first = gradients == list(range(count))
     all_saved = saved == list(range(arguments))
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         kept = inputs if all_saved else [inputs[position] for position in saved]
         ctx.options = kept[tensors:]
         hidden = output[results:] if keeps else ()
@@ -262,14 +285,14 @@ def autograd_function(
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.set_materialize_grads(False)
 
-    def saved_of(ctx):
+    def saved_of(ctx: Any) -> tuple[Any, ...]:
         """The saved arguments, then what forward kept, or None, if the op keeps anything."""
         found = ctx.saved_tensors
         if not keeps:
             return *found, *ctx.options
         return *found[:tensors], *ctx.options, found[tensors] if len(found) > tensors else None
 
-    def arguments_of(ctx):
+    def arguments_of(ctx: Any) -> list[Any]:
         values: list[Any] = [None] * arguments
         for position, value in zip(saved, saved_of(ctx), strict=not keeps):
             values[position] = value
@@ -279,7 +302,7 @@ def autograd_function(
         return values
 
     @once_differentiable
-    def differentiate(ctx, *upstream):
+    def differentiate(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         for gradient in upstream:
             if gradient is not None:
                 break
@@ -293,35 +316,37 @@ def autograd_function(
         found = backward(*upstream[:results], *saved_of(ctx), needs)
         return at_positions(scatter_gradients(found, needs), gradients, arguments)
 
-    methods = {
+    methods: dict[str, Any] = {
         "forward": forward if results is None else as_tuple(forward),
         "setup_context": setup_context,
         "backward": differentiate,
         "arguments": arguments_of,
     }
-    static: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
+    static = {key: staticmethod(method) for key, method in methods.items()}
     metaclass: Any = type(KernelFunction)
     return metaclass(name, (KernelFunction,), static)
 
 
-def gradients_like(tensors, needs):
+def gradients_like(tensors: Iterable[Tensor], needs: Iterable[bool]) -> list[Tensor]:
     """The wanted gradients, empty and contiguous: a backward op's result, for its fake."""
     layout = torch.contiguous_format
     wanted = (t for t, needed in zip(tensors, needs, strict=True) if needed)
     return [torch.empty_like(t, memory_format=layout) for t in wanted]
 
 
-def scatter_gradients(gradients, needs):
+def scatter_gradients(
+    gradients: Sequence[Tensor | None], needs: Sequence[bool]
+) -> Sequence[Tensor | None]:
     """One entry per input: the computed gradients in their places, None elsewhere."""
     if len(gradients) == len(needs):
         return gradients
-    gradients = iter(gradients)
-    return [next(gradients) if needed else None for needed in needs]
+    computed = iter(gradients)
+    return [next(computed) if needed else None for needed in needs]
 
 
-def at_positions(values, positions, count):
+def at_positions(values: Iterable[Any], positions: Iterable[int], count: int) -> tuple[Any, ...]:
     """A tuple of ``count``, with the values at these positions and None elsewhere."""
-    result = [None] * count
+    result: list[Any] = [None] * count
     for position, value in zip(positions, values, strict=True):
         result[position] = value
     return tuple(result)
@@ -333,22 +358,22 @@ class SecondDerivative(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(gradient, *sources):
+    def forward(gradient: Tensor, *sources: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         pass
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: Any) -> NoReturn:
         raise RuntimeError(
             "the kernels of fused_elbo have first derivatives only: "
             "for a double backward pass impl='reference'"
         )
 
 
-def once_differentiable(backward):
+def once_differentiable(backward: Run) -> Run:
     """Mark a backward whose result must not be differentiated again, except through a twin.
 
     torch's decorator of this name looks at the upstream gradients only: with a constant one,
@@ -356,7 +381,7 @@ def once_differentiable(backward):
     """
 
     @functools.wraps(backward)
-    def wrapper(ctx, *upstream):
+    def wrapper(ctx: Any, *upstream: Tensor | None) -> Any:
         again = grad_enabled()
         if not is_compiling() and twin_wanted(ctx, upstream, again):
             return tuple(through_twin(ctx, upstream, create_graph=again))
@@ -376,7 +401,7 @@ def once_differentiable(backward):
     return wrapper
 
 
-def twin_wanted(ctx, upstream, again):
+def twin_wanted(ctx: Any, upstream: Iterable[Tensor | None], again: bool) -> bool:
     """Whether gradients are differentiated again, or batches of them, where a backend leaves it."""
     for given in upstream:
         if given is not None and (again or is_batched(given)):
@@ -385,7 +410,9 @@ def twin_wanted(ctx, upstream, again):
     return False
 
 
-def through_twin(ctx, upstream, create_graph):
+def through_twin(
+    ctx: Any, upstream: Iterable[Tensor | None], create_graph: bool
+) -> Sequence[Tensor | None]:
     """The gradients by autograd, which can differentiate them again and take batches of them."""
     with torch.enable_grad():
         # Views: where an argument is a function of another, or the same, autograd must stop at it.
@@ -411,15 +438,15 @@ class KernelFunction(torch.autograd.Function):
     and batched gradients are those of ``twin``, the same in PyTorch, at ``arguments(ctx)``.
     """
 
-    twin: Callable[..., Any] | None = None
+    twin: Any = None
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         # apply() asks for this signature at every call: a fifth of the host's time otherwise.
         forward: Any = cls.forward
         forward.__signature__ = inspect.signature(forward)
 
     @staticmethod
-    def arguments(ctx):
+    def arguments(ctx: Any) -> Sequence[Any]:
         """The arguments of forward, from what was saved."""
         raise NotImplementedError
 

@@ -27,7 +27,10 @@ of all rows after another. Both backends have ``samples_of`` for this in their `
 
 from typing import Any, NamedTuple
 
-from .library import launcher
+from torch import Tensor
+
+from .backends import Backend
+from .library import Run, launcher
 from .rows import samples_in
 
 
@@ -46,7 +49,12 @@ class Likelihood(NamedTuple):
     width_value: bool = False
     constants: tuple[Any, ...] = ()
 
-    def options(self, width=None, width_value=0.0, zero_logits=None):
+    def options(
+        self,
+        width: Tensor | None = None,
+        width_value: float = 0.0,
+        zero_logits: Tensor | None = None,
+    ) -> tuple[Any, ...]:
         """The arguments that follow the network's output and x."""
         values = (width_value,) if self.width_value else ()
         return *(width, zero_logits)[: self.parameters], *values, *self.constants
@@ -66,32 +74,32 @@ LIKELIHOODS = {
 }
 
 
-def forward_launcher(backend, family, name):
+def forward_launcher(backend: Backend, family: str, name: str) -> Run:
     """The op X, by ``launch_X``."""
     launch = launcher(backend, family, f"launch_{name}")
 
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Tensor:
         return launch(*arguments, values="rows")[0]
 
     return forward
 
 
-def backward_launcher(backend, family, name):
+def backward_launcher(backend: Backend, family: str, name: str) -> Run:
     """The op X_backward, by the same."""
     launch = launcher(backend, family, f"launch_{name.removesuffix('_backward')}")
 
-    def backward(dnll, *arguments):
+    def backward(dnll: Tensor, *arguments: Any) -> list[Tensor]:
         *given, needs = arguments
         return launch(*given, dnll=dnll, needs=needs)[1]
 
     return backward
 
 
-def loss_launcher(backend, family, name):
+def loss_launcher(backend: Backend, family: str, name: str) -> Run:
     """The op [scale * sum of X, then the wanted gradients], by the same, where X is the family."""
     launch = launcher(backend, family, f"launch_{family}")
 
-    def loss(*arguments):
+    def loss(*arguments: Any) -> list[Tensor]:
         *given, scale, needs = arguments
         nll, gradients = launch(*given, scale=scale, values="total", needs=needs)
         return [nll.sum() * scale, *gradients]
@@ -99,11 +107,22 @@ def loss_launcher(backend, family, name):
     return loss
 
 
-def elbo_launcher(backend, family, name):
+def elbo_launcher(backend: Backend, family: str, name: str) -> Run:
     """The op ``elbo_loss``, by the launcher of its likelihood and one that adds up."""
     total = launcher(backend, family, "launch_total")
 
-    def elbo_loss(recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs):
+    def elbo_loss(
+        recon: Tensor,
+        x: Tensor,
+        width: Tensor | None,
+        zero_logits: Tensor | None,
+        width_value: float,
+        kl: Tensor | None,
+        likelihood: str,
+        beta: float,
+        scale: float,
+        needs: list[bool],
+    ) -> list[Tensor]:
         found = LIKELIHOODS[likelihood]
         launch = launcher(backend, found.op, f"launch_{found.op}")
         options = found.options(width, width_value, zero_logits)

@@ -4,11 +4,15 @@ All take rows: operands are [rows, cols] and their sums [rows], in nats; a prior
 standard one. Their twins in PyTorch are in ``estimators/reference``.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .library import (
     OPS,
     KernelFunction,
+    Op,
     at_positions,
     declare,
     gradients_like,
@@ -127,7 +131,12 @@ def categorical_nll(logits, target):
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits))
 
 
-def likelihood_op(likelihood, width=None, width_value=0.0, zero_logits=None):
+def likelihood_op(
+    likelihood: str,
+    width: Tensor | None = None,
+    width_value: float = 0.0,
+    zero_logits: Tensor | None = None,
+) -> tuple[Op, tuple[Any, ...]]:
     """(op, its arguments that follow the network's output and x) of a likelihood by its name."""
     found = LIKELIHOODS[likelihood]
     return OPS[found.op], found.options(width, width_value, zero_logits)
@@ -181,7 +190,9 @@ class BalancedKLFunction(KernelFunction):
         return *of_q[:2], *of_prior[2:], None
 
 
-def balanced_kl(mu, logvar, prior_mu, prior_logvar, free_nats):
+def balanced_kl(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor, prior_logvar: Tensor, free_nats: float
+) -> tuple[Tensor, Tensor]:
     """(dyn, rep): max(free_nats, KL), for the prior alone and for q alone."""
     return record(BalancedKLFunction, mu, logvar, prior_mu, prior_logvar, free_nats)
 
@@ -206,7 +217,7 @@ def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     return [mu.new_empty(shape), *noise_of(mu, logvar, keep_noise)]
 
 
-def noise_of(mu, logvar, keep_noise):
+def noise_of(mu: Tensor, logvar: Tensor, keep_noise: bool) -> list[Tensor]:
     return [mu.new_empty(mu.shape, dtype=accumulator(mu, logvar))] if keep_noise else []
 
 
@@ -396,7 +407,9 @@ class ImportanceWeightsFunction(KernelFunction):
         return dlog_ratio, dnll, None
 
 
-def importance_weights(log_ratio, nll, alpha):
+def importance_weights(
+    log_ratio: Tensor, nll: Tensor | None, alpha: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(bound, weights, ess, log weights) of log weights log_ratio - nll, or log_ratio.
 
     Operands are [samples, rows].
@@ -478,13 +491,24 @@ class ELBOLossFunction(KernelFunction):
         return *gradients, None, kl_grad, None, None, None, None
 
 
-def weighted_sum(*terms):
+def weighted_sum(*terms: tuple[Tensor | None, float]) -> Tensor | None:
     """sum of weight * tensor over the tensors that are there; a weight of 1 is no launch."""
     present = [t if weight == 1.0 else t * weight for t, weight in terms if t is not None]
     return sum(present[1:], start=present[0]) if present else None
 
 
-def elbo_loss(recon, x, width, width_value, zero_logits=None, *, kl, likelihood, beta, scale):
+def elbo_loss(
+    recon: Tensor,
+    x: Tensor,
+    width: Tensor | None,
+    width_value: float,
+    zero_logits: Tensor | None = None,
+    *,
+    kl: Tensor | None,
+    likelihood: str,
+    beta: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
 
     ``likelihood`` is a name in ``LIKELIHOODS``. The operands are as in its op; the nll is the mean
@@ -553,8 +577,14 @@ class SoftmaxNegativeBinomialLossFunction(KernelFunction):
 
 
 def softmax_negative_binomial_loss(
-    logits, x, log_theta, log_library, zero_logits, log_theta_value, scale
-):
+    logits: Tensor,
+    x: Tensor,
+    log_theta: Tensor | None,
+    log_library: Tensor,
+    zero_logits: Tensor | None,
+    log_theta_value: float,
+    scale: float,
+) -> Tensor:
     """``scale`` times the sum of the nll over rows."""
     tensors = logits, log_theta, log_library, zero_logits
     track = torch.is_grad_enabled()
@@ -610,7 +640,9 @@ class DiscretizedMixLogisticLossFunction(KernelFunction):
         return *discretized_mix_logistic_nll.backward(dnll, params, x, *ctx.bins, [True]), *rest
 
 
-def discretized_mix_logistic_loss(params, x, half_bin, right_edge, guard, scale):
+def discretized_mix_logistic_loss(
+    params: Tensor, x: Tensor, half_bin: float, right_edge: float, guard: float, scale: float
+) -> Tensor:
     """``scale`` times the sum of the nll over all pixels."""
     needs = [torch.is_grad_enabled() and params.requires_grad]
     return record(

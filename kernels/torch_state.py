@@ -5,11 +5,14 @@ answers. Most answer yes: torch must see the call. Ops then go through torch's d
 recorded by its public ``apply``, and "auto" takes the reference on a CPU: slower, and right.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.autograd import Function, forward_ad
 
 
-def private(module, name):
+def private(module: Any, name: str) -> Callable[..., Any]:
     """A function of torch's, or one that always returns True where there is none."""
     return getattr(module, name, lambda *_: True)
 
@@ -27,12 +30,12 @@ is_batched = private(getattr(torch._C, "_functorch", None), "is_legacy_batchedte
 SAYS_TRANSFORMS = hasattr(torch._C, "_are_functorch_transforms_active")
 
 
-def surely_transforming():
+def surely_transforming() -> bool:
     """``transforming``, but False where torch does not say: for what would refuse every call."""
     return SAYS_TRANSFORMS and transforming()
 
 
-def forward_mode():
+def forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is open; True where torch does not say."""
     return getattr(forward_ad, "_current_level", 0) >= 0
 
@@ -41,14 +44,14 @@ def forward_mode():
 HAS_BARE_APPLY = hasattr(super(Function, Function), "apply")
 
 
-def bare_apply(function, *arguments):
+def bare_apply(function: Any, *arguments: Any) -> Any:
     """``function.apply`` outside of torch.func; the public one where torch has no other."""
     if HAS_BARE_APPLY:
         return super(Function, function).apply(*arguments)
     return function.apply(*arguments)
 
 
-def function_of(ctx):
+def function_of(ctx: Any) -> Any:
     """The autograd function that a context belongs to; None under torch.func, or if it is unknown.
 
     Without it there are first derivatives only.
@@ -56,13 +59,13 @@ def function_of(ctx):
     return getattr(ctx, "_forward_cls", None)
 
 
-def constant_in_graphs(function):
+def constant_in_graphs(function: Any) -> Any:
     """``torch.compiler.assume_constant_result``, which would import the compiler right here."""
     function._dynamo_marked_constant = True
     return function
 
 
-def forget(library):
+def forget(library: Any) -> None:
     """Take back all that a torch.library.Library registered, which torch does at its end only."""
     destroy = getattr(library, "_destroy", None)
     if destroy is not None:

@@ -10,7 +10,7 @@ gradients of it where they are stored: what lies between is rsample_kl's.
 import triton
 import triton.language as tl
 
-from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, as_rows, empty_like_rows, halves
+from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, as_rows, empty_like_rows, halves, zeroed_prior
 from .device import (
     divide,
     exp_scaled,
@@ -259,8 +259,8 @@ def run_backward(
 ):
     """The wanted gradients; either of ``dz`` and ``dkl`` may be None."""
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
-    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
-        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
+    if dkl is None:
+        gradients = zeroed_prior(gradients)
     operands, dz, noise = operands_of(*inputs), as_rows(dz), as_rows(noise)
     if elementwise:
         dkl = as_rows(dkl)

@@ -6,7 +6,7 @@ The backward kernel draws the same eps again from the seed: no noise is stored.
 import triton
 import triton.language as tl
 
-from ..rows import as_rows, empty_like_rows
+from ..rows import as_rows, empty_like_rows, zeroed_prior
 from .device import (
     exp_scaled,
     expm1,
@@ -142,8 +142,8 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise
     inputs = [as_rows(t) for t in (mu, logvar, prior_mu, prior_logvar)]
     dz = as_rows(dz)
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
-    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
-        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
+    if dkl is None:
+        gradients = zeroed_prior(gradients)
     tiles = tiling(*inputs[0].shape, *inputs, dz)
     pointers = [*inputs, seed, dz, dkl, *gradients]
     launch_tiles(rsample_kl_backward_kernel, tiles, pointers, [*inputs, dz], [stride_of(dkl)])

@@ -373,6 +373,41 @@ for kernel in (gaussian_kl.gaussian_kl_kernel, gaussian_kl.gaussian_kl_backward_
     assert hits == "1 0\n1 0\n"
 
 
+COVERED = """
+import importlib, pkgutil
+import torch
+from fused_elbo.kernels import library, numba
+from fused_elbo.estimators.warm_up import warm_up
+
+launched, find = set(), library.implementation
+
+def noted(finder, backend, family, name):
+    launched.add(name)
+    return find(finder, backend, family, name)
+
+library.implementation = noted
+warm_up()
+known = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fused_elbo::")]
+assert len(known) > 40
+print(sorted({name.partition("::")[2] for name in known} - launched))
+
+from fused_elbo.kernels.numba.launch import compiled
+modules = [f"{numba.__name__}.{module.name}" for module in pkgutil.iter_modules(numba.__path__)]
+kernels = {
+    name: value
+    for module in modules
+    for name, value in vars(importlib.import_module(module)).items()
+    if name.endswith("_kernel") and hasattr(value, "py_func")
+}
+assert len(kernels) > 20
+print(sorted(name for name, value in kernels.items() if value not in compiled))
+"""
+
+
+def test_warm_up_leaves_no_op_and_no_kernel_out():
+    assert run(COVERED) == "[]\n[]\n"
+
+
 def test_warm_up_names_what_it_does_not_know():
     with pytest.raises(ValueError, match=r"ops.*nonsense"):
         warm_up(ops=["nonsense"])
