@@ -491,7 +491,9 @@ def behind_mask_of_softmax(
     return x, _parameters_behind_mask(mask, logits, parameters, -1e4)
 
 
-def _parameters_behind_mask(mask, recon, parameters, hidden_width):
+def _parameters_behind_mask(
+    mask: Tensor, recon: Tensor, parameters: Any, hidden_width: float
+) -> tuple[Any, ...]:
     (wide,) = reference.accumulate(recon)
     width, *others = parameters
     width = width if isinstance(width, Tensor) else wide.new_tensor(width)
