@@ -150,4 +150,6 @@ def all_known(target: Tensor, logits: Tensor) -> bool:
 def compiled_for_cpu() -> tuple[int, list[Any]]:
     """(number of the CPU kernels that this process has, folders where their machine code lies)."""
     numba = backends.BACKENDS["numba"]
+    if not numba.installed:
+        return 0, []
     return len(backends.load(numba, "launch").compiled), sorted(backends.load(numba, "cache").USED)
