@@ -84,6 +84,7 @@ def softmax_negative_binomial_nll(
     log_library: Tensor,
     *,
     zero_logits: Tensor | None = None,
+    mask: Tensor | None = None,
     reduction: Reduction = "none",
     impl: Implementation = "auto",
 ) -> Tensor:
@@ -106,6 +107,9 @@ def softmax_negative_binomial_nll(
         x, log_theta, zero_logits: as in :func:`negative_binomial_nll`.
         log_library: l, one number an example: ``[B]``, or with events of size 1, ``[B, 1]`` or
             ``[K, B, 1]`` for ``[B, G]``. Observed (``x.sum(1).log()``) or encoded.
+        mask: as in :func:`gaussian_nll`, but the softmax is over all events: an event outside of
+            the mask counts nothing and keeps its share of the library. Its logit is read, and has
+            a gradient through the shares of the others.
         reduction: over all examples and samples: ``"none"``, ``"mean"`` or ``"sum"``.
         impl: as in :func:`gaussian_log_prob`.
 
@@ -134,6 +138,8 @@ def softmax_negative_binomial_nll(
         shapes = validate.describe({"log_library": log_library, "x": x})
         raise ValueError(f"expected log_library [B], or [B, 1, ...], got {shapes}")
     validate.within(logits.shape, log_library=log_library)
+    validate.mask(mask, x)
+    x, (log_theta, zero_logits) = calls.behind_mask_of_softmax(mask, logits, x, given)
     options: dict[str, Any] = {"impl": impl}
     if reduction != "none":
         values = math.prod(shape)

@@ -20,7 +20,7 @@ def discretized_mix_logistic_nll(
     reduction: Reduction = "none",
     impl: Implementation = "auto",
 ) -> Tensor:
-    r"""-log p(x|z) of RGB images under a discretised mixture of logistics, in nats.
+    r"""-log p(x|z) of RGB or grey images under a discretised mixture of logistics, in nats.
 
     The likelihood of PixelCNN++, VDVAE and NVAE. Each pixel has a mixture; a level of a color has
     the probability that a logistic gives its bin, of half width h = 1 / (2^bits - 1):
@@ -30,7 +30,8 @@ def discretized_mix_logistic_nll(
               - \sigma\Big(\frac{x_c - h - m_{ck}}{s_{ck}}\Big) \Big]
 
     The first bin, x < -0.999, and the last, x > ``right_edge``, reach to infinity. The mean of
-    green is shifted by a multiple of red, that of blue by multiples of red and green.
+    green is shifted by a multiple of red, that of blue by multiples of red and green. A grey image
+    is one color without a shift.
 
     Equivalent PyTorch, of the numbers of each mixture ``[B, 3, K, H, W]``::
 
@@ -57,14 +58,17 @@ def discretized_mix_logistic_nll(
         params: the decoder's output ``[B, 10 K, H, W]``, in the order of all three originals: K
             logits, and then for red, green and blue each K means, K log scales and K coefficients
             before their tanh. Any strides: channels_last and permuted tensors are read as they lie.
-            ``[B, 10 K, ...]`` with other dimensions of pixels will do.
-        x: the data ``[B, 3, H, W]``, floating, in [-1, 1]: ``2 * level / (2**bits - 1) - 1``.
+            ``[B, 10 K, ...]`` with other dimensions of pixels will do. For grey ``x`` there are 3 K
+            numbers instead: K logits, K means and K log scales.
+        x: the data ``[B, 3, H, W]``, or grey ``[B, 1, H, W]``, floating, in [-1, 1]:
+            ``2 * level / (2**bits - 1) - 1``.
         num_mixtures: K.
         bits: of a level, 1 to 8. VDVAE has 5 of them for FFHQ-256.
         right_edge: where the last bin begins. 0.999 fits levels up to x = 1. NVAE has 0.99, for
             data that end at 0.992; of data that end at 1 level 254 would reach to infinity too.
         reduction: over examples: ``"none"``, ``"mean"`` or ``"sum"``.
-        impl: as in :func:`gaussian_log_prob`.
+        impl: as in :func:`gaussian_log_prob`; but the kernels have RGB images only, and for grey
+            ones ``"auto"`` is the reference.
 
     Returns:
         ``[B]``, or a scalar, in float32, or float64 if any input is; differentiable in ``params``
@@ -73,10 +77,12 @@ def discretized_mix_logistic_nll(
 
     Raises:
         ValueError: ``params`` that are not ``[B, 10 K, ...]``, or ``x`` not ``[B, 3, ...]`` with
-            the same pixels; an ``x`` that requires a gradient, which no implementation has, or on
-            a CPU is outside [-1, 1]; a ``right_edge`` outside [0, 1], more than 8 bits.
-        TypeError: integer ``x``, which would not be in [-1, 1]; otherwise, and RuntimeError, as
+            the same pixels (``[B, 3 K, ...]`` and ``[B, 1, ...]`` of grey images); an ``x`` that
+            requires a gradient, which no implementation has, or on a CPU is outside [-1, 1]; a
+            ``right_edge`` outside [0, 1], more than 8 bits.
+        TypeError: integer ``x``, which would not be in [-1, 1]; otherwise as
             :func:`gaussian_log_prob`.
+        RuntimeError: grey images with the kernels' ``impl``; otherwise as there.
 
     Salimans, Karpathy, Chen & Kingma, "PixelCNN++", ICLR 2017, eq. 2 and 3; Child, "Very deep
     VAEs", ICLR 2021; Vahdat & Kautz, "NVAE", NeurIPS 2020.
@@ -95,7 +101,13 @@ def discretized_mix_logistic_nll(
         raise TypeError(
             f"x must be floating, in [-1, 1], got {x.dtype}: pass 2 * x.float() / {2**bits - 1} - 1"
         )
-    check_image(params, x, num_mixtures)
+    check_image(params, x, num_mixtures, grey=True)
+    choice.check_impl(impl)
+    if x.shape[1] == 1 and impl not in ("auto", "reference"):
+        raise RuntimeError(
+            f"impl={impl!r}: the kernels have RGB images only, and x is grey: use impl='auto' or "
+            "'reference'"
+        )
     if x.numel() > 0 and choice.plain_on_cpu((x,)):
         check_levels(x, bits)
     bins = 1 / (2**bits - 1), float(right_edge), 0.0
@@ -106,19 +118,26 @@ def discretized_mix_logistic_nll(
     return calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
 
 
-def check_image(params, x, num_mixtures, *, names=("params", "x")):
-    """params [B, 10 num_mixtures, ...] and data x [B, 3, ...] with the same pixels."""
+def check_image(params, x, num_mixtures, *, names=("params", "x"), grey=False):
+    """params [B, 10 num_mixtures, ...] and data x [B, 3, ...] with the same pixels.
+
+    ``grey``: or params [B, 3 num_mixtures, ...] and data x [B, 1, ...].
+    """
     num_mixtures = validate.count("num_mixtures", num_mixtures)
     named = {names[0]: params, names[1]: x}
     validate.tensors(**named)
-    if params.dim() < 3 or params.shape[1] != 10 * num_mixtures or 0 in params.shape[2:]:
+    is_grey = grey and x.dim() > 1 and x.shape[1] == 1
+    channels, numbers, kind = (1, 3, "grey") if is_grey else (3, 10, "RGB")
+    size = numbers * num_mixtures
+    if params.dim() < 3 or params.shape[1] != size or 0 in params.shape[2:]:
         raise ValueError(
-            f"expected {names[0]} [B, {10 * num_mixtures}, ...] for num_mixtures={num_mixtures}, "
-            f"10 numbers each, with pixels: {validate.describe(named)}"
+            f"expected {names[0]} [B, {size}, ...] for num_mixtures={num_mixtures} and {kind} "
+            f"images, {numbers} numbers each, with pixels: {validate.describe(named)}"
         )
-    if x.shape != (params.shape[0], 3, *params.shape[2:]):
+    if x.shape != (params.shape[0], channels, *params.shape[2:]):
+        or_grey = " or [B, 1, ...]" if grey else ""
         raise ValueError(
-            f"expected {names[1]} [B, 3, ...] with the pixels of {names[0]}: "
+            f"expected {names[1]} [B, 3, ...]{or_grey} with the pixels of {names[0]}: "
             f"{validate.describe(named)}"
         )
     check_data(names[1], x)

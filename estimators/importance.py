@@ -94,6 +94,7 @@ def iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
     impl: Implementation = "auto",
@@ -112,6 +113,7 @@ def iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
     impl: Implementation = "auto",
@@ -130,6 +132,7 @@ def iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool,
     impl: Implementation = "auto",
@@ -147,6 +150,7 @@ def iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     impl: Implementation = "auto",
@@ -181,6 +185,8 @@ def iwae_loss(
             alpha = 0, ``"path"`` for alpha = 1.
         likelihood, recon_logvar, log_scale, log_theta, zero_logits: as in :func:`elbo_loss`.
         alpha: the order of Renyi's bound.
+        mask: the events of the data that count, as in :func:`gaussian_nll`: the same ones for all
+            samples.
         reduction: over examples: ``"mean"``, ``"sum"`` or ``"none"``.
         return_parts: return ``(loss, log_weights, weights, ess)``, a named tuple, all but the
             loss detached, ``[K, B]``, ``[K, B]`` and ``[B]``.
@@ -207,7 +213,9 @@ def iwae_loss(
     given = recon_logvar, log_scale, log_theta, zero_logits
     alpha, parameters = check_options(likelihood, given, alpha, reduction)
     shape = check_samples_of("recon", recon, x, log_ratio, parameters, likelihood)
+    validate.mask(mask, x)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
+    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
     nll = calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )
@@ -239,6 +247,7 @@ def chunked_iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[False] = False,
     generator: Generator | None = None,
@@ -266,6 +275,7 @@ def chunked_iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: Literal[True],
     generator: Generator | None = None,
@@ -293,6 +303,7 @@ def chunked_iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool,
     generator: Generator | None = None,
@@ -319,6 +330,7 @@ def chunked_iwae_loss(
     log_theta: float | Tensor = 0.0,
     zero_logits: Tensor | None = None,
     alpha: float = 0.0,
+    mask: Tensor | None = None,
     reduction: Reduction = "mean",
     return_parts: bool = False,
     generator: Generator | None = None,
@@ -348,8 +360,8 @@ def chunked_iwae_loss(
         prior_mu, prior_logvar, prior, gradient, antithetic, generator: as in
             :func:`rsample_log_ratio`; but the reference too draws the kernels' noise here, at
             2.6 times the cost of ``torch.randn`` on a CPU.
-        likelihood, recon_logvar, log_scale, log_theta, alpha, reduction, return_parts, impl: as in
-            :func:`iwae_loss`.
+        likelihood, recon_logvar, log_scale, log_theta, alpha, mask, reduction, return_parts, impl:
+            as in :func:`iwae_loss`.
         zero_logits: as there, and the same for all samples.
 
     Returns:
@@ -410,10 +422,14 @@ def chunked_iwae_loss(
         )
         recon = decoder(layouts.restore(z, of_latents, order, size))
         values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)
+        validate.mask(mask, x)
         if prior is not None:
             log_ratio = log_ratio + calls.log_prior(z, prior, impl=impl)
         return log_ratio - calls.negative_log_likelihood(
-            values, recon, x, parameters, likelihood=likelihood, impl=impl
+            values,
+            *calls.behind_mask(mask, recon, x, parameters, likelihood),
+            likelihood=likelihood,
+            impl=impl,
         )
 
     weights: Any = None

@@ -10,57 +10,93 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import functional, likelihoods, loss, mixtures
-from .dispatch import choice
+from . import (
+    counts,
+    discretized,
+    distributions,
+    functional,
+    hierarchical,
+    importance,
+    likelihoods,
+    loss,
+    mixtures,
+)
+from .dispatch import calls, choice
 
-ROWS, COLS, SAMPLES = 4, 24, 3
-
-
-def latents(dtype, count):
-    return [torch.zeros(ROWS, COLS, dtype=dtype, requires_grad=True) for _ in range(count)]
-
-
-def backward(*results):
-    sum(result.sum() for result in results).backward()
-
-
-def loss_of(likelihood):
-    """A training step's loss, of a likelihood."""
-
-    def step(dtype):
-        recon, mu, logvar = latents(dtype, 3)
-        x = torch.zeros(ROWS, COLS, dtype=dtype)
-        backward(loss.elbo_loss(recon, x, mu, logvar, likelihood=likelihood, impl="numba"))
-
-    return step
+ROWS, COLS, SAMPLES, MIXTURES = 4, 24, 3, 2
+NORMALS = 64, 64  # as many as a kernel draws; torch draws fewer itself
+LOG_STD: Any = "log_std", 0.0, 0.0
+BATCH = 128  # components whose gradients are summed in parts
 
 
-def differentiated(function, count):
-    """A function of so many tensors [B, D], forward and backward."""
+def calls_of(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Small calls, by name, that lead through every op of the package."""
 
-    def step(dtype):
-        results = function(*latents(dtype, count), impl="numba")
-        backward(*(results if isinstance(results, tuple) else (results,)))
+    def t(*shape):
+        return torch.zeros(shape, dtype=dtype, device="cpu", requires_grad=True)
 
-    return step
+    numba: dict[str, Any] = {"impl": "numba"}
+    mean: dict[str, Any] = {"impl": "numba", "reduction": "mean"}
+    mu, logvar, prior_mu, prior_logvar, recon = (t(ROWS, COLS) for _ in range(5))
+    q, prior = (mu, logvar), (prior_mu, prior_logvar)
+    column, log_ratio, params = t(ROWS), t(SAMPLES, ROWS), t(ROWS, 10 * MIXTURES, 2, 2)
+    x, pixels = t(ROWS, COLS).detach(), t(ROWS, 3, 2, 2).detach()
+    classes = torch.zeros(ROWS, dtype=torch.int64, device="cpu")
+    library = recon, x, recon, column  # of scVI's decoder
+    batch = t(BATCH, COLS), t(BATCH, COLS), t(BATCH, COLS)
+    return {
+        "gaussian_log_prob": lambda: functional.gaussian_log_prob(recon, *q, **numba),
+        "gaussian_kl": lambda: functional.gaussian_kl(*q, *prior, **numba),
+        "gaussian_rsample": lambda: (
+            functional.gaussian_rsample(*q, **numba),
+            functional.gaussian_rsample(*q, SAMPLES, **numba),
+        ),
+        "rsample_kl": lambda: functional.rsample_kl(*q, **numba),
+        "rsample_log_ratio": lambda: functional.rsample_log_ratio(*q, SAMPLES, **numba),
+        "rsample_kl_log_std": lambda: hierarchical.rsample_kl_log_std(*q, *prior, **numba),
+        "balanced_kl": lambda: hierarchical.balanced_kl(*q, *prior, **numba),
+        "gaussian_nll": lambda: likelihoods.gaussian_nll(recon, x, **numba),
+        "bernoulli_nll": lambda: likelihoods.bernoulli_nll(recon, x, **numba),
+        "laplace_nll": lambda: likelihoods.laplace_nll(recon, x, **numba),
+        "poisson_nll": lambda: likelihoods.poisson_nll(recon, x, **numba),
+        "categorical_nll": lambda: likelihoods.categorical_nll(recon, classes, **numba),
+        "negative_binomial_nll": lambda: counts.negative_binomial_nll(recon, x, recon, **numba),
+        "softmax_negative_binomial_nll": lambda: (
+            counts.softmax_negative_binomial_nll(*library, **numba),
+            counts.softmax_negative_binomial_nll(*library, **mean),
+        ),
+        "multinomial_nll": lambda: counts.multinomial_nll(recon, x, **numba),
+        "discretized_mix_logistic_nll": lambda: (
+            discretized.discretized_mix_logistic_nll(params, pixels, MIXTURES, **numba),
+            discretized.discretized_mix_logistic_nll(params, pixels, MIXTURES, **mean),
+        ),
+        "mixture_log_prob": lambda: mixtures.mixture_log_prob(recon, *q, **numba),
+        "kl_decomposition": lambda: mixtures.kl_decomposition(*batch, 2 * BATCH, **numba),
+        "importance_weights": lambda: (
+            importance.importance_weights(log_ratio, **numba),
+            importance.importance_weights(log_ratio, 0.5, **numba),
+        ),
+        "elbo_loss": lambda: loss.elbo_loss(recon, x, *q, **numba),
+        "elbo_loss:gaussian": lambda: loss.elbo_loss(recon, x, *q, likelihood="gaussian", **numba),
+        # What drop-ins call, and no function of the package's own.
+        "aggregate_log_probs": lambda: calls.aggregate_log_probs(recon, *q, (None, None), **numba),
+        "posterior_kl": lambda: calls.posterior_kl(*q, *prior, LOG_STD, **numba),
+        # With impl="auto" a kernel draws the normals that torch would.
+        "DiagonalNormal": lambda: distributions.DiagonalNormal(t(*NORMALS), t(*NORMALS)).rsample(),
+    }
 
 
-def sampled_log_ratio(mu, logvar, *, impl):
-    return functional.rsample_log_ratio(mu, logvar, SAMPLES, impl=impl)
+STEPS = tuple(calls_of(torch.float32))
 
 
-STEPS: dict[str, Callable[[torch.dtype], None]] = {
-    "gaussian_kl": differentiated(functional.gaussian_kl, 2),
-    "rsample_kl": differentiated(functional.rsample_kl, 2),
-    "gaussian_rsample": differentiated(functional.gaussian_rsample, 2),
-    "gaussian_log_prob": differentiated(functional.gaussian_log_prob, 3),
-    "rsample_log_ratio": differentiated(sampled_log_ratio, 2),
-    "mixture_log_prob": differentiated(mixtures.mixture_log_prob, 3),
-    "bernoulli_nll": differentiated(likelihoods.bernoulli_nll, 2),
-    "gaussian_nll": differentiated(likelihoods.gaussian_nll, 2),
-    "elbo_loss": loss_of("bernoulli"),
-    "elbo_loss:gaussian": loss_of("gaussian"),
-}
+def differentiate(results: Any) -> None:
+    """Backward of all that has a gradient."""
+    tensors = results if isinstance(results, tuple) else (results,)
+    if isinstance(tensors[0], tuple):
+        tensors = tuple(tensor for several in tensors for tensor in several)
+    sum(t.sum() for t in tensors if t is not None and t.requires_grad).backward()
+
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -109,10 +145,11 @@ def warm_up(
     start = time.perf_counter()
     state = torch.get_rng_state()
     for dtype in dtypes:
+        steps = calls_of(DTYPES[dtype])
         for op in ops:
             if progress is not None:
                 progress(f"{op} {dtype}")
-            STEPS[op](DTYPES[dtype])
+            differentiate(steps[op]())
     torch.set_rng_state(state)
     kernels, folders = choice.compiled_for_cpu()
     return WarmUp(kernels, time.perf_counter() - start, folders)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
 
-import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+
+from . import torch_state
 
 # CPU tensors are for numba, or for Triton's interpreter: one process cannot have both.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -125,7 +126,7 @@ def obstacle(backend: Backend) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # a graph imports nothing
+@torch_state.constant_in_graphs  # a graph imports nothing
 def works(name: str) -> bool:
     """Whether nothing stands in the way of an installed backend."""
     return obstacle(BACKENDS[name]) is None

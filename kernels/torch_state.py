@@ -59,6 +59,12 @@ def function_of(ctx: Any) -> Any:
     return getattr(ctx, "_forward_cls", None)
 
 
+def constant_in_graphs(function: Any) -> Any:
+    """``torch.compiler.assume_constant_result``, which would import the compiler right here."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 def forget(library: Any) -> None:
     """Take back all that a torch.library.Library registered, which torch does at its end only."""
     destroy = getattr(library, "_destroy", None)

@@ -30,7 +30,7 @@ SIGNATURES = {
     "poisson_nll": "log_rate x * mask=None impl='auto'",
     "negative_binomial_nll": "log_mean x log_theta * zero_logits=None mask=None impl='auto'",
     "softmax_negative_binomial_nll": "logits x log_theta log_library * zero_logits=None "
-    "reduction='none' impl='auto'",
+    "mask=None reduction='none' impl='auto'",
     "multinomial_nll": "logits counts * mask=None impl='auto'",
     "categorical_nll": "logits target * mask=None impl='auto'",
     "rsample_log_ratio": "mu logvar num_samples prior_mu=None prior_logvar=None * event_dims=1 "
@@ -46,11 +46,12 @@ SIGNATURES = {
     "reduction='none' impl='auto'",
     "importance_weights": "log_weights alpha=0.0 * impl='auto'",
     "iwae_loss": "recon x log_ratio * likelihood='bernoulli' recon_logvar=0.0 log_scale=0.0 "
-    "log_theta=0.0 zero_logits=None alpha=0.0 reduction='mean' return_parts=False impl='auto'",
+    "log_theta=0.0 zero_logits=None alpha=0.0 mask=None reduction='mean' return_parts=False "
+    "impl='auto'",
     "chunked_iwae_loss": "decoder x mu logvar num_samples * chunk_size prior_mu=None "
     "prior_logvar=None prior=None gradient='total' antithetic=False likelihood='bernoulli' "
-    "recon_logvar=0.0 log_scale=0.0 log_theta=0.0 zero_logits=None alpha=0.0 reduction='mean' "
-    "return_parts=False generator=None impl='auto'",
+    "recon_logvar=0.0 log_scale=0.0 log_theta=0.0 zero_logits=None alpha=0.0 mask=None "
+    "reduction='mean' return_parts=False generator=None impl='auto'",
     "elbo_loss": "recon x mu=None logvar=None * kl=None likelihood='bernoulli' recon_logvar=0.0 "
     "log_scale=0.0 log_theta=0.0 zero_logits=None prior_mu=None prior_logvar=None beta=1.0 "
     "mask=None reduction='mean' return_parts=False impl='auto'",

@@ -11,6 +11,9 @@ from fused_elbo.kernels.triton.negative_binomial_nll import (
     launch_negative_binomial_nll as negative_binomial,
 )
 from fused_elbo.kernels.triton.poisson_nll import launch_poisson_nll as poisson
+from fused_elbo.kernels.triton.softmax_negative_binomial_nll import (
+    launch_softmax_negative_binomial_nll as softmax_negative_binomial,
+)
 
 from .operands import ROWS, SAMPLES, StaticCase
 
@@ -34,9 +37,20 @@ def cases(t):
         *passes("laplace_nll", laplace, fixed, t.rows),
         *passes("laplace_nll learned", laplace, learned, t.rows, ALL[2:]),
         *passes("poisson_nll", poisson, (recon, x), t.rows),
-        *passes("negative_binomial_nll", negative_binomial, (recon, x, width, None, 0.0), t.rows),
+        # Four elements per thread, one in float64: 128-bit accesses in float32 alone.
         *passes(
-            "negative_binomial_nll inflated", negative_binomial, (recon, x, width, t.d, 0.0), t.rows
+            "negative_binomial_nll",
+            negative_binomial,
+            (recon, x, width, None, 0.0),
+            t.rows,
+            contract=t.dtype == torch.float32,
+        ),
+        *passes(
+            "negative_binomial_nll inflated",
+            negative_binomial,
+            (recon, x, width, t.d, 0.0),
+            t.rows,
+            contract=t.dtype == torch.float32,
         ),
         # One dispersion per column has its gradients added up: no contract of bytes.
         *passes(
@@ -46,7 +60,14 @@ def cases(t):
             t.rows,
             contract=False,
         ),
-        # The logits of a long row are read again for the gradient.
+        # The logits of a long row are read again, for the softmax and for the gradient.
+        *passes(
+            "softmax_negative_binomial_nll",
+            softmax_negative_binomial,
+            (recon, x, t.empty(1, t.cols), t.rows[:, None], t.d, 0.0),
+            t.rows,
+            contract=False,
+        ),
         *passes("multinomial_nll", multinomial, (recon, x), t.rows, contract=False),
         # No contract of bytes: the int64 classes of two rows are a 128-bit access too.
         *passes("categorical_nll", categorical, (recon, classes), t.rows, contract=False),
@@ -60,8 +81,8 @@ def passes(name, launch, inputs, grad, which=ALL, *, contract=True, forward="row
     """
     read = [isinstance(tensor, torch.Tensor) for tensor in inputs]
     needs = (True,)
-    if launch is negative_binomial:
-        needs = (True, *read[2:4])
+    if launch in (negative_binomial, softmax_negative_binomial):
+        needs = (True, *read[2:-1])
     elif sum(read) > 2:
         needs = (True, False, True)
     calls = {

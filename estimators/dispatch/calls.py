@@ -473,12 +473,32 @@ def behind_mask(
         hidden[0] = 0.0
     recon, x = torch.where(shown, recon, hidden), torch.where(mask, x, x.new_zeros(()))
     if record.hidden_width is not None:
-        (wide,) = reference.accumulate(recon)
-        width, *others = parameters
-        width = width if isinstance(width, Tensor) else wide.new_tensor(width)
-        others = [t if t is None else torch.where(mask, t, t.new_zeros(())) for t in others]
-        parameters = torch.where(mask, width, wide.new_tensor(record.hidden_width)), *others
+        parameters = _parameters_behind_mask(mask, recon, parameters, record.hidden_width)
     return recon, x, parameters
+
+
+def behind_mask_of_softmax(
+    mask: Tensor | None, logits: Tensor, x: Tensor, parameters: Any
+) -> tuple[Tensor, Any]:
+    """(x, parameters) of negative binomials that are 0 for certain outside of the mask.
+
+    They are so at an inverse dispersion of 0 whatever their mean is. So the logits stay as they
+    are, and with them the shares of the other events.
+    """
+    if mask is None:
+        return x, parameters
+    x = torch.where(mask, x, x.new_zeros(()))
+    return x, _parameters_behind_mask(mask, logits, parameters, -1e4)
+
+
+def _parameters_behind_mask(
+    mask: Tensor, recon: Tensor, parameters: Any, hidden_width: float
+) -> tuple[Any, ...]:
+    (wide,) = reference.accumulate(recon)
+    width, *others = parameters
+    width = width if isinstance(width, Tensor) else wide.new_tensor(width)
+    others = [t if t is None else torch.where(mask, t, t.new_zeros(())) for t in others]
+    return torch.where(mask, width, wide.new_tensor(hidden_width)), *others
 
 
 def warn_of_data(likelihood: str, nll: Tensor) -> None:
@@ -568,7 +588,7 @@ def discretized_mix_logistic_nll(
     """
     bins = half_bin, right_edge, guard
     params, x = params.flatten(2), x.flatten(2)
-    kernels = use_kernels(impl, params, x)
+    kernels = use_kernels(impl, params, x, fits=x.shape[1] == 3)
     in_forward = params.dtype != torch.float16 and not torch.compiler.is_compiling()
     if kernels and scale is not None and in_forward:
         return ops.discretized_mix_logistic_loss(params, x, *bins, scale)

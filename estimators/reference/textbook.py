@@ -266,17 +266,22 @@ def discretized_mix_logistic_log_probs(params, x, half_bin, right_edge=0.999, gu
 
     Of the 10 K numbers the first K are logits of w; then for each color K means, K log scales, of
     no less than -7, and K coefficients before their tanh. The mean of green is shifted by the first
-    times red, that of blue by the second times red and the third times green (eq. 3 there).
+    times red, that of blue by the second times red and the third times green (eq. 3 there). Grey x
+    [B, 1, P] has params [B, 3 K, P], without coefficients.
     """
-    mixtures = params.shape[1] // 10
+    channels = x.shape[1]
+    each = 3 if channels == 3 else 2
+    mixtures = params.shape[1] // (1 + channels * each)
     logits, rest = params[:, :mixtures], params[:, mixtures:]
-    means, log_scales, raw = rest.unflatten(1, (3, 3, mixtures)).unbind(2)
-    a = torch.tanh(raw)
-    red, green, _ = x.unsqueeze(2).unbind(1)
-    shifts = torch.zeros_like(a[:, 0]), a[:, 0] * red, a[:, 1] * red + a[:, 2] * green
+    means, log_scales, *raw = rest.unflatten(1, (channels, each, mixtures)).unbind(2)
+    if channels == 3:
+        a = torch.tanh(raw[0])
+        red, green, _ = x.unsqueeze(2).unbind(1)
+        shifts = torch.zeros_like(a[:, 0]), a[:, 0] * red, a[:, 1] * red + a[:, 2] * green
+        means = means + torch.stack(shifts, 1)
     log_probs = discretized_logistic_log_probs(
         x.unsqueeze(2),
-        means + torch.stack(shifts, 1),
+        means,
         log_scales.clamp(min=-7.0),
         half_bin,
         right_edge,

@@ -10,6 +10,7 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 ``scale`` for the gradient of every row: outputs that are None are not computed.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -297,15 +298,16 @@ def launch_negative_binomial_nll(
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-# A tile of 4 elements a thread: with 8 the kernels that write gradients too run out of registers.
+# 4 elements per thread, 1 in float64: with 8 kernels that write gradients run out of registers.
 ELEMENTS = 512
 MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
 def compact(tiles):
     """The tiling in tiles of so many elements."""
+    elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
     cols = min(tiles.block_cols, MOST_COLS)
-    rows = min(ELEMENTS // cols, power_of_two(max(tiles.rows, 1)))
+    rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
     col_tiles = divide_up(tiles.cols, cols)
     programs = divide_up(tiles.rows, rows) * col_tiles
     return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)

@@ -243,6 +243,43 @@ def test_without_what_kernels_lean_on(name):
     assert name in run(before + REFUSED)
 
 
+# Private names that only the faster way to compile needs, each as it would be missing.
+FASTER = {
+    "AnnotateTypes": "import numba.core.typed_passes as owner; del owner.AnnotateTypes",
+} | {
+    name: f"""
+def found(self, name):
+    if name == {name!r} and type(self).__name__ == "HelperLibrary":
+        raise AttributeError(name)
+    return object.__getattribute__(self, name)
+numba.core.codegen.JITCodeLibrary.__getattribute__ = found
+"""
+    for name in (
+        "_final_module",
+        "_get_module_for_linking",
+        "_linking_libraries",
+        "_raise_if_finalized",
+        "_shared_module",
+    )
+}
+
+
+def test_the_faster_way_is_taken():
+    pipeline = "from fused_elbo.kernels.numba import compiler; print(compiler.Pipeline.__name__)"
+    assert run(pipeline) == "Helper\n"
+
+
+@pytest.mark.parametrize("name", FASTER)
+def test_without_the_faster_way_kernels_are_compiled_the_ordinary_one(name, tiny):
+    before = f"""
+import numba.core.codegen, numba.core.compiler
+{FASTER[name]}
+from fused_elbo.kernels.numba import compiler
+assert compiler.Pipeline is numba.core.compiler.Compiler
+"""
+    assert tiny(before) == [7, 0]
+
+
 CACHED = """
 import torch
 from copied.numba.gaussian_kl import gaussian_kl, gaussian_kl_kernel
@@ -371,6 +408,41 @@ for kernel in (gaussian_kl.gaussian_kl_kernel, gaussian_kl.gaussian_kl_backward_
         **folder,
     )
     assert hits == "1 0\n1 0\n"
+
+
+COVERED = """
+import importlib, pkgutil
+import torch
+from fused_elbo.kernels import library, numba
+from fused_elbo.estimators.warm_up import warm_up
+
+launched, find = set(), library.implementation
+
+def noted(finder, backend, family, name):
+    launched.add(name)
+    return find(finder, backend, family, name)
+
+library.implementation = noted
+warm_up()
+known = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fused_elbo::")]
+assert len(known) > 40
+print(sorted({name.partition("::")[2] for name in known} - launched))
+
+from fused_elbo.kernels.numba.launch import compiled
+modules = [f"{numba.__name__}.{module.name}" for module in pkgutil.iter_modules(numba.__path__)]
+kernels = {
+    name: value
+    for module in modules
+    for name, value in vars(importlib.import_module(module)).items()
+    if name.endswith("_kernel") and hasattr(value, "py_func")
+}
+assert len(kernels) > 20
+print(sorted(name for name, value in kernels.items() if value not in compiled))
+"""
+
+
+def test_warm_up_leaves_no_op_and_no_kernel_out():
+    assert run(COVERED) == "[]\n[]\n"
 
 
 def test_warm_up_names_what_it_does_not_know():

@@ -12,7 +12,7 @@ MU, LOGVAR = (torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) for 
 X = MU.sigmoid()
 OPAQUE = {
     "rsample_kl": ("rsample_kl", lambda a, b: fe.rsample_kl(a, b)[0]),
-    "gaussian_rsample": ("rsample", lambda a, b: fe.gaussian_rsample(a, b, 2)),
+    "gaussian_rsample": ("gaussian_rsample", lambda a, b: fe.gaussian_rsample(a, b, 2)),
     "elbo_loss": ("bernoulli_nll", lambda a, b: fe.elbo_loss(a, X, a, b)),
 }
 FUSED = {

@@ -139,6 +139,134 @@ def test_counts_without_some_genes(impl, device):
             assert (f[:, ~kept] == 0).all()
 
 
+@IMPLS
+@pytest.mark.parametrize("inflated", [False, True], ids=["plain", "zero-inflated"])
+def test_genes_outside_of_the_mask_keep_their_share(inflated, impl, device):
+    """As of means whose softmax is over all genes, and of the genes that are left."""
+    kept = torch.tensor([True, False, True, True, False, True], device=device)
+    logits = torch.randn(2, B, 6, device=device).requires_grad_()
+    log_library = torch.rand(B, 1, device=device).requires_grad_()
+    widths = [torch.randn(B, 6, device=device) for _ in range(1 + inflated)]
+    x = torch.rand(B, 6, device=device).mul(4).round()
+    bad = [torch.where(kept, t, torch.nan).requires_grad_() for t in widths]
+    few = [t[:, kept].double().requires_grad_() for t in widths]
+    named = {"zero_logits": bad[1]} if inflated else {}
+    found = fused_elbo.softmax_negative_binomial_nll(
+        logits, torch.where(kept, x, torch.nan), bad[0], log_library, mask=kept, impl=impl, **named
+    )
+    log_mean = log_library.double() + torch.log_softmax(logits.double(), -1)
+    named = {"zero_logits": few[1]} if inflated else {}
+    wanted = fused_elbo.negative_binomial_nll(
+        log_mean[..., kept], x[:, kept], few[0], impl="reference", **named
+    )
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    shared = [logits, log_library]
+    found = torch.autograd.grad(found.sum(), [*shared, *bad])
+    wanted = torch.autograd.grad(wanted.sum(), [*shared, *few])
+    for f, w in zip(found[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-5)
+    for f, w in zip(found[2:], wanted[2:], strict=True):
+        torch.testing.assert_close(f[:, kept].double(), w, rtol=1e-4, atol=1e-5)
+        assert (f[:, ~kept] == 0).all()
+
+
+@IMPLS
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "negative_binomial", "categorical"])
+class TestImportanceWeighted:
+    """The bound of the events that are left, by hand in float64."""
+
+    kept = torch.tensor([True, False, True, True, False, True])
+
+    def operands(self, name, device):
+        """recon [3, B, 6], x [B, 6] and a width [B, 6], whole; the width's name."""
+        recon = torch.randn(3, B, 6, *(CLASSES,) * (name == "categorical"), device=device)
+        x = torch.rand(B, 6, device=device)
+        if name == "negative_binomial":
+            x = x.mul(4).round()
+        if name == "categorical":
+            x = torch.randint(CLASSES, (B, 6), device=device)
+        width = {"gaussian": "recon_logvar", "negative_binomial": "log_theta"}.get(name)
+        return recon, x, torch.randn(B, 6, device=device), width
+
+    def spoiled(self, name, recon, x, width, kept):
+        """The same with NaN, or a class that there is none of, behind the mask."""
+        shown = kept.unsqueeze(-1) if name == "categorical" else kept
+        x = torch.where(kept, x, 99 if name == "categorical" else torch.nan)
+        width = torch.where(kept, width, torch.nan).requires_grad_()
+        return torch.where(shown, recon, torch.nan).requires_grad_(), x, width
+
+    def expected(self, name, recon, x, width, option, log_ratio, kept):
+        """The losses of the examples, of tensors without the events."""
+        recon, width = recon[:, :, kept].double(), width[:, kept].double()
+        options = {option: width} if option else {}
+        few = getattr(fused_elbo, f"{name}_nll")
+        nll = torch.stack([few(r, x[:, kept], *options.values(), impl="reference") for r in recon])
+        return torch.log(torch.tensor(3.0)) - torch.logsumexp(log_ratio.double() - nll, 0)
+
+    def test_all_samples_at_once(self, name, impl, device):
+        kept = self.kept.to(device)
+        recon, x, width, option = self.operands(name, device)
+        bad, bad_x, bad_width = self.spoiled(name, recon, x, width, kept)
+        recon.requires_grad_()
+        width.requires_grad_()
+        log_ratio = torch.randn(3, B, device=device)
+        wanted = self.expected(name, recon, x, width, option, log_ratio, kept)
+        options = {option: bad_width} if option else {}
+        leaves, exact_leaves = ([bad, bad_width], [recon, width]) if option else ([bad], [recon])
+        exact = torch.autograd.grad(wanted.sum(), exact_leaves)
+        for reduction in ("none", "sum", "mean"):
+            found = fused_elbo.iwae_loss(
+                bad,
+                bad_x,
+                log_ratio,
+                likelihood=name,
+                mask=kept,
+                reduction=reduction,
+                impl=impl,
+                **options,
+            )
+            reduced = wanted if reduction == "none" else getattr(wanted, reduction)()
+            torch.testing.assert_close(found.double(), reduced, rtol=1e-5, atol=1e-5)
+            scale = 1 / B if reduction == "mean" else 1
+            for f, e in zip(torch.autograd.grad(found.sum(), leaves), exact, strict=True):
+                torch.testing.assert_close(f, e * scale, rtol=1e-4, atol=1e-5)
+                events = f[..., ~kept, :] if f.dim() == 4 else f[..., ~kept]
+                assert (events == 0).all()
+
+    def test_in_chunks(self, name, impl, device):
+        """A decoder whose events behind the mask are NaN."""
+        kept = self.kept.to(device)
+        recon, x, width, option = self.operands(name, device)
+        bad, bad_x, bad_width = self.spoiled(name, recon[0, 0], x, width, kept)
+        mu, logvar = (torch.randn(B, 2, device=device).requires_grad_() for _ in range(2))
+        options = {option: bad_width} if option else {}
+        options |= {"likelihood": name, "mask": kept, "impl": impl}
+        drawn = {"generator": torch.Generator(device).manual_seed(5)}
+        decoder = lambda z: bad + z.sum(-1).reshape(*z.shape[:2], *(1,) * bad.dim())  # noqa: E731
+        leaves = [mu, logvar, bad, *([bad_width] if option else [])]
+        chunked = fused_elbo.chunked_iwae_loss(
+            decoder, bad_x, mu, logvar, 3, chunk_size=2, **options, **drawn
+        )
+        found = torch.autograd.grad(chunked, leaves)
+        seen = []
+        drawn = {"generator": torch.Generator(device).manual_seed(5)}
+        keep = lambda z: seen.append(z.detach()) or decoder(z)  # noqa: E731
+        fused_elbo.chunked_iwae_loss(keep, bad_x, mu, logvar, 3, chunk_size=3, **options, **drawn)
+        (z,) = seen
+        eps = (z - mu.detach()) / (0.5 * logvar.detach()).exp()
+        z = mu + (0.5 * logvar).exp() * eps
+        log_ratio = (0.5 * (eps.square() - z.square() + logvar)).sum(-1)
+        whole = torch.where(bad.isnan(), 0.0, bad)
+        recon = whole + z.sum(-1).reshape(3, B, *(1,) * bad.dim())
+        wanted = self.expected(name, recon, x, bad_width, option, log_ratio, kept).mean()
+        torch.testing.assert_close(chunked.double(), wanted, rtol=1e-5, atol=1e-5)
+        exact = torch.autograd.grad(wanted, leaves)
+        for f, e in zip(found, exact, strict=True):
+            torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
+        hidden = found[2][~kept]
+        assert (hidden == 0).all()
+
+
 @pytest.mark.parametrize(
     ("mask", "error", "words"),
     [
@@ -154,3 +282,11 @@ def test_bad_masks(mask, error, words):
         fused_elbo.bernoulli_nll(recon, x, mask=mask)
     with pytest.raises(error, match=words):
         elbo_loss(recon, x, kl=x[:, 0], mask=mask)
+    with pytest.raises(error, match=words):
+        fused_elbo.iwae_loss(recon.expand(2, B, 7), x, torch.zeros(2, B), mask=mask)
+    with pytest.raises(error, match=words):
+        fused_elbo.chunked_iwae_loss(
+            lambda z: recon.expand(len(z), B, 7), x, x[:, :2], x[:, :2], 2, chunk_size=1, mask=mask
+        )
+    with pytest.raises(error, match=words):
+        fused_elbo.softmax_negative_binomial_nll(recon, x, 0.0, x[:, 0], mask=mask)

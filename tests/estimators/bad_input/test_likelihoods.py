@@ -21,12 +21,26 @@ TABLE = {
         2,
         says=["x [B, 3, ...]", "params (2, 20, 4, 4)", "x (2, 3, 4, 5)"],
     ),
-    "mix_logistic grey": bad(
+    "mix_logistic grey, with the numbers of RGB": bad(
         "discretized_mix_logistic_nll",
         t(2, 20, 4, 4),
         t(2, 1, 4, 4),
         2,
-        says=["x [B, 3, ...]", "x (2, 1, 4, 4)"],
+        says=["params [B, 6, ...]", "grey", "params (2, 20, 4, 4)", "x (2, 1, 4, 4)"],
+    ),
+    "mix_logistic grey pixels": bad(
+        "discretized_mix_logistic_nll",
+        t(2, 6, 4, 4),
+        t(2, 1, 4, 5),
+        2,
+        says=["[B, 1, ...]", "params (2, 6, 4, 4)", "x (2, 1, 4, 5)"],
+    ),
+    "mix_logistic of two colors": bad(
+        "discretized_mix_logistic_nll",
+        t(2, 20, 4, 4),
+        t(2, 2, 4, 4),
+        2,
+        says=["x [B, 3, ...] or [B, 1, ...]", "x (2, 2, 4, 4)"],
     ),
     "mix_logistic without pixels": bad(
         "discretized_mix_logistic_nll", t(2, 20), t(2, 3), 2, says=["params (2, 20)", "pixels"]
