@@ -9,20 +9,23 @@ from llvmlite import ir
 from numba import carray, config, extending, njit, types
 from numba.core import cgutils
 from numba.core.base import BaseContext
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Flags
+from numba.core.compiler import Compiler, Flags
 from numba.core.dispatcher import Dispatcher
 
 from .cache import Cache
-from .linking import Helper, Restrict
+
+Pipeline: Any
+try:
+    from .linking import Helper as Pipeline
+except (ImportError, AttributeError):  # a numba with other names inside: twice the time to compile
+    Pipeline = Compiler
 
 # Private parts of numba that kernels are compiled with. Where one is gone, the import of this
 # module says so, and nobody is served by half of a backend.
 for owner, names in {
     BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
     Dispatcher: "get_compile_result",
-    Flags: "forceinline no_cfunc_wrapper no_compile no_cpython_wrapper noalias",
-    JITCodeLibrary: "_get_module_for_linking _raise_if_finalized add_ir_module",
+    Flags: "forceinline no_cfunc_wrapper no_cpython_wrapper noalias",
     cgutils: "alloca_once_value unpack_tuple",
 }.items():
     operator.attrgetter(*names.split())(owner)
@@ -54,7 +57,7 @@ def jit(**options):
         if function.__closure__:
             contents = ",".join(described(cell.cell_contents) for cell in function.__closure__)
             function.__qualname__ += "_" + hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return njit(**{"pipeline_class": Helper, **options})(function)
+        return njit(**{"pipeline_class": Pipeline, **options})(function)
 
     return decorate
 
@@ -130,6 +133,14 @@ def run_in_threads(typing_context, openmp, threads, function, arguments):
         return context.get_dummy_value()
 
     return types.none(openmp, threads, function, arguments), generate
+
+
+class Restrict(Pipeline):
+    """The same compiler, with all arguments ``noalias``."""
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return super().define_pipelines()
 
 
 def elementwise(function):

@@ -5,13 +5,16 @@ that nobody calls: a kernel takes some seventy of them with it, and with them tw
 LLVM optimises a helper as a part of the kernel alone.
 """
 
+import operator
 from typing import Any
 
 from llvmlite.binding import Linkage
 from numba import _dynfunc  # type: ignore[attr-defined]
+from numba.core.base import BaseContext
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.registry import cpu_target
 from numba.core.typed_passes import (
     AnnotateTypes,
     IRLegalization,
@@ -103,9 +106,15 @@ class Helper(CompilerBase):
         return [passes]
 
 
-class Restrict(Helper):
-    """The same, with all arguments ``noalias``."""
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return super().define_pipelines()
+# Private parts of numba that all this leans on. Where one is gone, the import of this module fails,
+# and numba's own compiler serves.
+for owner, names in {
+    BaseContext: "insert_user_function",
+    DefaultPassBuilder: "define_typed_pipeline define_untyped_pipeline",
+    Flags: "no_compile",
+}.items():
+    operator.attrgetter(*names.split())(owner)
+probe = HelperLibrary(cpu_target.target_context.codegen(), "probe")
+probe.add_ir_module(probe.create_ir_module("probe"))
+probe.finalize()
+probe._get_module_for_linking()

@@ -243,6 +243,43 @@ def test_without_what_kernels_lean_on(name):
     assert name in run(before + REFUSED)
 
 
+# Private names that only the faster way to compile needs, each as it would be missing.
+FASTER = {
+    "AnnotateTypes": "import numba.core.typed_passes as owner; del owner.AnnotateTypes",
+} | {
+    name: f"""
+def found(self, name):
+    if name == {name!r} and type(self).__name__ == "HelperLibrary":
+        raise AttributeError(name)
+    return object.__getattribute__(self, name)
+numba.core.codegen.JITCodeLibrary.__getattribute__ = found
+"""
+    for name in (
+        "_final_module",
+        "_get_module_for_linking",
+        "_linking_libraries",
+        "_raise_if_finalized",
+        "_shared_module",
+    )
+}
+
+
+def test_the_faster_way_is_taken():
+    pipeline = "from fused_elbo.kernels.numba import compiler; print(compiler.Pipeline.__name__)"
+    assert run(pipeline) == "Helper\n"
+
+
+@pytest.mark.parametrize("name", FASTER)
+def test_without_the_faster_way_kernels_are_compiled_the_ordinary_one(name, tiny):
+    before = f"""
+import numba.core.codegen, numba.core.compiler
+{FASTER[name]}
+from fused_elbo.kernels.numba import compiler
+assert compiler.Pipeline is numba.core.compiler.Compiler
+"""
+    assert tiny(before) == [7, 0]
+
+
 CACHED = """
 import torch
 from copied.numba.gaussian_kl import gaussian_kl, gaussian_kl_kernel
