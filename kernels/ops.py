@@ -240,17 +240,27 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
 @declare(
     "gaussian_rsample",
     "rsample_log_ratio(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, "
-    "Tensor seed, SymInt first_draw, SymInt samples, str gradient, bool flat, bool antithetic)"
-    " -> (Tensor z, Tensor log_ratio)",
+    "Tensor seed, SymInt first_draw, SymInt samples, str gradient, bool improper_prior, "
+    "bool antithetic) -> (Tensor z, Tensor log_ratio)",
     gradients=("mu", "logvar", "prior_mu", "prior_logvar"),
 )
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     """z [samples, rows, cols] and log p(z) - log q(z) [samples, rows].
 
     ``first_draw`` is where in the noise stream they begin, in draws: samples, or pairs of them if
-    ``antithetic``. ``gradient`` is for backward: "total", "path" or "dreg". ``flat``: p(z) = 1.
+    ``antithetic``. ``gradient`` is for backward: "total", "path" or "dreg".
+    ``improper_prior``: p(z) = 1.
     """
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
     z = mu.new_empty(samples, *mu.shape)

@@ -20,9 +20,9 @@ def cases(t):
             lambda: nll(t.a, t.b, t.c, 0.0, -1, dnll=grad, needs=(True,) * 3),
         ),
         StaticCase("gaussian_kl forward", 2, lambda: kl(t.q)),
-        StaticCase("gaussian_kl backward", 4, lambda: kl(t.q, grad=grad, needs=OF_Q)),
+        StaticCase("gaussian_kl backward", 4, lambda: kl(t.q, dkl=grad, needs=OF_Q)),
         StaticCase("gaussian_kl prior forward", 4, lambda: kl(t.q_and_prior)),
         StaticCase(
-            "gaussian_kl prior backward", 8, lambda: kl(t.q_and_prior, grad=grad, needs=OF_ALL)
+            "gaussian_kl prior backward", 8, lambda: kl(t.q_and_prior, dkl=grad, needs=OF_ALL)
         ),
     ]

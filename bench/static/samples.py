@@ -65,7 +65,7 @@ def log_ratios(t):
     return [
         forward("", t.q),
         forward(" antithetic", t.q, antithetic=True),
-        forward(" flat", t.q, flat=True),
+        forward(" flat", t.q, improper_prior=True),
         forward(" prior", t.q_and_prior),
         backward("", t.q, OF_Q),
         backward(" antithetic", t.q, OF_Q, antithetic=True),

@@ -297,7 +297,7 @@ def to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ra
 
 
 @helper
-def in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
+def tile_in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
     """(std, mean distance, log variance ratio, std ratio, 1 / prior std) of q.
 
     No prior is the standard one. The root of the precision, not the precision: its square may

@@ -21,7 +21,7 @@ from .launch import launch
 from .loops import subtract
 from .memory import CODES, FLOAT32, FLOAT64, load, operand, present, store, target, tiles, workspace
 
-BLOCK = 128  # pixels; with 10 mixtures the gradients of twice as many leave half of the L2 caches
+PIXELS = 128  # at once; with 10 mixtures the gradients of twice as many leave half of the L2 caches
 COST = 7.0  # ns for a mixture of a pixel, with gradients
 LEAST_LOG_SCALE = -7.0
 LEFT_EDGE = -0.999
@@ -113,7 +113,7 @@ def log_sum_exp(values, result, total):
         raise_to(values[first : first + size], result)
     for first in range(0, values.size, size):
         add_exp(values[first : first + size], result, total)
-    conclude(total, result)
+    conclude_pixels(total, result)
 
 
 @elementwise
@@ -129,13 +129,13 @@ def add_exp(values, greatest, total):
 
 
 @elementwise
-def conclude(total, result):
+def conclude_pixels(total, result):
     for i in range(result.size):
         result[i] = finite_or_zero(result[i]) + log(total[i])
 
 
 @elementwise
-def weigh(grad, logit, normaliser, log_density, logsumexp, weights, dlogit):
+def weigh_mixtures(grad, logit, normaliser, log_density, logsumexp, weights, dlogit):
     """A mixture's share of the pixel's -grad, and the gradient of its logit."""
     real = dlogit.dtype.type
     for i in range(dlogit.size):
@@ -196,12 +196,12 @@ def discretized_mix_logistic_nll_kernel(
     bins = real(half_bin), real(math.log(half_bin)), real(right_edge), real(guard)
     colors, given, kept = np.empty(3, np.int64), np.empty(10, np.int64), np.empty(10, np.int64)
     # The channels of a block: logits, and gradients of log densities; then the log densities.
-    memory = np.empty((channels + mixtures) * BLOCK, scratch.dtype)
+    memory = np.empty((channels + mixtures) * PIXELS, scratch.dtype)
     work = carray(pointer(memory.ctypes.data), memory.shape, memory.dtype)  # as in ``workspace``
-    of_example = -(-pixels // BLOCK)
+    of_example = -(-pixels // PIXELS)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        example, first = block // of_example, block % of_example * BLOCK
-        size = min(BLOCK, pixels - first)
+        example, first = block // of_example, block % of_example * PIXELS
+        size = min(PIXELS, pixels - first)
         tile, line = (0, 1, first, size), (example, 1, first, size)
         params = example_of(params_ptr, params_stride, example)
         dparams = example_of(dparams_ptr, dparams_stride, example)
@@ -237,7 +237,7 @@ def discretized_mix_logistic_nll_kernel(
                 here = channel, 1, first, size
                 result = target(dparams, here, scratch[5])
                 if channel == k:
-                    weigh(grad, values, normaliser, logs, logsumexp, weights, result)
+                    weigh_mixtures(grad, values, normaliser, logs, logsumexp, weights, result)
                 else:
                     multiply(weights, values, result)
                 store(dparams, here, result)
@@ -263,8 +263,8 @@ def launch_discretized_mix_logistic_nll(
     launch(
         discretized_mix_logistic_nll_kernel,
         acc,
-        examples * -(-pixels // BLOCK),
-        channels * min(BLOCK, pixels),
+        examples * -(-pixels // PIXELS),
+        channels * min(PIXELS, pixels),
         channels // 10,
         pixels,
         half_bin,

@@ -15,7 +15,7 @@ import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, kernel, multiply_add
-from .device import exp_scaled, expm1_given, fill, in_units_of_prior, scale
+from .device import exp_scaled, expm1_given, fill, scale, tile_in_units_of_prior
 from .launch import launch
 from .memory import (
     load,
@@ -66,12 +66,15 @@ def plus(values, constant, result):
 
 
 @helper
-def relative_to_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch):
-    """(std, distance, log variance ratio, growth, std ratio, 1 / prior std); flat has u = 0."""
+def relative_to_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, improper_prior, tile, scratch):
+    """(std, distance, log variance ratio, growth, std ratio, 1 / prior std).
+
+    The improper prior has u = 0.
+    """
     size = mu.size
     growth = scratch[7][:size]
-    if not flat:
-        std, distance, logvar_ratio, ratio, root = in_units_of_prior(
+    if not improper_prior:
+        std, distance, logvar_ratio, ratio, root = tile_in_units_of_prior(
             mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch
         )
         growth_of(logvar_ratio, ratio, growth)
@@ -208,15 +211,15 @@ def rsample_backward_kernel(
 
 @kernel
 def rsample_log_ratio_kernel(
-    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, flat, mu_ptr, logvar_ptr,
-    prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
+    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, improper_prior, mu_ptr,
+    logvar_ptr, prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[4:]
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, improper_prior, tile, scratch[4:]
         )
         for number in range(draws):
             eps = draw(seed, first_draw + number, tile, noise)
@@ -233,16 +236,16 @@ def rsample_log_ratio_kernel(
 
 @kernel
 def rsample_log_ratio_backward_kernel(
-    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, gradient, flat, mu_ptr,
-    logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr, dmu_ptr,
-    dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
+    queue, step, rows, cols, scratch, seed, first_draw, draws, sides, gradient, improper_prior,
+    mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, dz_ptr, dlog_ratio_ptr, total_ptr,
+    dmu_ptr, dlogvar_ptr, dprior_mu_ptr, dprior_logvar_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     noise = noise_buffers(scratch)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, _, growth, ratio, root = relative_to_prior(
-            mu, logvar, prior_mu_ptr, prior_logvar_ptr, flat, tile, scratch[10:]
+            mu, logvar, prior_mu_ptr, prior_logvar_ptr, improper_prior, tile, scratch[10:]
         )
         inverse_std, weight = scratch[2][: mu.size], scratch[3][: mu.size]
         if gradient != TOTAL:
@@ -328,7 +331,16 @@ def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     """z [samples, rows, cols] and the log ratio [samples, rows].
 
@@ -349,7 +361,7 @@ def rsample_log_ratio(
         first_draw,
         samples // sides,
         sides,
-        flat,
+        improper_prior,
         *map(operand, inputs),
         operand(z.view(samples * rows, cols)),
         operand(log_ratio.view(-1)),
@@ -359,8 +371,8 @@ def rsample_log_ratio(
 
 
 def rsample_log_ratio_backward(
-    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat,
-    antithetic, needs,
+    dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient,
+    improper_prior, antithetic, needs,
 ):  # fmt: skip
     """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows], or None.
 
@@ -388,7 +400,7 @@ def rsample_log_ratio_backward(
         samples // sides,
         sides,
         GRADIENTS[gradient],
-        flat,
+        improper_prior,
         *map(operand, inputs),
         operand(dz),
         operand(dlog_ratio),

@@ -49,7 +49,7 @@ def observe(log_weights, greatest, least, total):
 
 
 @elementwise
-def weigh(log_weights, order, extreme, weights, total, squares):
+def weigh_samples(log_weights, order, extreme, weights, total, squares):
     for i in range(log_weights.size):
         weight = relative_weight(log_weights[i], extreme[i], order)
         weights[i] = weight
@@ -79,7 +79,7 @@ def any_close(order, greatest, least, mean):
 
 
 @elementwise
-def conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess):
+def conclude_importance(order, samples, greatest, least, mean, total, squares, excess, bound, ess):
     """The rounding error of a logarithm is divided by order: where the weights are close to each
     other, as they are with a small order, it is taken of 1 + something small.
     """
@@ -139,11 +139,13 @@ def importance_weights_kernel(
                 continue
             where = log_weights_ptr if present(nll_ptr) else log_ratio_ptr
             log_weights = load(where, here, scratch[4])
-            weigh(log_weights, order, extreme, weights, total, squares)
+            weigh_samples(log_weights, order, extreme, weights, total, squares)
             if near:
                 add_excess(log_weights, order, mean, excess)
         if order != 0.0:
-            conclude(order, samples, greatest, least, mean, total, squares, excess, bound, ess)
+            conclude_importance(
+                order, samples, greatest, least, mean, total, squares, excess, bound, ess
+            )
             for k in range(samples):
                 divide(target(weights_ptr, sample_of(tile, k, rows), scratch[5]), total)
 

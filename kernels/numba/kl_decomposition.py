@@ -2,7 +2,7 @@
 
 The joint density adds up over latents what the marginals take one by one. So one pass over all
 pairs computes both, and a batch takes one kernel call forward and one backward. A register holds
-one number of sixteen rows. A thread takes BLOCK rows through all components and latents. The rows'
+one number of sixteen rows. A thread takes ROWS rows through all components and latents. The rows'
 contributions to a component are summed in parts: each part belongs to one thread, and the parts are
 summed in a fixed order.
 
@@ -36,7 +36,7 @@ from .pairs import (
 )
 from .sums import REASSOCIATED
 
-BLOCK = 32  # rows at once: two registers
+ROWS = 32  # rows at once: two registers
 WIDE = 128  # the same backward, at most: a sum over rows takes as long as sixty of them
 FEW = 8  # components, which share what is read and written for a row
 PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
@@ -55,7 +55,7 @@ def aligned(size, like):
 
 
 @helper
-def weigh(weights, three, component, row, rows):
+def weigh_stratified(weights, three, component, row, rows):
     """Weights [FEW, size]: of a row's own component, of the next one, and of the others."""
     own, following, others = three
     size = weights.size // FEW
@@ -91,24 +91,24 @@ def buffers_of_few(cols, like):
 def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, total):
     """The sum of each latent with FEW components more: exp2(greatest) total.
 
-    ``logs`` [FEW, BLOCK] become log densities of all latents together.
+    ``logs`` [FEW, ROWS] become log densities of all latents together.
     """
-    cols = z.size // BLOCK
+    cols = z.size // ROWS
     for d in range(cols):
-        for i in range(BLOCK):
-            top = greatest[d * BLOCK + i]
+        for i in range(ROWS):
+            top = greatest[d * ROWS + i]
             for j in range(FEW):
                 at = j * cols + d
-                log_one = log_density(z[d * BLOCK + i], mu[at], inverse[at], constant[at])
-                partial[j * BLOCK + i] += log_one
+                log_one = log_density(z[d * ROWS + i], mu[at], inverse[at], constant[at])
+                partial[j * ROWS + i] += log_one
                 top = max(top, log_one)
             shift = finite_or_zero(top)
-            sum_ = total[d * BLOCK + i] * exp2(greatest[d * BLOCK + i] - shift)
+            sum_ = total[d * ROWS + i] * exp2(greatest[d * ROWS + i] - shift)
             for j in range(FEW):
                 at = j * cols + d
-                log_one = log_density(z[d * BLOCK + i], mu[at], inverse[at], constant[at])
-                sum_ += weights[j * BLOCK + i] * exp2(log_one - shift)
-            greatest[d * BLOCK + i], total[d * BLOCK + i] = top, sum_
+                log_one = log_density(z[d * ROWS + i], mu[at], inverse[at], constant[at])
+                sum_ += weights[j * ROWS + i] * exp2(log_one - shift)
+            greatest[d * ROWS + i], total[d * ROWS + i] = top, sum_
         if (d + 1) % DEEP == 0 or d + 1 == cols:
             put_aside(partial, logs)
 
@@ -117,15 +117,15 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 def add_joint(logs, weights, greatest, total):
     """The same for all latents together; it resets ``logs`` to 0."""
     real = logs.dtype.type
-    for i in range(BLOCK):
+    for i in range(ROWS):
         top = greatest[i]
         for j in range(FEW):
-            top = max(top, logs[j * BLOCK + i])
+            top = max(top, logs[j * ROWS + i])
         shift = finite_or_zero(top)
         sum_ = total[i] * exp2(greatest[i] - shift)
         for j in range(FEW):
-            sum_ += weights[j * BLOCK + i] * exp2(logs[j * BLOCK + i] - shift)
-            logs[j * BLOCK + i] = real(0.0)
+            sum_ += weights[j * ROWS + i] * exp2(logs[j * ROWS + i] - shift)
+            logs[j * ROWS + i] = real(0.0)
         greatest[i], total[i] = top, sum_
 
 
@@ -150,42 +150,42 @@ def example(q, row, cols, buffers):
 
 @kernel
 def kl_decomposition_kernel(
-    queue, step, blocks, _, scratch, rows, components, cols, three, q, all_q, first_ptr,
-    second_ptr, third_ptr, logsumexp_ptr,
+    queue, step, blocks, _, scratch, rows, components, cols, three, q, all_q, first_address,
+    second_address, third_address, logsumexp_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    real, size = scratch.dtype.type, cols * BLOCK
-    pairs = FEW * BLOCK
+    real, size = scratch.dtype.type, cols * ROWS
+    pairs = FEW * ROWS
     weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
     fill(partial, 0.0)
     fill(logs, 0.0)
     of_few = buffers_of_few(cols, logs)
     lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
-    greatest = aligned(size + BLOCK, logs)[: size + BLOCK]
-    total = aligned(size + BLOCK, logs)[: size + BLOCK]
-    marginals = np.empty(BLOCK)
+    greatest = aligned(size + ROWS, logs)[: size + ROWS]
+    total = aligned(size + ROWS, logs)[: size + ROWS]
+    marginals = np.empty(ROWS)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        z = columns_of(q[0], row, end, cols, BLOCK, lines, 0.0, block_of_z)
+        row, end = block * ROWS, min((block + 1) * ROWS, rows)
+        z = columns_of(q[0], row, end, cols, ROWS, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
             few = components_at(k, min(k + FEW, components), cols, *all_q, of_few)
-            weigh(weights, three, k, row, rows)
+            weigh_stratified(weights, three, k, row, rows)
             add_components(z, *few, weights, partial, logs, greatest, total)
             add_joint(logs, weights, greatest[size:], total[size:])
         conclude(greatest, total)
         fill(marginals, 0.0)
         for d in range(cols):
-            for i in range(BLOCK):
-                marginals[i] += total[d * BLOCK + i]
+            for i in range(ROWS):
+                marginals[i] += total[d * ROWS + i]
         for d in range(cols + 1):
-            kept = in_place(logsumexp_ptr, d * rows + row, end - row, logs)
+            kept = in_place(logsumexp_address, d * rows + row, end - row, logs)
             for i in range(end - row):
-                kept[i] = total[d * BLOCK + i]
-        first = in_place(first_ptr, row, end - row, logs)
-        second = in_place(second_ptr, row, end - row, logs)
-        third = in_place(third_ptr, row, end - row, logs)
+                kept[i] = total[d * ROWS + i]
+        first = in_place(first_address, row, end - row, logs)
+        second = in_place(second_address, row, end - row, logs)
+        third = in_place(third_address, row, end - row, logs)
         for i in range(end - row):
             own, prior = own_and_prior(*example(q, row + i, cols, of_few))
             joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
@@ -230,7 +230,7 @@ def to_shares(logs, logsumexp, djoint, dmarginals, weights):
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
-def add_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
+def add_joint_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
     """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
 
     It takes one latent after the other, whose rows stay in the first cache.
@@ -272,10 +272,10 @@ def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
 
 
 @helper
-def finite_logsumexps(logsumexp_ptr, row, end, rows, size, result):
+def finite_logsumexps(logsumexp_address, row, end, rows, size, result):
     """[cols + 1, size]; infinite where a latent is impossible of all components, or missing."""
     for d in range(result.size // size):
-        found = in_place(logsumexp_ptr, d * rows + row, end - row, result)
+        found = in_place(logsumexp_address, d * rows + row, end - row, result)
         for i in range(end - row):
             result[d * size + i] = np.inf if found[i] == -np.inf else found[i]
         for i in range(end - row, size):
@@ -294,7 +294,7 @@ def upstream_of(operand, row, end, size, buffer):
 @kernel
 def kl_decomposition_backward_kernel(
     queue, step, parts, _, scratch, rows, part_rows, block_rows, components, cols, three, q, all_q,
-    logsumexp_ptr, upstream, dz_ptr, of_q, of_parts,
+    logsumexp_address, upstream, dz_address, of_q, of_parts,
 ):  # fmt: skip
     """``of_parts`` are for the gradients of the components, [parts, components, cols], ``of_q`` for
     those of q, [rows, cols]: 0 where they are the same, or are not wanted.
@@ -316,12 +316,12 @@ def kl_decomposition_backward_kernel(
         after = min((part + 1) * part_rows, rows)
         for row in range(part * part_rows, after, block_rows):
             end = min(row + block_rows, after)
-            size = whole_blocks(end - row, BLOCK)
+            size = whole_blocks(end - row, ROWS)
             weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
             aside, dz = all_aside[: cols * size], all_dz[: cols * size]
             z = columns_of(q[0], row, end, cols, size, lines, 0.0, block_of_z)
             logsumexp = logsumexps[: (cols + 1) * size]
-            finite_logsumexps(logsumexp_ptr, row, end, rows, size, logsumexp)
+            finite_logsumexps(logsumexp_address, row, end, rows, size, logsumexp)
             first = upstream_of(upstream[0], row, end, size, scratch[2])
             second = upstream_of(upstream[1], row, end, size, scratch[3])
             third = upstream_of(upstream[2], row, end, size, scratch[4])
@@ -333,17 +333,17 @@ def kl_decomposition_backward_kernel(
             for k in range(0, components, FEW):
                 stop = min(k + FEW, components)
                 few = components_at(k, stop, cols, *all_q, of_few)
-                weigh(weights, three, k, row, rows)
+                weigh_stratified(weights, three, k, row, rows)
                 fill(logs, 0.0)
                 add_logs(z, *few, logs)
                 to_shares(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
                 here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
                 of_components = dmu[here], dlogvar[here]
-                add_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
+                add_joint_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
                 if (k + FEW) % STRETCH == 0 or stop == components:
                     put_aside(aside, dz)
             for i in range(end - row):
-                found = in_place(dz_ptr, (row + i) * cols, cols, like)
+                found = in_place(dz_address, (row + i) * cols, cols, like)
                 for d in range(cols):
                     found[d] = dz[d * size + i] * like.dtype.type(1 / SCALE**2)
                 here = slice((row + i) * cols, (row + i + 1) * cols) if wanted else slice(0, cols)
@@ -358,15 +358,15 @@ def kl_decomposition_backward_kernel(
 
 
 @kernel
-def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_ptr, sum_ptr):
+def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_address, sum_address):
     """[rows, cols] of [parts, rows, cols]."""
     like = scratch[0]
     for row, count, col, width in tiles(queue, step, rows, cols):
         start, size = row * cols + col, count * width
-        total = in_place(sum_ptr, start, size, like)
+        total = in_place(sum_address, start, size, like)
         fill(total, 0.0)
         for part in range(parts):
-            put_aside(in_place(parts_ptr, part * rows * cols + start, size, like), total)
+            put_aside(in_place(parts_address, part * rows * cols + start, size, like), total)
 
 
 def weights_of(components, dataset_size):
@@ -387,8 +387,8 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
     launch(
         kl_decomposition_kernel,
         acc,
-        -(-rows // BLOCK),
-        BLOCK * components[0].numel(),
+        -(-rows // ROWS),
+        ROWS * components[0].numel(),
         rows,
         *components[0].shape,
         weights_of(len(components[0]), dataset_size),
@@ -446,7 +446,7 @@ def parts_of(rows, work):
 
     By sizes alone: with the threads that there are results would change.
     """
-    block = min(WIDE, whole_blocks.py_func(-(-rows // 2), BLOCK))
+    block = min(WIDE, whole_blocks.py_func(-(-rows // 2), ROWS))
     blocks = -(-rows // block)
     parts = max(1, min(PARTS, blocks, int(rows * work / RANGE)))
     part = -(-blocks // parts) * block

@@ -29,7 +29,7 @@ from .pairs import (
 )
 from .sums import REASSOCIATED
 
-BLOCK = 1024  # rows, or components, at once: their numbers stay in the first cache
+LINES = 1024  # rows, or components, at once: their numbers stay in the first cache
 FEW = 8  # components, which share what is read and written for a row
 COST = 0.17, 0.22  # ns for a pair, forward and backward
 
@@ -67,7 +67,7 @@ def share_and_pull(z, mu, inverse, log_ratio, upstream):
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
-def add_pulls(z, logsumexp, upstream, mu, inverse, constant, dz):
+def add_marginal_pulls(z, logsumexp, upstream, mu, inverse, constant, dz):
     """The gradient of the rows from a component; and moments of it from the rows."""
     zeroth = first = second = z.dtype.type(0.0)
     for i in range(z.size):
@@ -108,20 +108,20 @@ def components_of(mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, size
 @kernel
 def marginals_log_prob_kernel(
     queue, step, latents, _, scratch, rows, components, z_ptr, mu_ptr, logvar_ptr,
-    log_weights_ptr, logsumexp_ptr,
+    log_weights_ptr, logsumexp_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     like = scratch[0]
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
-        for row in range(0, rows, BLOCK):
-            end = min(row + BLOCK, rows)
+        for row in range(0, rows, LINES):
+            end = min(row + LINES, rows)
             size = whole_blocks(end - row, LANES)
             z = part_of(z_ptr, latent, row, end, scratch[0][:size], 0.0)
             greatest, total = scratch[1][:size], scratch[2][:size]
             fill(greatest, -np.inf)
             fill(total, 0.0)
-            for start in range(0, components, BLOCK):
-                stop = min(start + BLOCK, components)
+            for start in range(0, components, LINES):
+                stop = min(start + LINES, components)
                 count = whole_blocks(stop - start, FEW)
                 mu, inverse, constant = components_of(
                     mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
@@ -131,7 +131,7 @@ def marginals_log_prob_kernel(
                     few = slice(k, k + FEW)
                     add_components(z, mu[few], inverse[few], constant[few], greatest, total)
             conclude(greatest, total)
-            found = in_place(logsumexp_ptr, latent * rows + row, end - row, like)
+            found = in_place(logsumexp_address, latent * rows + row, end - row, like)
             for i in range(found.size):
                 found[i] = total[i]
 
@@ -139,18 +139,19 @@ def marginals_log_prob_kernel(
 @kernel
 def marginals_log_prob_backward_kernel(
     queue, step, latents, _, scratch, rows, components, z_ptr, mu_ptr, logvar_ptr,
-    log_weights_ptr, logsumexp_ptr, upstream_ptr, dz_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
+    log_weights_ptr, logsumexp_ptr, upstream_ptr, dz_address, dmu_address, dlogvar_address,
+    dlog_weights_address,
 ):  # fmt: skip
     """dz [latents, rows]; dmu, dlogvar, dlog_weights [latents, components], of zeros."""
     scratch = workspace(scratch, queue)
     like = scratch[0]
     real = like.dtype.type
     for latent, _, _, _ in tiles(queue, step, latents, 1, 1):
-        dmu = in_place(dmu_ptr, latent * components, components, like)
-        dlogvar = in_place(dlogvar_ptr, latent * components, components, like)
-        dlog_weights = in_place(dlog_weights_ptr, latent * components, components, like)
-        for row in range(0, rows, BLOCK):
-            end = min(row + BLOCK, rows)
+        dmu = in_place(dmu_address, latent * components, components, like)
+        dlogvar = in_place(dlogvar_address, latent * components, components, like)
+        dlog_weights = in_place(dlog_weights_address, latent * components, components, like)
+        for row in range(0, rows, LINES):
+            end = min(row + LINES, rows)
             size = whole_blocks(end - row, LANES)
             z = part_of(z_ptr, latent, row, end, scratch[0][:size], 0.0)
             logsumexp = part_of(logsumexp_ptr, latent, row, end, scratch[1][:size], np.inf)
@@ -158,14 +159,14 @@ def marginals_log_prob_backward_kernel(
             dz, partial = scratch[7][:size], scratch[8][:size]
             fill(dz, 0.0)
             fill(partial, 0.0)
-            for start in range(0, components, BLOCK):
-                stop = min(start + BLOCK, components)
+            for start in range(0, components, LINES):
+                stop = min(start + LINES, components)
                 count = stop - start
                 mu, inverse, constant = components_of(
                     mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
                 )
                 for k in range(count):
-                    zeroth, first, second = add_pulls(
+                    zeroth, first, second = add_marginal_pulls(
                         z, logsumexp, upstream, mu[k], inverse[k], constant[k], partial
                     )
                     scale = inverse[k] * real(1 / SCALE**2)
@@ -174,7 +175,7 @@ def marginals_log_prob_backward_kernel(
                     dlog_weights[start + k] += zeroth
                     if (k + 1) % STRETCH == 0 or k + 1 == count:
                         put_aside(partial, dz)
-            found = in_place(dz_ptr, latent * rows + row, end - row, like)
+            found = in_place(dz_address, latent * rows + row, end - row, like)
             for i in range(found.size):
                 found[i] = dz[i] * real(1 / SCALE**2)
 

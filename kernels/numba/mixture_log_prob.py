@@ -1,7 +1,7 @@
 """Log-density of a mixture of diagonal Gaussians: log sum_k exp(log_weights_k) N(z; mu_k, s_k).
 
 A register holds one number of sixteen rows or of sixteen components: so no sum over latents, rows
-or components crosses its lanes. Forward and the gradient of z take blocks of BLOCK rows and go
+or components crosses its lanes. Forward and the gradient of z take blocks of LINES rows and go
 through the components; the gradients of the components take blocks of components and go through
 the rows. Thus each result is one thread's, in one order. What compares every row with every
 component stays in a few registers, and is computed again in each pass.
@@ -30,7 +30,7 @@ from .pairs import (
 )
 from .sums import add_rows
 
-BLOCK = 64  # rows, or components, that a loop takes at once: four registers
+LINES = 64  # rows, or components, that a loop takes at once: four registers
 FEW = 4  # of the others, which share what is read and written for them
 COST = 0.03  # ns for a latent of a pair
 
@@ -43,55 +43,55 @@ def square(a, b, root):
 
 @elementwise
 def squares_of_rows(z, mu, inverse, result):
-    """|(z - mu) / std|^2 of one component, for a block of rows z [cols, BLOCK]."""
+    """|(z - mu) / std|^2 of one component, for a block of rows z [cols, LINES]."""
     real = result.dtype.type
     cols, deep = mu.size, mu.size // DEEP * DEEP
-    for i in range(BLOCK):
+    for i in range(LINES):
         result[i] = real(0.0)
     for first in range(0, deep, DEEP):
-        for i in range(BLOCK):
+        for i in range(LINES):
             total = real(0.0)
             for d in range(first, first + DEEP):
-                total += square(z[d * BLOCK + i], mu[d], inverse[d])
+                total += square(z[d * LINES + i], mu[d], inverse[d])
             result[i] += total
     for d in range(deep, cols):
-        for i in range(BLOCK):
-            result[i] += square(z[d * BLOCK + i], mu[d], inverse[d])
+        for i in range(LINES):
+            result[i] += square(z[d * LINES + i], mu[d], inverse[d])
 
 
 @elementwise
 def squares_of_components(z, mu, inverse, result):
-    """The same of one row, for a block of components [cols, BLOCK]."""
+    """The same of one row, for a block of components [cols, LINES]."""
     real = result.dtype.type
     cols, deep = z.size, z.size // DEEP * DEEP
-    for i in range(BLOCK):
+    for i in range(LINES):
         result[i] = real(0.0)
     for first in range(0, deep, DEEP):
-        for i in range(BLOCK):
+        for i in range(LINES):
             total = real(0.0)
             for d in range(first, first + DEEP):
-                total += square(z[d], mu[d * BLOCK + i], inverse[d * BLOCK + i])
+                total += square(z[d], mu[d * LINES + i], inverse[d * LINES + i])
             result[i] += total
     for d in range(deep, cols):
-        for i in range(BLOCK):
-            result[i] += square(z[d], mu[d * BLOCK + i], inverse[d * BLOCK + i])
+        for i in range(LINES):
+            result[i] += square(z[d], mu[d * LINES + i], inverse[d * LINES + i])
 
 
 @elementwise
 def to_logs(constant, logs):
     """From squares to log densities, but for a constant of all."""
     real = logs.dtype.type
-    for i in range(BLOCK):
+    for i in range(LINES):
         logs[i] = constant - real(0.5) * logs[i]
 
 
 @elementwise
 def rise(logs, greatest, total, shift):
     """The greatest with FEW components more: sum_k exp(log_k) = exp(shift) total."""
-    for i in range(BLOCK):
+    for i in range(LINES):
         top = greatest[i]
         for j in range(FEW):
-            top = max(top, logs[j * BLOCK + i])
+            top = max(top, logs[j * LINES + i])
         shift[i] = finite_or_zero(top)
         total[i] *= exp(greatest[i] - shift[i])
         greatest[i] = top
@@ -99,13 +99,13 @@ def rise(logs, greatest, total, shift):
 
 @elementwise
 def add_exps(logs, shift, total):
-    for i in range(BLOCK):
+    for i in range(LINES):
         total[i] += exp(logs[i] - shift[i])
 
 
 @elementwise
-def conclude(greatest, total, result):
-    for i in range(BLOCK):
+def conclude_mixture(greatest, total, result):
+    for i in range(LINES):
         result[i] = greatest[i] + log(total[i])
 
 
@@ -113,7 +113,7 @@ def conclude(greatest, total, result):
 def weigh_rows(constant, logsumexp, upstream, weights):
     """From squares to upstream gradients times responsibilities, of a component."""
     real = weights.dtype.type
-    for i in range(BLOCK):
+    for i in range(LINES):
         weights[i] = upstream[i] * exp((constant - real(0.5) * weights[i]) - logsumexp[i])
 
 
@@ -121,45 +121,45 @@ def weigh_rows(constant, logsumexp, upstream, weights):
 def weigh_components(constant, logsumexp, upstream, weights):
     """The same of a row."""
     real = weights.dtype.type
-    for i in range(BLOCK):
+    for i in range(LINES):
         weights[i] = upstream * exp((constant[i] - real(0.5) * weights[i]) - logsumexp)
 
 
 @elementwise
-def add_pulls(z, mu, inverse, weights, dz):
+def add_mixture_pulls(z, mu, inverse, weights, dz):
     """The gradient of a block of rows from FEW components [FEW, cols]."""
-    cols = dz.size // BLOCK
+    cols = dz.size // LINES
     for d in range(cols):
-        for i in range(BLOCK):
-            pull = dz[d * BLOCK + i]
+        for i in range(LINES):
+            pull = dz[d * LINES + i]
             for j in range(FEW):
                 # 1 / std twice, not its square, which overflows where the product with it does not;
                 # nor of the distance, which may be infinite so where the weight is 0.
-                root, distance = inverse[j * cols + d], mu[j * cols + d] - z[d * BLOCK + i]
-                pull += ((weights[j * BLOCK + i] * root) * distance) * root
-            dz[d * BLOCK + i] = pull
+                root, distance = inverse[j * cols + d], mu[j * cols + d] - z[d * LINES + i]
+                pull += ((weights[j * LINES + i] * root) * distance) * root
+            dz[d * LINES + i] = pull
 
 
 @elementwise
 def add_moments(z, mu, weights, first, second):
     """Add the weighted moments of z - mu of a block of components, from FEW rows [FEW, cols]."""
-    cols = first.size // BLOCK
+    cols = first.size // LINES
     for d in range(cols):
-        for i in range(BLOCK):
-            one, two = first[d * BLOCK + i], second[d * BLOCK + i]
+        for i in range(LINES):
+            one, two = first[d * LINES + i], second[d * LINES + i]
             for j in range(FEW):
-                distance = z[j * cols + d] - mu[d * BLOCK + i]
-                weighted = weights[j * BLOCK + i] * distance
+                distance = z[j * cols + d] - mu[d * LINES + i]
+                weighted = weights[j * LINES + i] * distance
                 one += weighted
                 two += weighted * distance
-            first[d * BLOCK + i], second[d * BLOCK + i] = one, two
+            first[d * LINES + i], second[d * LINES + i] = one, two
 
 
 @elementwise
 def add_weights(weights, result):
-    for i in range(BLOCK):
+    for i in range(LINES):
         for j in range(FEW):
-            result[i] += weights[j * BLOCK + i]
+            result[i] += weights[j * LINES + i]
 
 
 @helper
@@ -187,16 +187,16 @@ def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, 
 @kernel
 def mixture_log_prob_kernel(
     queue, step, blocks, _, scratch, rows, components, cols, normalizer, z_ptr,
-    mu_ptr, inverse_ptr, constant_ptr, log_prob_ptr, logsumexp_ptr,
+    mu_ptr, inverse_ptr, constant_ptr, log_prob_address, logsumexp_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    logs, constants = scratch[0][: FEW * BLOCK], scratch[1]
-    greatest, total, shift = scratch[2][:BLOCK], scratch[3][:BLOCK], scratch[4][:BLOCK]
-    lines, block_of_z = buffer_of(BLOCK * cols, logs), buffer_of(BLOCK * cols, logs)
+    logs, constants = scratch[0][: FEW * LINES], scratch[1]
+    greatest, total, shift = scratch[2][:LINES], scratch[3][:LINES], scratch[4][:LINES]
+    lines, block_of_z = buffer_of(LINES * cols, logs), buffer_of(LINES * cols, logs)
     mus, inverses = buffer_of(FEW * cols, logs), buffer_of(FEW * cols, logs)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        z = columns_of(z_ptr, row, end, cols, BLOCK, lines, 0.0, block_of_z)
+        row, end = block * LINES, min((block + 1) * LINES, rows)
+        z = columns_of(z_ptr, row, end, cols, LINES, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
         for k in range(0, components, FEW):
@@ -206,15 +206,15 @@ def mixture_log_prob_kernel(
             inverse = lines_of(inverse_ptr, k, stop, cols, FEW, inverses, 1.0)
             constant = lines_of(constant_ptr, k, stop, 1, FEW, constants, -np.inf)
             for j in range(FEW):
-                here, latents = logs[j * BLOCK : (j + 1) * BLOCK], slice(j * cols, (j + 1) * cols)
+                here, latents = logs[j * LINES : (j + 1) * LINES], slice(j * cols, (j + 1) * cols)
                 squares_of_rows(z, mu[latents], inverse[latents], here)
                 to_logs(constant[j], here)
             rise(logs, greatest, total, shift)
             for j in range(FEW):
-                add_exps(logs[j * BLOCK : (j + 1) * BLOCK], shift, total)
-        conclude(greatest, total, shift)
-        log_prob = in_place(log_prob_ptr, row, end - row, logs)
-        logsumexp = in_place(logsumexp_ptr, row, end - row, logs)
+                add_exps(logs[j * LINES : (j + 1) * LINES], shift, total)
+        conclude_mixture(greatest, total, shift)
+        log_prob = in_place(log_prob_address, row, end - row, logs)
+        logsumexp = in_place(logsumexp_address, row, end - row, logs)
         for i in range(end - row):
             logsumexp[i] = shift[i]
             log_prob[i] = shift[i] - normalizer
@@ -223,18 +223,18 @@ def mixture_log_prob_kernel(
 @kernel
 def mixture_log_prob_rows_kernel(
     queue, step, blocks, _, scratch, rows, components, cols, z_ptr, mu_ptr,
-    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_ptr,
+    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    weights, constants = scratch[0][: FEW * BLOCK], scratch[1]
-    lines, block_of_z = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
+    weights, constants = scratch[0][: FEW * LINES], scratch[1]
+    lines, block_of_z = buffer_of(LINES * cols, weights), buffer_of(LINES * cols, weights)
     mus, inverses = buffer_of(FEW * cols, weights), buffer_of(FEW * cols, weights)
-    partial, dz = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
+    partial, dz = zeros(LINES * cols, weights), zeros(LINES * cols, weights)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        row, end = block * BLOCK, min((block + 1) * BLOCK, rows)
-        z = columns_of(z_ptr, row, end, cols, BLOCK, lines, 0.0, block_of_z)
-        logsumexp = finite_logsumexp(logsumexp_ptr, row, end, BLOCK, scratch[2])
-        upstream = lines_of(upstream_ptr, row, end, 1, BLOCK, scratch[3], 0.0)
+        row, end = block * LINES, min((block + 1) * LINES, rows)
+        z = columns_of(z_ptr, row, end, cols, LINES, lines, 0.0, block_of_z)
+        logsumexp = finite_logsumexp(logsumexp_ptr, row, end, LINES, scratch[2])
+        upstream = lines_of(upstream_ptr, row, end, 1, LINES, scratch[3], 0.0)
         fill(dz, 0.0)
         for k in range(0, components, FEW):
             stop = min(k + FEW, components)
@@ -242,37 +242,38 @@ def mixture_log_prob_rows_kernel(
             inverse = lines_of(inverse_ptr, k, stop, cols, FEW, inverses, 1.0)
             constant = lines_of(constant_ptr, k, stop, 1, FEW, constants, -np.inf)
             for j in range(FEW):
-                here = weights[j * BLOCK : (j + 1) * BLOCK]
+                here = weights[j * LINES : (j + 1) * LINES]
                 latents = slice(j * cols, (j + 1) * cols)
                 squares_of_rows(z, mu[latents], inverse[latents], here)
                 weigh_rows(constant[j], logsumexp, upstream, here)
-            add_pulls(z, mu, inverse, weights, partial)
+            add_mixture_pulls(z, mu, inverse, weights, partial)
             if (k + FEW) % STRETCH == 0 or k + FEW >= components:
                 put_aside(partial, dz)
-        found = in_place(dz_ptr, row * cols, (end - row) * cols, weights)
+        found = in_place(dz_address, row * cols, (end - row) * cols, weights)
         for i in range(end - row):
             for d in range(cols):
-                found[i * cols + d] = dz[d * BLOCK + i]
+                found[i * cols + d] = dz[d * LINES + i]
 
 
 @kernel
 def mixture_log_prob_components_kernel(
     queue, step, blocks, _, scratch, rows, components, cols, z_ptr, mu_ptr,
-    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dmu_ptr, dlogvar_ptr, dlog_weights_ptr,
+    inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dmu_address, dlogvar_address,
+    dlog_weights_address,
 ):  # fmt: skip
     """From the weighted moments of z - mu."""
     scratch = workspace(scratch, queue)
-    weights, none, zeroth = scratch[0][: FEW * BLOCK], scratch[1][:BLOCK], scratch[2][:BLOCK]
-    lines, zs = buffer_of(BLOCK * cols, weights), buffer_of(FEW * cols, weights)
-    mus, inverses = buffer_of(BLOCK * cols, weights), buffer_of(BLOCK * cols, weights)
-    one, two = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
-    first, second = zeros(BLOCK * cols, weights), zeros(BLOCK * cols, weights)
+    weights, none, zeroth = scratch[0][: FEW * LINES], scratch[1][:LINES], scratch[2][:LINES]
+    lines, zs = buffer_of(LINES * cols, weights), buffer_of(FEW * cols, weights)
+    mus, inverses = buffer_of(LINES * cols, weights), buffer_of(LINES * cols, weights)
+    one, two = zeros(LINES * cols, weights), zeros(LINES * cols, weights)
+    first, second = zeros(LINES * cols, weights), zeros(LINES * cols, weights)
     fill(none, 0.0)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
-        start, end = block * BLOCK, min((block + 1) * BLOCK, components)
-        mu = columns_of(mu_ptr, start, end, cols, BLOCK, lines, 0.0, mus)
-        inverse = columns_of(inverse_ptr, start, end, cols, BLOCK, lines, 1.0, inverses)
-        constant = lines_of(constant_ptr, start, end, 1, BLOCK, scratch[3], -np.inf)
+        start, end = block * LINES, min((block + 1) * LINES, components)
+        mu = columns_of(mu_ptr, start, end, cols, LINES, lines, 0.0, mus)
+        inverse = columns_of(inverse_ptr, start, end, cols, LINES, lines, 1.0, inverses)
+        constant = lines_of(constant_ptr, start, end, 1, LINES, scratch[3], -np.inf)
         fill(zeroth, 0.0)
         fill(first, 0.0)
         fill(second, 0.0)
@@ -282,7 +283,7 @@ def mixture_log_prob_components_kernel(
             logsumexp = finite_logsumexp(logsumexp_ptr, row, stop, FEW, scratch[4])
             upstream = lines_of(upstream_ptr, row, stop, 1, FEW, scratch[5], 0.0)
             for j in range(FEW):
-                here = weights[j * BLOCK : (j + 1) * BLOCK]
+                here = weights[j * LINES : (j + 1) * LINES]
                 squares_of_components(z[j * cols : (j + 1) * cols], mu, inverse, here)
                 weigh_components(constant, logsumexp[j], upstream[j], here)
             add_moments(z, mu, weights, one, two)
@@ -291,14 +292,14 @@ def mixture_log_prob_components_kernel(
                 put_aside(one, first)
                 put_aside(two, second)
                 put_aside(none, zeroth)
-        dmu = in_place(dmu_ptr, start * cols, (end - start) * cols, weights)
-        dlogvar = in_place(dlogvar_ptr, start * cols, (end - start) * cols, weights)
-        dlog_weights = in_place(dlog_weights_ptr, start, end - start, weights)
+        dmu = in_place(dmu_address, start * cols, (end - start) * cols, weights)
+        dlogvar = in_place(dlogvar_address, start * cols, (end - start) * cols, weights)
+        dlog_weights = in_place(dlog_weights_address, start, end - start, weights)
         real = weights.dtype.type
         for i in range(end - start):
             dlog_weights[i] = zeroth[i]
             for d in range(cols):
-                root, at = inverse[d * BLOCK + i], d * BLOCK + i
+                root, at = inverse[d * LINES + i], d * LINES + i
                 dmu[i * cols + d] = first[at] * root * root
                 dlogvar[i * cols + d] = real(0.5) * (second[at] * root * root - zeroth[i])
 
@@ -313,9 +314,9 @@ def components_of(acc, mu, logvar, log_weights):
     return mu, inverse, constant + log_weights
 
 
-def run(kernel, acc, blocked, others, *arguments, cost):
+def launch_blocks(kernel, acc, blocked, others, *arguments, cost):
     """A kernel that takes blocks of one side, rows or components, through all of the other."""
-    blocks, pairs = -(-len(blocked) // BLOCK), BLOCK * others.numel()
+    blocks, pairs = -(-len(blocked) // LINES), LINES * others.numel()
     launch(kernel, acc, blocks, pairs, *arguments, cost=cost)
 
 
@@ -325,7 +326,7 @@ def mixture_log_prob(z, mu, logvar, log_weights):
     rows, cols = z.shape
     components = components_of(acc, mu, logvar, log_weights)
     results = [torch.empty(rows, dtype=acc, device="cpu") for _ in range(2)]
-    run(
+    launch_blocks(
         mixture_log_prob_kernel,
         acc,
         z,
@@ -351,9 +352,11 @@ def mixture_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, 
     found = [torch.empty(shape, dtype=acc, device="cpu") for shape in shapes]
     dz, *of_components = (t.data_ptr() for t in found)
     if needs[0]:
-        run(mixture_log_prob_rows_kernel, acc, z, mu, *problem, *operands, dz, cost=2 * COST)
+        launch_blocks(
+            mixture_log_prob_rows_kernel, acc, z, mu, *problem, *operands, dz, cost=2 * COST
+        )
     if any(needs[1:]):
         arguments = *problem, *operands, *of_components
-        run(mixture_log_prob_components_kernel, acc, mu, z, *arguments, cost=2 * COST)
+        launch_blocks(mixture_log_prob_components_kernel, acc, mu, z, *arguments, cost=2 * COST)
     gradients = zip(found, inputs, needs, strict=True)
     return [g.to(t.dtype) for g, t, needed in gradients if needed]

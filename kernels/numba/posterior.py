@@ -8,7 +8,7 @@ stored. Between the two lies rsample_kl's code.
 import numpy as np
 import torch
 
-from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows
+from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows, zeroed_prior
 from .compiler import elementwise, helper, kernel
 from .device import exp, exp_scaled, expm1_minus_x_given, fill, log, tanh
 from .gaussian_kl import (
@@ -248,7 +248,7 @@ def latents(mean, spread):
     return (rows, cols) if spread is not None else (rows, cols // 2)
 
 
-def run(
+def launch_posterior(
     q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, *, outputs, elementwise=False,
     noise=None, seed=None,
 ):  # fmt: skip
@@ -269,11 +269,13 @@ def run(
     )
 
 
-def run_backward(dz, dkl, inputs, noise, seed, kept, form, soft_clamp, std_offset, needs):
+def launch_posterior_backward(
+    dz, dkl, inputs, noise, seed, kept, form, soft_clamp, std_offset, needs
+):
     """The wanted gradients; either of ``dz`` and ``dkl`` may be None."""
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
-    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
-        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
+    if dkl is None:
+        gradients = zeroed_prior(gradients)
     q, q_spread, prior, prior_spread = inputs
     launch(
         posterior_backward_kernel,
@@ -305,7 +307,9 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset,
     kl = torch.empty(
         (rows, cols) if elementwise else rows, dtype=accumulator(*inputs), device="cpu"
     )
-    run(*inputs, form, soft_clamp, std_offset, elementwise=elementwise, outputs=(None, kl, None))
+    launch_posterior(
+        *inputs, form, soft_clamp, std_offset, elementwise=elementwise, outputs=(None, kl, None)
+    )
     return kl
 
 
@@ -314,7 +318,7 @@ def posterior_kl_backward(
 ):
     inputs = q, q_spread, prior, prior_spread
     options = form, soft_clamp, std_offset
-    return run_backward(None, dkl, inputs, None, None, None, *options, needs)
+    return launch_posterior_backward(None, dkl, inputs, None, None, None, *options, needs)
 
 
 def posterior_sample_kl(
@@ -330,7 +334,7 @@ def posterior_sample_kl(
     if keep_noise:
         results.append(torch.empty(shape, dtype=acc, device="cpu"))
     outputs = results if keep_noise else (*results, None)
-    run(*inputs, form, soft_clamp, std_offset, noise=noise, seed=seed, outputs=outputs)
+    launch_posterior(*inputs, form, soft_clamp, std_offset, noise=noise, seed=seed, outputs=outputs)
     return results
 
 
@@ -340,4 +344,4 @@ def posterior_sample_kl_backward(
 ):  # fmt: skip
     inputs = q, q_spread, prior, prior_spread
     options = form, soft_clamp, std_offset
-    return run_backward(dz, dkl, inputs, noise, seed, kept, *options, needs)
+    return launch_posterior_backward(dz, dkl, inputs, noise, seed, kept, *options, needs)

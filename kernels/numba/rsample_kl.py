@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..rows import accumulator, empty_like_rows
+from ..rows import accumulator, empty_like_rows, zeroed_prior
 from .compiler import elementwise, kernel
 from .device import exp_scaled, fill
 from .gaussian_kl import add_kl, write_kl_gradients
@@ -98,9 +98,9 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
 def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise, needs):
     """The wanted gradients, from dz [rows, cols] and dkl [rows]; either may be None."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    gradients = [*map(empty_like_rows, inputs, needs)]
-    if dkl is None:  # the prior is in the KL alone, and the kernel leaves its gradients be
-        gradients[2:] = [g if g is None else g.zero_() for g in gradients[2:]]
+    gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
+    if dkl is None:
+        gradients = zeroed_prior(gradients)
     launch(
         rsample_kl_backward_kernel,
         accumulator(*inputs),

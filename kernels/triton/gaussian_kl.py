@@ -84,19 +84,19 @@ def gaussian_kl_kernel(
             store_tile(dprior_logvar_ptr, row, col, cols, mask, dprior_logvar)
 
 
-def launch_gaussian_kl(inputs, *, grad=None, needs=(False,) * 4):
+def launch_gaussian_kl(inputs, *, dkl=None, needs=(False,) * 4):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols] or None.
 
-    Returns the KL of each row, or with ``grad`` [rows] the gradients that ``needs`` asks of.
+    Returns the KL of each row, or with ``dkl`` [rows] the gradients that ``needs`` asks of.
     """
     inputs = [as_rows(t) for t in inputs]
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     tiles = tiling(*inputs[0].shape, *inputs)
-    kl = partial_sums(inputs[0], tiles, "rows" if grad is None else None)
-    pointers = [*inputs, grad, kl, *gradients]
-    launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(grad)])
+    kl = partial_sums(inputs[0], tiles, "rows" if dkl is None else None)
+    pointers = [*inputs, dkl, kl, *gradients]
+    launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(dkl)])
     return (
-        sum_stages(kl, tiles.col_tiles) if grad is None else [g for g in gradients if g is not None]
+        sum_stages(kl, tiles.col_tiles) if dkl is None else [g for g in gradients if g is not None]
     )
 
 
@@ -105,4 +105,4 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 
 
 def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
-    return launch_gaussian_kl((mu, logvar, prior_mu, prior_logvar), grad=dkl, needs=needs)
+    return launch_gaussian_kl((mu, logvar, prior_mu, prior_logvar), dkl=dkl, needs=needs)

@@ -6,7 +6,7 @@ else of size [samples, rows, cols] is stored but z and its gradient.
 
 The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
 0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
-where q is close to the prior. A flat prior, p(z) = 1, leaves -log q(z).
+where q is close to the prior. The improper prior p(z) = 1 leaves -log q(z).
 """
 
 import triton
@@ -37,15 +37,15 @@ LARGEST = 1024
 @triton.jit
 def relative_to_prior(
     mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride, mask,
-    FLAT: tl.constexpr, ACC: tl.constexpr, PTX: tl.constexpr,
+    IMPROPER_PRIOR: tl.constexpr, ACC: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """(distance, growth, ratio, root, constant): delta = distance + growth eps, the standard
     deviation of q is ``ratio`` and a unit ``root`` in units of the prior, and ``constant`` is
     the log ratio's part [BLOCK_ROWS] that all samples share.
 
-    The flat prior has u = 0. Lanes past the end have delta = 0.
+    The improper prior has u = 0. Lanes past the end have delta = 0.
     """
-    if FLAT:
+    if IMPROPER_PRIOR:
         LOG_2PI: tl.constexpr = 1.8378770664093454836
         zero = tl.zeros(std.shape, ACC)
         constant = 0.5 * tl.sum(tl.where(mask, logvar + LOG_2PI, 0.0), axis=1)
@@ -104,7 +104,7 @@ def rsample_kernel(
     cols,
     col_tiles,
     SHARED: tl.constexpr,  # the draws, among the programs of the grid's second dimension
-    FLAT: tl.constexpr,
+    IMPROPER_PRIOR: tl.constexpr,
     ANTITHETIC: tl.constexpr,  # a draw makes two samples, of eps and of -eps
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -121,7 +121,7 @@ def rsample_kernel(
     if log_ratio_ptr is not None:
         distance, growth, _, _, constant = relative_to_prior(
             mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col,
-            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, FLAT, ACC, PTX,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, IMPROPER_PRIOR, ACC, PTX,
         )  # fmt: skip
     else:
         distance, growth, constant = mu, std, mu  # not used
@@ -211,7 +211,7 @@ def rsample_backward_kernel(
     col_tiles,
     GRADIENT: tl.constexpr,
     SHARED: tl.constexpr,
-    FLAT: tl.constexpr,
+    IMPROPER_PRIOR: tl.constexpr,
     ANTITHETIC: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -228,7 +228,7 @@ def rsample_backward_kernel(
         mu = load_tile(mu_ptr, row, col, mu_stride * VEC, mask, ACC)
         distance, growth, ratio, root, _ = relative_to_prior(
             mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col,
-            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, FLAT, ACC, PTX,
+            prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, IMPROPER_PRIOR, ACC, PTX,
         )  # fmt: skip
     else:
         distance, growth, ratio, root = std, std, std, std  # not used
@@ -274,7 +274,7 @@ def shared_out(draws, programs, least=1):
 
 
 def launch_rsample(
-    inputs, seed, samples, *, first_draw=0, flat=False, antithetic=False, with_log_ratio
+    inputs, seed, samples, *, first_draw=0, improper_prior=False, antithetic=False, with_log_ratio
 ):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
 
@@ -300,7 +300,7 @@ def launch_rsample(
         [first_draw, draws, share],
         programs=divide_up(draws, share),
         SHARED=share < draws,
-        FLAT=flat,
+        IMPROPER_PRIOR=improper_prior,
         ANTITHETIC=antithetic,
     )
     return z, sum_stages(log_ratio, tiles.col_tiles) if with_log_ratio else None
@@ -316,7 +316,7 @@ def launch_rsample_backward(
     samples,
     first_draw=0,
     gradient="total",
-    flat=False,
+    improper_prior=False,
     antithetic=False,
 ):
     """The wanted gradients, from dz [samples, rows, cols] and dlog_ratio [samples, rows].
@@ -349,7 +349,7 @@ def launch_rsample_backward(
         programs=shares,
         GRADIENT=gradient if dlog_ratio is not None else "total",
         SHARED=shares > 1,
-        FLAT=flat,
+        IMPROPER_PRIOR=improper_prior,
         ANTITHETIC=antithetic,
     )
     return [
@@ -372,20 +372,29 @@ def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
 
 
 def rsample_log_ratio(
-    mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient, flat, antithetic
+    mu,
+    logvar,
+    prior_mu,
+    prior_logvar,
+    seed,
+    first_draw,
+    samples,
+    gradient,
+    improper_prior,
+    antithetic,
 ):
     """``gradient`` is for backward."""
     inputs = mu, logvar, prior_mu, prior_logvar
-    options = {"first_draw": first_draw, "flat": flat, "antithetic": antithetic}
+    options = {"first_draw": first_draw, "improper_prior": improper_prior, "antithetic": antithetic}
     return launch_rsample(inputs, seed, samples, **options, with_log_ratio=True)
 
 
 def rsample_log_ratio_backward(
     dz, dlog_ratio, mu, logvar, prior_mu, prior_logvar, seed, first_draw, samples, gradient,
-    flat, antithetic, needs,
+    improper_prior, antithetic, needs,
 ):  # fmt: skip
     inputs = mu, logvar, prior_mu, prior_logvar
-    options = {"first_draw": first_draw, "flat": flat, "antithetic": antithetic}
+    options = {"first_draw": first_draw, "improper_prior": improper_prior, "antithetic": antithetic}
     return launch_rsample_backward(
         dz, dlog_ratio, inputs, seed, needs, samples=samples, gradient=gradient, **options
     )

@@ -231,7 +231,9 @@ def operands_of(q, q_spread, prior, prior_spread):
     return [*halves(as_rows(q), as_rows(q_spread)), *halves(as_rows(prior), as_rows(prior_spread))]
 
 
-def run(inputs, form, soft_clamp, std_offset, *, elementwise=False, noise=None, seed=None):
+def launch_posterior(
+    inputs, form, soft_clamp, std_offset, *, elementwise=False, noise=None, seed=None
+):
     """[z, the KL]; z is None where there is neither noise nor a seed of it."""
     operands, noise = operands_of(*inputs), as_rows(noise)
     mean, sampled = operands[0], noise is not None or seed is not None
@@ -254,7 +256,7 @@ def run(inputs, form, soft_clamp, std_offset, *, elementwise=False, noise=None, 
     return [z, kl if elementwise else sum_stages(kl, tiles.col_tiles)]
 
 
-def run_backward(
+def launch_posterior_backward(
     dz, dkl, inputs, noise, seed, form, soft_clamp, std_offset, needs, *, elementwise=False
 ):
     """The wanted gradients; either of ``dz`` and ``dkl`` may be None."""
@@ -283,14 +285,16 @@ def run_backward(
 
 def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
     inputs = q, q_spread, prior, prior_spread
-    return run(inputs, form, soft_clamp, std_offset, elementwise=elementwise)[1]
+    return launch_posterior(inputs, form, soft_clamp, std_offset, elementwise=elementwise)[1]
 
 
 def posterior_kl_backward(
     dkl, q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise, needs
 ):
     inputs, options = (q, q_spread, prior, prior_spread), (form, soft_clamp, std_offset)
-    return run_backward(None, dkl, inputs, None, None, *options, needs, elementwise=elementwise)
+    return launch_posterior_backward(
+        None, dkl, inputs, None, None, *options, needs, elementwise=elementwise
+    )
 
 
 def posterior_sample_kl(
@@ -298,7 +302,7 @@ def posterior_sample_kl(
 ):
     """Noise is never kept: to draw it is free beside reading it."""
     inputs = q, q_spread, prior, prior_spread
-    return run(inputs, form, soft_clamp, std_offset, noise=noise, seed=seed)
+    return launch_posterior(inputs, form, soft_clamp, std_offset, noise=noise, seed=seed)
 
 
 def posterior_sample_kl_backward(
@@ -306,4 +310,4 @@ def posterior_sample_kl_backward(
     keep_noise, kept, needs,
 ):  # fmt: skip
     inputs, options = (q, q_spread, prior, prior_spread), (form, soft_clamp, std_offset)
-    return run_backward(dz, dkl, inputs, noise, seed, *options, needs)
+    return launch_posterior_backward(dz, dkl, inputs, noise, seed, *options, needs)

@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from fused_elbo import elbo_loss, multinomial_nll, negative_binomial_nll, poisson_nll
+from fused_elbo import (
+    elbo_loss,
+    multinomial_nll,
+    negative_binomial_nll,
+    poisson_nll,
+    softmax_negative_binomial_nll,
+)
 from helpers.accuracy import ATOL, LAYOUTS, lay, rounding
 from helpers.machine import KERNELS
 
@@ -334,6 +340,51 @@ def test_layouts_and_dtypes(layout, dtype, device):
     )
     bar = max(torch.finfo(dtype).eps, 2e-6)
     torch.testing.assert_close(gradient.double(), expected, rtol=bar, atol=100 * bar)
+
+
+@pytest.mark.parametrize("form", [(), (40,), (3, 1), (3, 40)], ids=str)
+@pytest.mark.parametrize("samples", [None, 2])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_of_a_softmax(reduction, samples, form, device):
+    """Against the composition in float64; and again, when forward's gradients are handed over."""
+    shape = (3, 40) if samples is None else (samples, 3, 40)
+    x = counts_of(3, 40, device=device)
+    leaves = [normal(*s, dtype=F32, device=device) for s in (shape, form, (3, 1), shape)]
+
+    def results(dtype, function):
+        own = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        value = function(*own)
+        value = value if value.dim() == 0 else (value * torch.arange(1, 4, device=device)).sum()
+        first = torch.autograd.grad(2 * value, own, retain_graph=True)
+        return value, first, torch.autograd.grad(2 * value, own)
+
+    def fused(logits, a, library, z):
+        return softmax_negative_binomial_nll(
+            logits, x, a, library, zero_logits=z, reduction=reduction, impl=KERNELS
+        )
+
+    def composed(logits, a, library, z):
+        log_mean = library + torch.log_softmax(logits, -1)
+        value = negative_binomial_nll(log_mean, x, a, zero_logits=z, impl="reference")
+        return value if reduction == "none" else getattr(value, reduction)()
+
+    (value, *gradients), (exact, expected, _) = results(F32, fused), results(F64, composed)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-5)
+    for found in gradients:
+        for f, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(f.double(), e, rtol=2e-5, atol=1e-4)
+
+
+@IMPLS
+def test_softmax_of_long_rows_and_a_library_for_each_cell(impl, device):
+    x, logits = counts_of(3, 5000, device=device), normal(3, 5000, dtype=F32, device=device)
+    library = x.sum(1).log()
+    found = softmax_negative_binomial_nll(logits, x, 0.5, library, impl=impl)
+    log_mean = library[:, None] + torch.log_softmax(logits.double(), 1)
+    exact = negative_binomial_nll(log_mean, x, 0.5, impl="reference")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match=r"log_library.*\(4,\)"):
+        softmax_negative_binomial_nll(logits, x, 0.5, library.new_zeros(4), impl=impl)
 
 
 @IMPLS
