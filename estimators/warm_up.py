@@ -78,7 +78,7 @@ def calls_of(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         ),
         "elbo_loss": lambda: loss.elbo_loss(recon, x, *q, **numba),
         "elbo_loss:gaussian": lambda: loss.elbo_loss(recon, x, *q, likelihood="gaussian", **numba),
-        # What drop-ins call, and no function of the package's own.
+        # Drop-ins alone call these: the package has no function for them.
         "aggregate_log_probs": lambda: calls.aggregate_log_probs(recon, *q, (None, None), **numba),
         "posterior_kl": lambda: calls.posterior_kl(*q, *prior, LOG_STD, **numba),
         # With impl="auto" a kernel draws the normals that torch would.
