@@ -112,7 +112,7 @@ def test_steps_select_what_they_should(tmp_path):
     assert counts["headline"] == 3 * 3 * 3 * 2
     assert not any("compiled" in i or "max" in i or "overhead" in i for i in found["headline"])
     assert all("16384-1024" in i for i in found["operations"])
-    assert counts["operations"] == 8 * 2 * 2
+    assert counts["operations"] == 10 * 2 * 2
     assert any("compile-max" in i for i in found["tuned"])
     assert any("reduce-overhead" in i for i in found["tuned"])
     assert any("eager" in i for i in found["tuned"])
