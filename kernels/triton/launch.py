@@ -85,6 +85,11 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
     return Tiling(rows, cols, acc, block_rows, block_cols, col_tiles, programs, vector)
 
 
+def most_elements(*tensors):
+    """A bound of a tile for terms of counts: in float64 eight per thread run out of registers."""
+    return 512 if accumulator(*tensors) == torch.float64 else None
+
+
 def in_stages(stages, shape, dtype, device):
     """Empty, for sums of this shape: [stages, *shape], or where there is one stage the sums."""
     return torch.empty((stages, *shape) if stages > 1 else shape, dtype=dtype, device=device)

@@ -25,7 +25,15 @@ from .device import (
     store_tile_sum,
     tile,
 )
-from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling
+from .launch import (
+    divide_up,
+    launch_tiles,
+    most_elements,
+    partial_sums,
+    samples_of,
+    stride_of,
+    tiling,
+)
 
 
 @triton.jit
@@ -124,7 +132,7 @@ def multinomial_nll_kernel(
 def launch_multinomial_nll(logits, x, *, dnll=None, scale=1.0, values=None, needs=()):
     logits, x = as_rows(logits), as_rows(x)
     samples, x = samples_of(logits, x)
-    tiles = tiling(*x.shape, logits, x, samples=samples)
+    tiles = tiling(*x.shape, logits, x, samples=samples, largest=most_elements(logits, x))
     pieces = tiles.col_tiles
     tiles = tiles._replace(programs=divide_up(tiles.rows, tiles.block_rows))
     nll = partial_sums(logits, tiles._replace(col_tiles=1), values, samples)

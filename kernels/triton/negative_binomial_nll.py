@@ -273,7 +273,9 @@ def launch_negative_binomial_nll(
     theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
     dnll = as_rows(dnll) if elementwise else dnll
     full = [log_mean, x, theta.wide, zero_logits, dnll if elementwise else None]
-    tiles = compact(tiling(*x.shape, *full, samples=samples))
+    tiles = tiling(*x.shape, *full, samples=samples)
+    # ptxas keeps the float64 kernels in registers in tiles of this shape alone.
+    tiles = compact(tiles, 16 if tiles.acc == torch.float64 else MOST_COLS)
     if elementwise and values:
         nll = log_mean.new_empty(log_mean.shape, dtype=tiles.acc)
     else:
@@ -303,10 +305,10 @@ ELEMENTS = 512
 MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
-def compact(tiles):
+def compact(tiles, most_cols=MOST_COLS):
     """The tiling in tiles of so many elements."""
     elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
-    cols = min(tiles.block_cols, MOST_COLS)
+    cols = min(tiles.block_cols, most_cols)
     rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
     col_tiles = divide_up(tiles.cols, cols)
     programs = divide_up(tiles.rows, rows) * col_tiles

@@ -69,12 +69,17 @@ def one_parameter_kernel(
         store_tile(dx_ptr, row, col, cols, mask, grad * dx)
 
 
-def launch_one_parameter(terms, recon, x, *, dnll=None, scale=1.0, values=None, needs=()):
-    """The launcher of such a likelihood; ``..likelihoods`` says what it takes and returns."""
+def launch_one_parameter(
+    terms, recon, x, *, largest=None, dnll=None, scale=1.0, values=None, needs=()
+):  # fmt: skip
+    """The launcher of such a likelihood; ``..likelihoods`` says what it takes and returns.
+
+    ``largest`` bounds the elements of a tile, where the terms take many registers.
+    """
     needs_recon, needs_x = padded(needs, 2)
     recon, x = as_rows(recon), as_rows(x)
     samples, x_rows = samples_of(recon, x)
-    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples)
+    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples, largest=largest)
     nll = partial_sums(recon, tiles, values, samples)
     drecon = empty_like_rows(recon, needs_recon)
     dx = empty_samples(x, recon, tiles.acc, needs_x)

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .counts import count_constant, deviance
 from .device import exp_scaled
+from .launch import most_elements
 from .one_parameter import launch_one_parameter
 
 
@@ -25,4 +26,5 @@ def terms_of_counts(log_rate, x, PTX: tl.constexpr):
 
 
 def launch_poisson_nll(log_rate, x, **options):
-    return launch_one_parameter(terms_of_counts, log_rate, x, **options)
+    largest = most_elements(log_rate, x) if options.get("values") else None
+    return launch_one_parameter(terms_of_counts, log_rate, x, largest=largest, **options)
