@@ -90,7 +90,7 @@ def poisson_nll_terms(log_rate, x):
     """
     rate, count = torch.exp(log_rate), some_count(x)
     log_count = torch.log(count)
-    deviance = count * Deviance.apply((rate - count) / count, log_rate - log_count)
+    deviance = count * differentiable_deviance((rate - count) / count, log_rate - log_count)
     return torch.where(x == 0, rate, deviance + count_constant(count, log_count))
 
 
@@ -135,8 +135,8 @@ def negative_binomial_nll_of_counts(log_mean, x, log_theta):
     n, log_x = theta + x, torch.log(x)
     t, u = (x - mu) / (theta + mu), n / (theta + mu)
     log_u, log_n = torch.log(u), torch.log(n)
-    nll = theta * Deviance.apply(t, log_u) + count_constant(x, log_x)
-    nll = nll + x * Deviance.apply(-theta * t / x, log_u + (bounded_mean - log_x))
+    nll = theta * differentiable_deviance(t, log_u) + count_constant(x, log_x)
+    nll = nll + x * differentiable_deviance(-theta * t / x, log_u + (bounded_mean - log_x))
     least = least_of_series(theta)
     many = theta >= least
     wide, narrow = torch.where(many, theta, least), torch.where(many, 1.0, theta)
@@ -202,7 +202,7 @@ def close_to_zero(t):
 
 
 class Deviance(torch.autograd.Function):
-    """The function above with its derivative t / (1 + t), in reverse and in forward mode."""
+    """The function above with its derivative t / (1 + t), in reverse mode."""
 
     generate_vmap_rule = True
 
@@ -213,7 +213,6 @@ class Deviance(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def slopes(t):
@@ -227,10 +226,25 @@ class Deviance(torch.autograd.Function):
         of_t, of_log = Deviance.slopes(*ctx.saved_tensors)
         return grad * of_t, grad * of_log
 
+
+class DevianceInBothModes(Deviance):
+    """The same in forward mode too."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
     @staticmethod
     def jvp(ctx, t_tangent, log_tangent):
         of_t, of_log = Deviance.slopes(*ctx.saved_tensors)
         return t_tangent * of_t + log_tangent * of_log
+
+
+def differentiable_deviance(t, log_u):
+    # torch.compile takes no autograd function with a derivative in forward mode.
+    function = Deviance if torch.compiler.is_compiling() else DevianceInBothModes
+    return function.apply(t, log_u)
 
 
 def discretized_logistic_log_probs(x, mean, log_scale, half_bin, right_edge=0.999, guard=0.0):

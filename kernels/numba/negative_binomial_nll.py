@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import overload
 
 from ..rows import accumulator, empty_like_rows, padded
-from .compiler import INTERNAL, elementwise, helper, inline, jit, kernel
+from .compiler import INTERNAL, LANES, elementwise, helper, inline, jit, kernel
 from .counts import (
     HALF_LOG_2PI,
     count_constant,
@@ -46,6 +46,9 @@ from .memory import (
 from .sums import add_rows
 
 FEW_COUNTS = 8  # whole counts up to here: a product
+# Gathered elements are filled up to a multiple of this. What a loop leaves over to be done one by
+# one may round otherwise, and how many are gathered depends on the number of threads.
+WHOLE = 4 * LANES
 
 
 def bounded(value):
@@ -269,18 +272,19 @@ def fill_in(of_few, where, inflated, given, results, work):
         return
     x, m, a, z, grad = given
     nll, dm, da, dz = results
-    xs, ms, logs, values = work[0][:count], work[1][:count], work[2][:count], work[3][:count]
-    slopes_m, slopes_a, zs = work[4][:count], work[5][:count], work[6][:count]
-    for j in range(count):
-        i = where[j]
+    size = (count + WHOLE - 1) // WHOLE * WHOLE
+    xs, ms, logs, values = work[0][:size], work[1][:size], work[2][:size], work[3][:size]
+    slopes_m, slopes_a, zs = work[4][:size], work[5][:size], work[6][:size]
+    for j in range(size):
+        i = where[min(j, count - 1)]
         xs[j], ms[j], logs[j] = x[i], m[i], a[i]
     if of_few:
         few_counts(xs, ms, logs, values, slopes_m, slopes_a)
     else:
         many_counts(xs, ms, logs, values, slopes_m, slopes_a)
     if inflated:
-        for j in range(count):
-            zs[j] = z[where[j]]
+        for j in range(size):
+            zs[j] = z[where[min(j, count - 1)]]
         inflate(zs, values, xs)
         for j in range(count):
             i = where[j]

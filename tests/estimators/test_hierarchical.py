@@ -132,8 +132,8 @@ class TestBalancedKL:
         """The gradients of two KLs with one side held constant, above the free nats."""
         leaves = tensors(*[(6, 3)] * 4, device=device)
         mu, logvar, prior_mu, prior_logvar = leaves
-        # The median of the KLs: some examples are below.
-        free = gaussian_kl(*leaves, impl="reference").median().item()
+        # Between two of the KLs, so that some examples are below whatever the last digit is.
+        free = gaussian_kl(*leaves, impl="reference").sort().values[2:4].mean().item()
         dyn, rep = balanced_kl(*leaves, free_nats=free, impl=impl)
         assert torch.equal(dyn, rep)
         q = Normal(mu, torch.exp(logvar / 2))
