@@ -85,7 +85,9 @@ def multinomial_nll_kernel(
         logits = load_piece(logits_ptr, row, col, stride, mask, ACC)
         x = load_tile(x_ptr, x_row, col, x_stride, mask, ACC)
         greatest, total = add_exps(logits, greatest, total, PTX)
-        n, terms = x, terms_of_counts(x, logits, PTX)
+        # From the greatest on, so that a probability near 1 cancels nothing.
+        n, terms = x, terms_of_counts(x, logits - greatest[:, None], PTX)
+        base = tl.zeros_like(greatest)
     else:
         n = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
         terms = tl.zeros((BLOCK_ROWS, BLOCK_COLS), ACC)
@@ -97,13 +99,15 @@ def multinomial_nll_kernel(
             greatest, total = add_exps(logits, greatest, total, PTX)
             n += x
             terms += terms_of_counts(x, logits, PTX)
+        base = greatest
     n, terms = tl.sum(n, axis=1), tl.sum(terms, axis=1)
 
     if nll_ptr is not None:
         some = tl.where(n > 0.0, n, 1.0)
         log_n = tl.log(some)
-        of_n = some * ((greatest - log_n) + tl.log(total)) - count_constant(some, log_n, PTX)
-        nll = terms + tl.where(n > 0.0, of_n, 0.0)
+        constant = tl.where(n > 0.0, count_constant(some, log_n, PTX), 0.0)
+        of_n = tl.where(n > 0.0, some * ((base - log_n) + tl.log(total)), 0.0)
+        nll = (terms - constant) + of_n
         if SUM_ROWS:
             store_tile_sum(nll_ptr, nll, valid)
         else:

@@ -334,7 +334,11 @@ def test_layouts_and_dtypes(layout, dtype, device):
     logits = m.detach().requires_grad_()
     found = multinomial_nll(logits, x, impl=KERNELS)
     exact = multinomial_nll(wide[0], x, impl="reference")
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+    # Roundings of x (log x - a), which are of one sign where all columns are the same.
+    counts = x.detach().double()
+    size = torch.xlogy(counts, counts) - counts * wide[0].detach()
+    atol = 2 * rounding(F32) * size.abs().sum(-1).max().item()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5 + atol)
     (gradient,), (expected,) = (
         torch.autograd.grad(v.sum(), t) for v, t in ((found, logits), (exact, wide[0]))
     )
