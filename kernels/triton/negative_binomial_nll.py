@@ -310,6 +310,7 @@ def compact(tiles, most_cols=MOST_COLS):
     elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
     cols = min(tiles.block_cols, most_cols)
     rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
+    cols = min(tiles.block_cols, elements // rows)  # few rows: a tile of more columns
     col_tiles = divide_up(tiles.cols, cols)
     programs = divide_up(tiles.rows, rows) * col_tiles
     return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)
