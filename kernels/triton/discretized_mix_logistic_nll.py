@@ -196,9 +196,11 @@ def launch_discretized_mix_logistic_nll(
     nll = params.new_empty((examples, pixels), dtype=acc) if values else None
     dparams = empty_like_rows(params, any(needs))
     block = power_of_two(mixtures)
-    # No longer than a row of pixels; half as many of float64, which takes two registers, and of
-    # many mixtures, which spread a pixel over all threads. (Beyond 256 registers spill.)
-    most = ELEMENTS // 2 if acc == torch.float64 or block > 64 else ELEMENTS
+    # No longer than a row of pixels. Half as many elements where registers would spill: in float64,
+    # which takes two each; with many mixtures, which spread a pixel over all threads (beyond 256
+    # they spill all the same); in rows that are read one by one, with an address for each element.
+    halved = acc == torch.float64 or block > 64 or pixels % 16 != 0
+    most = ELEMENTS // 2 if halved else ELEMENTS
     block_pixels = max(1, min(most // block, power_of_two(pixels)))
     tiles = divide_up(pixels, block_pixels)
     strides = *params.stride(), *x.stride(), *((0, 0) if dnll is None else dnll.stride())
