@@ -19,7 +19,7 @@ from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
 from .device import exp, exp2, fill, finite_or_zero
 from .launch import RANGE, launch
-from .memory import in_place, load, operand, present, tiles, workspace
+from .memory import TILE, in_place, load, operand, present, tiles, workspace
 from .pairs import (
     DEEP,
     SCALE,
@@ -461,5 +461,6 @@ def sum_of_parts(parts):
     total = torch.empty(shape, dtype=parts.dtype, device="cpu")
     pointers = parts.data_ptr(), total.data_ptr()
     # Not by torch, which leaves this to OpenMP: that hangs in a forked child.
-    launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)
+    cost = 0.1 * number
+    launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=cost, tile=TILE)
     return total

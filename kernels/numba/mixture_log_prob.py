@@ -28,7 +28,7 @@ from .pairs import (
     put_aside,
     zeros,
 )
-from .sums import add_rows
+from .sums import add_rows, pieces_of_sums
 
 LINES = 64  # rows, or components, that a loop takes at once: four registers
 FEW = 4  # of the others, which share what is read and written for them
@@ -177,11 +177,11 @@ def finite_logsumexp(operand, start, stop, size, buffer):
 def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, half_ptr):
     """1 / std, and -1/2 of the sum of the log variances."""
     scratch = workspace(scratch, queue)
-    partial = np.empty(TILE)
+    pieces = pieces_of_sums(queue)
     for tile in tiles(queue, step, rows, cols):
         logvar, inverse = load(logvar_ptr, tile, scratch[0]), target(inverse_ptr, tile, scratch[1])
         exp_scaled(logvar, -0.5, inverse)
-        add_rows(logvar, tile, cols, -0.5, partial, half_ptr)
+        add_rows(logvar, tile, cols, -0.5, pieces, half_ptr)
 
 
 @kernel
@@ -307,9 +307,9 @@ def mixture_log_prob_components_kernel(
 def components_of(acc, mu, logvar, log_weights):
     """(mu, 1 / std, what the log densities have beside squares)."""
     inverse, constant = mu.new_empty(mu.shape, dtype=acc), mu.new_empty(len(mu), dtype=acc)
-    tensors = logvar, inverse, constant
+    operands = map(operand, (logvar, inverse, constant))
     # Not by torch, which gives an exp of 2048 elements to OpenMP: that hangs in a forked child.
-    launch(precision_kernel, acc, *mu.shape, *map(operand, tensors), cost=0.2)
+    launch(precision_kernel, acc, *mu.shape, *operands, cost=0.2, tile=TILE, sums=len(mu))
     log_weights = -math.log(len(mu)) if log_weights is None else log_weights.detach()
     return mu, inverse, constant + log_weights
 
