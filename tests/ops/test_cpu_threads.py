@@ -108,7 +108,8 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, threads):
 
 # Kernels by which a row is one thread's: the softmax of a row, a block of rows or components; and
 # the sum of a loss over all rows.
-BY_ROWS = "categorical discretized importance kl_decomposition marginals mixture multinomial softmax total"
+BY_ROWS = "categorical discretized importance kl_decomposition marginals mixture multinomial"
+BY_ROWS += " softmax total"
 
 
 def test_threads_share_a_long_row(threads, monkeypatch):
