@@ -17,11 +17,12 @@ import torch
 
 from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
-from .device import exp, exp2, fill, finite_or_zero
+from .device import exp, exp2, fill, finite_or_zero, log
 from .launch import RANGE, launch
 from .memory import TILE, in_place, load, operand, present, tiles, workspace
 from .pairs import (
     DEEP,
+    LOG2_E,
     SCALE,
     STRETCH,
     buffer_of,
@@ -91,7 +92,8 @@ def buffers_of_few(cols, like):
 def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, total):
     """The sum of each latent with FEW components more: exp2(greatest) total.
 
-    ``logs`` [FEW, ROWS] become log densities of all latents together.
+    ``logs`` [FEW, ROWS] become log densities of all latents together, in float64: the first term is
+    a small difference of two such sums.
     """
     cols = z.size // ROWS
     for d in range(cols):
@@ -116,28 +118,34 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 @elementwise
 def add_joint(logs, weights, greatest, total):
     """The same for all latents together; it resets ``logs`` to 0."""
-    real = logs.dtype.type
+    real = total.dtype.type
     for i in range(ROWS):
         top = greatest[i]
         for j in range(FEW):
             top = max(top, logs[j * ROWS + i])
         shift = finite_or_zero(top)
-        sum_ = total[i] * exp2(greatest[i] - shift)
+        sum_ = total[i] * exp2(real(greatest[i] - shift))
         for j in range(FEW):
-            sum_ += weights[j * ROWS + i] * exp2(logs[j * ROWS + i] - shift)
-            logs[j * ROWS + i] = real(0.0)
+            sum_ += weights[j * ROWS + i] * exp2(real(logs[j * ROWS + i] - shift))
+            logs[j * ROWS + i] = 0.0
         greatest[i], total[i] = top, sum_
+
+
+@elementwise
+def conclude_joint(greatest, total, joint):
+    for i in range(ROWS):
+        joint[i] = greatest[i] + np.float64(log(total[i])) * LOG2_E
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
 def own_and_prior(z, mu, logvar):
     """-2 log q(z|x) and -2 log p(z) of a row, but for the constant of all densities."""
     real = z.dtype.type
-    own = prior = real(0.0)
+    own = prior = 0.0
     for d in range(z.size):
         distance = (z[d] - mu[d]) * exp(real(-0.5) * logvar[d])
-        own += distance * distance + logvar[d]
-        prior += z[d] * z[d]
+        own += np.float64(distance * distance + logvar[d])
+        prior += np.float64(z[d] * z[d])
     return own, prior
 
 
@@ -156,47 +164,50 @@ def kl_decomposition_kernel(
     scratch = workspace(scratch, queue)
     real, size = scratch.dtype.type, cols * ROWS
     pairs = FEW * ROWS
-    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
+    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], np.empty(pairs)
     fill(partial, 0.0)
     fill(logs, 0.0)
-    of_few = buffers_of_few(cols, logs)
-    lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
-    greatest = aligned(size + ROWS, logs)[: size + ROWS]
-    total = aligned(size + ROWS, logs)[: size + ROWS]
-    marginals = np.empty(ROWS)
+    of_few = buffers_of_few(cols, partial)
+    lines, block_of_z = buffer_of(size, partial), aligned(size, partial)
+    greatest, total = aligned(size, partial)[:size], aligned(size, partial)[:size]
+    joint_greatest, joint_total = np.empty(ROWS), scratch[2][:ROWS]
+    joint, marginals = np.empty(ROWS), np.empty(ROWS)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * ROWS, min((block + 1) * ROWS, rows)
         z = columns_of(q[0], row, end, cols, ROWS, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
+        fill(joint_greatest, -np.inf)
+        fill(joint_total, 0.0)
         for k in range(0, components, FEW):
             few = components_at(k, min(k + FEW, components), cols, *all_q, of_few)
             weigh_stratified(weights, three, k, row, rows)
             add_components(z, *few, weights, partial, logs, greatest, total)
-            add_joint(logs, weights, greatest[size:], total[size:])
+            add_joint(logs, weights, joint_greatest, joint_total)
         conclude(greatest, total)
+        conclude_joint(joint_greatest, joint_total, joint)
         fill(marginals, 0.0)
         for d in range(cols):
             for i in range(ROWS):
                 marginals[i] += total[d * ROWS + i]
         for d in range(cols + 1):
-            kept = in_place(logsumexp_address, d * rows + row, end - row, logs)
+            kept = in_place(logsumexp_address, d * rows + row, end - row, partial)
             for i in range(end - row):
-                kept[i] = total[d * ROWS + i]
-        first = in_place(first_address, row, end - row, logs)
-        second = in_place(second_address, row, end - row, logs)
-        third = in_place(third_address, row, end - row, logs)
+                kept[i] = total[d * ROWS + i] if d < cols else real(joint[i])
+        first = in_place(first_address, row, end - row, partial)
+        second = in_place(second_address, row, end - row, partial)
+        third = in_place(third_address, row, end - row, partial)
         for i in range(end - row):
             own, prior = own_and_prior(*example(q, row + i, cols, of_few))
-            joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
-            first[i] = real(-0.5 * own - joint)
-            second[i] = real(joint - of_each)
+            of_all, of_each = LOG_2 * joint[i], LOG_2 * marginals[i]
+            first[i] = real(-0.5 * own - of_all)
+            second[i] = real(of_all - of_each)
             third[i] = real(of_each + 0.5 * prior)
 
 
 @elementwise
 def add_logs(z, mu, inverse, constant, logs):
-    """Log densities [FEW, size] of all latents together, of z [cols, size]."""
+    """Log densities [FEW, size] of all latents together, in float64, of z [cols, size]."""
     real = z.dtype.type
     size, cols = logs.size // FEW, mu.size // FEW
     deep = cols // DEEP * DEEP
@@ -217,15 +228,16 @@ def add_logs(z, mu, inverse, constant, logs):
 
 
 @elementwise
-def to_shares(logs, logsumexp, djoint, dmarginals, weights):
-    """``logs`` become shares of the upstream gradient of the joint density; ``weights`` are
-    multiplied by that of the marginals.
+def to_shares(logs, logsumexp, djoint, dmarginals, weights, shares):
+    """Shares of the upstream gradient of the joint density; ``weights`` are multiplied by that of
+    the marginals.
     """
-    size = djoint.size
+    size, real = djoint.size, djoint.dtype.type
     for j in range(FEW):
         for i in range(size):
             at = np.uint64(j * size) + np.uint64(i)
-            logs[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
+            log_ratio = real(logs[at] - np.float64(logsumexp[i]))
+            shares[at] = djoint[i] * (weights[at] * exp2(log_ratio))
             weights[at] *= dmarginals[i]
 
 
@@ -305,6 +317,7 @@ def kl_decomposition_backward_kernel(
     lines, block_of_z = buffer_of(most, like), aligned(most, like)
     logsumexps = aligned(most + block_rows, like)
     all_aside, all_dz = aligned(most, like), zeros(most, like)
+    all_logs = np.empty(FEW * block_rows)
     nowhere = zeros(cols * FEW, like), zeros(cols * FEW, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
         dmu, dlogvar = nowhere
@@ -317,7 +330,8 @@ def kl_decomposition_backward_kernel(
         for row in range(part * part_rows, after, block_rows):
             end = min(row + block_rows, after)
             size = whole_blocks(end - row, ROWS)
-            weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
+            weights, shares = scratch[0][: FEW * size], scratch[1][: FEW * size]
+            logs = all_logs[: FEW * size]
             aside, dz = all_aside[: cols * size], all_dz[: cols * size]
             z = columns_of(q[0], row, end, cols, size, lines, 0.0, block_of_z)
             logsumexp = logsumexps[: (cols + 1) * size]
@@ -336,10 +350,13 @@ def kl_decomposition_backward_kernel(
                 weigh_stratified(weights, three, k, row, rows)
                 fill(logs, 0.0)
                 add_logs(z, *few, logs)
-                to_shares(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
+                joint = logsumexp[cols * size :]
+                to_shares(logs, joint, djoint, dmarginals, weights, shares)
                 here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
                 of_components = dmu[here], dlogvar[here]
-                add_joint_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
+                add_joint_pulls(
+                    z, logsumexp, weights, shares, stop - k, *few, aside, *of_components
+                )
                 if (k + FEW) % STRETCH == 0 or stop == components:
                     put_aside(aside, dz)
             for i in range(end - row):
