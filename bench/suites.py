@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .counts import charts as count_charts
+from .counts import tables as counts
 from .drop_ins import charts as drop_in_charts
 from .drop_ins import tables as drop_ins
 from .mixtures import charts as mixture_charts
@@ -49,6 +51,8 @@ SUITES = (
         drop_ins.sections,
         pages={"drop-ins": drop_ins.project},
     ),
+    # After the drop-ins: it imports Pyro, which changes what others run under.
+    Suite("counts", count_charts.charts, counts.terminal, counts.sections, in_overview=True),
     Suite(
         "quality",
         quality_charts.charts,
