@@ -6,7 +6,8 @@ a folder each. Its ``entries`` say what is timed, with one entry per operation o
 ``results``, ``charts`` and ``tables`` draw from the JSON under ``results/<device>/``, without
 torch. ``suites`` is the one list of them. ``harness`` checks, times and writes a run. ``reporting``
 reads runs and has what all charts, tables and pages share. ``plot``, ``table``, ``gpu_session``,
-``gpu_steps``, ``gpu_noise`` and ``total_correlation`` are commands.
+``gpu_steps``, ``gpu_noise``, ``total_correlation`` and ``single_cell`` are commands. The last one
+needs scvi-tools, and has a JSON of its own.
 
 Imports point one way: commands and ``suites`` -> suites -> ``reporting`` -> ``harness``. A later
 suite may import an earlier one, and only ``entries``, ``largest``, ``quality.measure``,

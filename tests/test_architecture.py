@@ -47,6 +47,7 @@ ARROWS = {
     "bench/drop_ins": [*COMMON, "bench/operations", "bench/samples"],
     "bench/counts": [*COMMON, "bench/drop_ins"],
     "bench/quality": COMMON,
+    "bench/single_cell": COMMON,
     "bench/static": COMMON,
     "examples": ["api", "estimators"],
 }

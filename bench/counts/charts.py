@@ -1,6 +1,6 @@
 """The chart of the likelihoods of counts. No torch."""
 
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
@@ -46,7 +46,9 @@ def dots(table, clock, subject):
             colour, marker, *_ = PROVIDERS[name]
             axis.scatter(one[column], one.row, color=colour, marker=marker, s=34, zorder=3)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(EngFormatter(unit))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(label, loc="left", weight="bold")
         axis.grid(visible=False, axis="y")
     canvas.labelled_rows(axes[0, 0], list(rows.values()))

@@ -39,9 +39,14 @@ def original_log_zinb(x, mu, theta, pi):
 
 
 def floor(tensors):
-    """Means and logits, ``tensors`` of them, and counts read; in the backward pass the same, and
-    gradients written. Dispersions are few."""
-    return lambda case: traffic.ITEM[case.dtype] * (3 * tensors + 2) * case.batch * GENES
+    """Means and logits, ``tensors`` of them, counts and dispersions read, and rows written; in the
+    backward pass the same read, and gradients written."""
+
+    def needed(case):
+        of_cells = (3 * tensors + 2) * case.batch * GENES
+        return traffic.ITEM[case.dtype] * (of_cells + 3 * GENES) + 2 * 4 * case.batch
+
+    return needed
 
 
 # Negative binomial of each count.

@@ -28,7 +28,10 @@ CURVE_LABELS = {
 def charts(device):
     """{name: figure} of a device; empty where nothing of it was measured."""
     record = results.read(device)
-    return {} if record is None else {"single-cell": figure_of(record, device.subject)}
+    if record is None:
+        return {}
+    info = record["machine_info"]
+    return {"single-cell": figure_of(record, f"{info['device_name']} · torch {info['torch']}")}
 
 
 def figure_of(record, subject):

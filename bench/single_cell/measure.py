@@ -1,4 +1,4 @@
-"""What is measured of a model: a step, a whole ``model.train()``, and its loss curve."""
+"""The measurements of a model: a step, a whole ``model.train()``, and its loss curve."""
 
 import contextlib
 import time
@@ -93,7 +93,7 @@ def replaced(owner, name, function):
 
 
 def curves(programs, name, options):
-    """Of float32 before and after, and of float64 before; and how far from it both are.
+    """Loss curves in float32 before and after, and in float64; how far from that both are.
 
     All see the noise of float32. TOTALVI calls ``float()`` on its way, whatever the precision.
     """
