@@ -28,7 +28,7 @@ from .launch import (
     stride_of,
     sum_samples,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
@@ -136,17 +136,17 @@ def launch_location_scale(
     full, narrow = [recon, x_rows], [width, dnll]
     if per_element:
         full, narrow = [recon, x_rows, width], [dnll]
-    tiles = tiling(*x_rows.shape, *full, samples=samples)
-    nll = partial_sums(recon, tiles, values, samples)
+    tiling = tiling_of(*x_rows.shape, *full, samples=samples)
+    nll = partial_sums(recon, tiling, values, samples)
     drecon = empty_like_rows(recon, needs_recon)
-    dx = empty_samples(x, recon, tiles.acc, needs_x)
+    dx = empty_samples(x, recon, tiling.acc, needs_x)
     if per_element:
         dwidth = empty_like_rows(width, needs_width)
     else:
-        dwidth = partial_sums(recon, tiles, "rows" if needs_width else None)
+        dwidth = partial_sums(recon, tiling, "rows" if needs_width else None)
     launch_tiles(
         location_scale_kernel,
-        tiles,
+        tiling,
         [recon, x_rows, width, dnll, nll, drecon, dx, dwidth],
         full,
         [*(stride_of(t) for t in narrow), width_value, scale],
@@ -157,7 +157,7 @@ def launch_location_scale(
         SUM_ROWS=values == "total",
     )
     if needs_width and not per_element:
-        dwidth = sum_stages(dwidth, tiles.col_tiles).to(width.dtype)[:, None]
+        dwidth = sum_stages(dwidth, tiling.col_tiles).to(width.dtype)[:, None]
     if values == "rows":
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x), dwidth) if g is not None]

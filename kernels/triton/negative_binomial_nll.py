@@ -43,7 +43,7 @@ from .launch import (
     samples_of,
     stride_of,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
@@ -244,13 +244,13 @@ class ThetaGradient:
         self.by_column = wanted and self.kind == "element" and log_theta.shape != shape
         self.element = self.row = self.column = None
 
-    def allocate(self, tensor, tiles, samples):
-        self.col_tiles = tiles.col_tiles
+    def allocate(self, tensor, tiling, samples):
+        self.col_tiles = tiling.col_tiles
         if self.by_column:
-            parts = samples * tiles.programs // tiles.col_tiles
-            self.column = tensor.new_empty(parts, tiles.cols, dtype=tiles.acc)
+            parts = samples * tiling.programs // tiling.col_tiles
+            self.column = tensor.new_empty(parts, tiling.cols, dtype=tiling.acc)
         elif self.wanted and self.kind == "row":
-            self.row = partial_sums(tensor, tiles, "rows")
+            self.row = partial_sums(tensor, tiling, "rows")
         elif self.wanted:
             self.element = empty_like_rows(self.like)
         return self.element, self.row, self.column
@@ -273,20 +273,20 @@ def launch_negative_binomial_nll(
     theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
     dnll = as_rows(dnll) if elementwise else dnll
     full = [log_mean, x, theta.wide, zero_logits, dnll if elementwise else None]
-    tiles = tiling(*x.shape, *full, samples=samples)
+    tiling = tiling_of(*x.shape, *full, samples=samples)
     # ptxas keeps the float64 kernels in registers in tiles of this shape alone.
-    tiles = compact(tiles, 16 if tiles.acc == torch.float64 else MOST_COLS)
+    tiling = compact(tiling, 16 if tiling.acc == torch.float64 else MOST_COLS)
     if elementwise and values:
-        nll = log_mean.new_empty(log_mean.shape, dtype=tiles.acc)
+        nll = log_mean.new_empty(log_mean.shape, dtype=tiling.acc)
     else:
-        nll = partial_sums(log_mean, tiles, values, samples)
+        nll = partial_sums(log_mean, tiling, values, samples)
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
-    sums = theta.allocate(log_mean, tiles, samples)
+    sums = theta.allocate(log_mean, tiling, samples)
     outputs = [nll, dlog_mean, dzero_logits, *sums]
     launch_tiles(
         negative_binomial_nll_kernel,
-        tiles,
+        tiling,
         [log_mean, x, theta.like, zero_logits, dnll, *outputs],
         full,
         [theta.row_stride, 0 if elementwise else stride_of(dnll), log_theta_value, scale],
@@ -296,7 +296,7 @@ def launch_negative_binomial_nll(
         SUM_ROWS=values == "total",
     )
     if values == "rows" and not elementwise:
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
@@ -305,12 +305,12 @@ ELEMENTS = 512
 MOST_COLS = 128  # so that a tile has rows, whose columns are added up
 
 
-def compact(tiles, most_cols=MOST_COLS):
+def compact(tiling, most_cols=MOST_COLS):
     """The tiling in tiles of so many elements."""
-    elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
-    cols = min(tiles.block_cols, most_cols)
-    rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
-    cols = min(tiles.block_cols, elements // rows)  # few rows: a tile of more columns
-    col_tiles = divide_up(tiles.cols, cols)
-    programs = divide_up(tiles.rows, rows) * col_tiles
-    return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)
+    elements = ELEMENTS // 4 if tiling.acc == torch.float64 else ELEMENTS
+    cols = min(tiling.block_cols, most_cols)
+    rows = min(elements // cols, power_of_two(max(tiling.rows, 1)))
+    cols = min(tiling.block_cols, elements // rows)  # few rows: a tile of more columns
+    col_tiles = divide_up(tiling.cols, cols)
+    programs = divide_up(tiling.rows, rows) * col_tiles
+    return tiling._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)

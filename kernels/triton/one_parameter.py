@@ -17,7 +17,7 @@ from .launch import (
     stride_of,
     sum_samples,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
@@ -79,13 +79,13 @@ def launch_one_parameter(
     needs_recon, needs_x = padded(needs, 2)
     recon, x = as_rows(recon), as_rows(x)
     samples, x_rows = samples_of(recon, x)
-    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples, largest=largest)
-    nll = partial_sums(recon, tiles, values, samples)
+    tiling = tiling_of(*x_rows.shape, recon, x_rows, samples=samples, largest=largest)
+    nll = partial_sums(recon, tiling, values, samples)
     drecon = empty_like_rows(recon, needs_recon)
-    dx = empty_samples(x, recon, tiles.acc, needs_x)
+    dx = empty_samples(x, recon, tiling.acc, needs_x)
     launch_tiles(
         one_parameter_kernel,
-        tiles,
+        tiling,
         [recon, x_rows, dnll, nll, drecon, dx],
         [recon, x_rows],
         [stride_of(dnll), scale],
@@ -94,5 +94,5 @@ def launch_one_parameter(
         SUM_ROWS=values == "total",
     )
     if values == "rows":
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]
