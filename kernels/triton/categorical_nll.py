@@ -1,8 +1,8 @@
 """Categorical negative log-likelihood of each row of logits: logsumexp(logits) - logits[target].
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and both at once, with
-``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
-which it reads again for the gradient.
+``scale`` for the gradient of every row. A program takes whole rows. A row longer than a tile is
+read in pieces, and read again for the gradient.
 """
 
 import triton

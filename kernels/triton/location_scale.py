@@ -1,6 +1,7 @@
-"""Negative log-densities of a location and a scale, row sums: RATE (distance(t) + width + CONSTANT)
-with t = (x - recon) exp(-RATE width). For a Gaussian the width is its log variance and the distance
-a square; for a Laplace they are the log scale and |t|.
+"""Negative log-densities with a location and a scale, row sums.
+
+They are RATE (distance(t) + width + CONSTANT) with t = (x - recon) exp(-RATE width). For a Gaussian
+the width is the log variance and the distance t^2. For a Laplace they are the log scale and |t|.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -51,7 +52,7 @@ def location_scale_kernel(
     rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
-    DISTANCE: tl.constexpr,  # of t: the distance, and RATE times its slope
+    DISTANCE: tl.constexpr,  # function of t: the distance, and RATE times its slope
     RATE: tl.constexpr,
     CONSTANT: tl.constexpr,
     WIDTH: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
@@ -67,7 +68,7 @@ def location_scale_kernel(
         rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
     )
     all_rows = tl.num_programs(1).to(tl.int64) * rows
-    # The columns of this tile: what is constant along a row is added once, times this.
+    # How many columns the tile has: a term that is constant along a row is added once, times this.
     count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
 
     recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
@@ -81,7 +82,7 @@ def location_scale_kernel(
     inverse = exp_scaled(width, -RATE, PTX)
     distance, slope = DISTANCE((x - recon) * inverse)
     if WIDTH != "element":
-        # Lanes past the end hold 0 * inverse, and that may be 0 * inf.
+        # Past the last column there is 0 * inverse, which may be 0 * inf.
         distance = tl.where(mask, distance, 0.0)
 
     if nll_ptr is not None:

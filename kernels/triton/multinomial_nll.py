@@ -1,12 +1,12 @@
-"""Multinomial negative log-likelihood of each row of logits a, of counts x of sum n:
-n logsumexp(a) - x . a + sum log x! - log n!.
+"""Multinomial negative log-likelihood of each row, from logits a and counts x of sum n.
 
-With c(x) = log x! - x log x + x it is n (logsumexp(a) - log n) - c(n), plus the sum over counts of
-x (log x - a) + c(x): no term is large where the nll is not.
+It is n logsumexp(a) - x . a + sum log x! - log n!. With c(x) = log x! - x log x + x this is
+n (logsumexp(a) - log n) - c(n), plus the sum over counts of x (log x - a) + c(x). No term is large
+where the nll is not.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and both at once, with
-``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
-which it reads again for the gradient.
+``scale`` for the gradient of every row. A program takes whole rows. A row longer than a tile is
+read in pieces, and read again for the gradient.
 """
 
 import triton
@@ -60,7 +60,7 @@ def multinomial_nll_kernel(
     cols,
     pieces,
     WHOLE: tl.constexpr,  # a row is one piece
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -75,7 +75,7 @@ def multinomial_nll_kernel(
         logits = load_piece(logits_ptr, row, col, stride, mask, ACC)
         x = load_tile(x_ptr, x_row, col, x_stride, mask, ACC)
         greatest, total = add_exps_of_piece(logits, greatest, total, PTX)
-        # From the greatest on, so that a probability near 1 cancels nothing.
+        # The greatest logit is subtracted first, so that nothing cancels at a probability near 1.
         n, terms = x, terms_of_counts(x, logits - greatest[:, None], PTX)
         base = tl.zeros_like(greatest)
     else:

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of one parameter per element, row sums: a Bernoulli's, a Poisson's.
+"""Negative log-likelihoods with one parameter per element, row sums: Bernoulli and Poisson.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -36,7 +36,7 @@ def one_parameter_kernel(
     rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
-    TERMS: tl.constexpr,  # (recon, x, PTX) to the nll of each element and its gradients in both
+    TERMS: tl.constexpr,  # function of (recon, x, PTX): the nll per element, its gradients in both
     SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -72,7 +72,7 @@ def one_parameter_kernel(
 def launch_one_parameter(
     terms, recon, x, *, largest=None, dnll=None, scale=1.0, values=None, needs=()
 ):  # fmt: skip
-    """The launcher of such a likelihood; ``..likelihoods`` says what it takes and returns.
+    """Launch such a likelihood; ``..likelihoods`` says what the arguments and results are.
 
     ``largest`` bounds the elements of a tile, where the terms take many registers.
     """

@@ -1,8 +1,8 @@
-"""``negative_binomial_nll`` of means library * softmax(logits), which are in no tensor.
+"""``negative_binomial_nll`` of means library * softmax(logits), which are never stored.
 
-A program takes whole rows, in pieces: once for the greatest logit and the sum of exponentials,
-again for the terms, and with gradients a third time for what the sum of the slopes adds to those of
-the logits. Until then the slopes lie where the gradient will.
+A program takes whole rows and reads them in pieces: once for the greatest logit and the sum of
+exponentials, and again for the terms. With gradients it reads them a third time, because each logit
+changes all means of its row. Until then the tensor of the gradient holds the slopes.
 """
 
 import triton
@@ -52,7 +52,7 @@ def softmax_negative_binomial_nll_kernel(
     cols,
     pieces,
     THETA: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
