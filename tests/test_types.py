@@ -105,6 +105,6 @@ def test_overloads(name):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="typing.get_overloads is new in Python 3.11")
 def test_no_other_function_has_overloads():
-    """Those of the table above are all there are; a new one joins it."""
+    """WITH_PARTS names all functions that have overloads."""
     public = {n: f for n, f in vars(fused_elbo).items() if inspect.isfunction(f)}
     assert sorted(n for n, f in public.items() if typing.get_overloads(f)) == sorted(WITH_PARTS)
