@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from . import sampling as samplers
 from .diagnostics import kl_per_dimension
-from .dispatch import calls, validate
+from .dispatch import mixture_calls, sample_calls, validate
 from .dispatch.types import Gradient, Implementation
 from .functional import gaussian_kl, gaussian_log_prob
 from .importance import importance_weights
@@ -68,12 +68,12 @@ class Draws:
             "draw_eps": self.noise,
         }
         if isinstance(self.prior, Mixture) and not improper_prior:
-            self.z, log_ratio = calls.rsample_log_ratio_to_mixture(
+            self.z, log_ratio = mixture_calls.rsample_log_ratio_to_mixture(
                 *q, self.prior, self.num_samples, **options
             )
         else:
             prior = (None, None) if isinstance(self.prior, Mixture) else self.prior
-            self.z, log_ratio = calls.rsample_log_ratio(
+            self.z, log_ratio = sample_calls.rsample_log_ratio(
                 *q, *prior, self.num_samples, **options, improper_prior=improper_prior
             )
         return self.z, log_ratio

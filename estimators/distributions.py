@@ -15,7 +15,7 @@ from torch.distributions import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .dispatch import calls, choice, validate
+from .dispatch import choice, sample_calls, validate
 from .dispatch.types import Implementation
 from .functional import gaussian_kl, gaussian_log_prob
 from .reference import reference, textbook
@@ -187,7 +187,7 @@ class DiagonalNormal(Distribution):
         samples = math.prod(sample_shape)
         if samples == 0:  # a grid of kernels has no dimension of 0
             return self.mu.expand(shape)
-        draw = calls.sampler(self.mu, samples, shape, impl=self.impl)
+        draw = sample_calls.sampler(self.mu, samples, shape, impl=self.impl)
         z = draw(self.mu, self.logvar)
         if not torch.compiler.is_compiling():
             if self._draws is None:
