@@ -8,6 +8,7 @@ EVENTS = 784
 HIDDEN = 256
 COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
 LONG_ROW = 1_000_000  # the weights of a network, in mean-field inference
+GENES = 2000  # of a cell in the drop-ins for counts: as many as are usually kept
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables and legends
