@@ -48,7 +48,7 @@ def test_grids_are_within_their_limits(op, rows, cols, monkeypatch):
 
 
 def spread_out(tensor):
-    """The same numbers in rows that are far apart: the last is over 2**31 elements from the first."""
+    """The same numbers, in rows that are 2**31 elements apart, all of them together."""
     if tensor.dim() < 2 or len(tensor) == 1:
         return tensor
     step = -(-(2**31) // (len(tensor) - 1)) + 16 & -16
