@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Gamma, constraints
 from torch.distributions import NegativeBinomial as TorchNegativeBinomial
 
-from .dispatch import calls, choice
+from .dispatch import choice, likelihood_calls
 from .dispatch.types import Implementation
 
 
@@ -159,5 +159,5 @@ def _log_prob(value, log_mean, log_theta, impl):
     shape = torch.broadcast_shapes(value.shape, log_mean.shape)
     wide = log_mean.expand(shape or (1,))
     log_theta = log_theta.expand(log_mean.shape or (1,))
-    nll = calls.negative_binomial_nll_terms(wide, value, log_theta, None, impl=impl)
+    nll = likelihood_calls.negative_binomial_nll_terms(wide, value, log_theta, None, impl=impl)
     return -nll.reshape(shape).to(log_mean.dtype)

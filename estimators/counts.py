@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .dispatch import calls, validate
+from .dispatch import likelihood_calls, masks, validate
 from .dispatch.types import REDUCTIONS, Implementation, Reduction
 from .likelihoods import nll_of_examples
 
@@ -139,12 +139,12 @@ def softmax_negative_binomial_nll(
         raise ValueError(f"expected log_library [B], or [B, 1, ...], got {shapes}")
     validate.within(logits.shape, log_library=log_library)
     validate.mask(mask, x)
-    x, (log_theta, zero_logits) = calls.behind_mask_of_softmax(mask, logits, x, given)
+    x, (log_theta, zero_logits) = masks.behind_mask_of_softmax(mask, logits, x, given)
     options: dict[str, Any] = {"impl": impl}
     if reduction != "none":
         values = math.prod(shape)
         options["scale"] = 1.0 if reduction == "sum" else 1.0 / values if values else math.nan
-    return calls.softmax_negative_binomial_nll(
+    return likelihood_calls.softmax_negative_binomial_nll(
         shape, logits, x, log_theta, log_library, zero_logits, **options
     )
 

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .dispatch import calls, choice, validate
+from .dispatch import choice, likelihood_calls, validate
 from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
 
@@ -112,10 +112,10 @@ def discretized_mix_logistic_nll(
         check_levels(x, bits)
     bins = 1 / (2**bits - 1), float(right_edge), 0.0
     if reduction == "none":
-        return calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
+        return likelihood_calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl).sum(1)
     batch = x.shape[0]
     scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-    return calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
+    return likelihood_calls.discretized_mix_logistic_nll(params, x, *bins, scale=scale, impl=impl)
 
 
 def check_image(params, x, num_mixtures, *, names=("params", "x"), grey=False):

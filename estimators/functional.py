@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Generator, Tensor
 
-from .dispatch import calls, validate
+from .dispatch import gaussian_calls, mixture_calls, sample_calls, validate
 from .dispatch.types import GRADIENTS, Gradient, Implementation
 from .mixtures import Mixture, check_prior
 
@@ -53,7 +53,7 @@ def gaussian_log_prob(
     """
     validate.tensors(x=x, mu=mu, logvar=logvar)
     shape = validate.broadcast(event_dims, x=x, mu=mu, logvar=logvar)
-    return calls.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
+    return gaussian_calls.gaussian_log_prob(shape, x, mu, logvar, event_dims=event_dims, impl=impl)
 
 
 def gaussian_kl(
@@ -100,7 +100,7 @@ def gaussian_kl(
     named = {"mu": mu, "logvar": logvar, "prior_mu": prior_mu, "prior_logvar": prior_logvar}
     validate.tensors(**named)
     shape = validate.broadcast(event_dims, **named)
-    return calls.gaussian_kl(
+    return gaussian_calls.gaussian_kl(
         shape, mu, logvar, prior_mu, prior_logvar, event_dims=event_dims, impl=impl
     )
 
@@ -154,7 +154,9 @@ def gaussian_rsample(
     shape = validate.broadcast(mu=mu, logvar=logvar)
     if num_samples is not None:
         num_samples = validate.count("num_samples", num_samples)
-    return calls.gaussian_rsample(shape, mu, logvar, num_samples, generator=generator, impl=impl)
+    return sample_calls.gaussian_rsample(
+        shape, mu, logvar, num_samples, generator=generator, impl=impl
+    )
 
 
 def rsample_kl(
@@ -229,9 +231,11 @@ def rsample_kl(
             "generator": generator,
             "impl": impl,
         }
-        z, log_ratio = calls.rsample_log_ratio_to_mixture(shape, mu, logvar, prior, 1, **options)
+        z, log_ratio = mixture_calls.rsample_log_ratio_to_mixture(
+            shape, mu, logvar, prior, 1, **options
+        )
         return z.squeeze(0), -log_ratio.squeeze(0)
-    return calls.rsample_kl(
+    return sample_calls.rsample_kl(
         shape, mu, logvar, prior_mu, prior_logvar,
         event_dims=event_dims, generator=generator, impl=impl,
     )  # fmt: skip
@@ -314,12 +318,12 @@ def rsample_log_ratio(
         "impl": impl,
     }
     if prior is None:
-        z, log_ratio = calls.rsample_log_ratio(
+        z, log_ratio = sample_calls.rsample_log_ratio(
             shape, *q, num_samples, event_dims=event_dims, **options
         )
     else:
         check_prior(prior, *q, event_dims)
-        z, log_ratio = calls.rsample_log_ratio_to_mixture(
+        z, log_ratio = mixture_calls.rsample_log_ratio_to_mixture(
             shape, mu, logvar, prior, num_samples, **options
         )
     log_ratio.gradient_of_q = gradient  # type: ignore[attr-defined]  # for check_gradient

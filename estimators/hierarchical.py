@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from .dispatch import calls, validate
+from .dispatch import gaussian_calls, sample_calls, validate
 from .dispatch.types import Implementation, Parametrisation
 
 
@@ -84,7 +84,7 @@ def rsample_kl_log_std(
         # An expansion to the same shape would be a node of the graph.
         prior_mu, prior_log_std = (t if t.shape == mu.shape else t.expand(mu.shape) for t in whole)
     parametrisation = Parametrisation("log_std", float(soft_clamp), float(std_offset))
-    return calls.posterior_sample_kl(
+    return sample_calls.posterior_sample_kl(
         mu, log_std, prior_mu, prior_log_std, parametrisation, generator=generator, impl=impl
     )
 
@@ -140,4 +140,4 @@ def balanced_kl(
     validate.within(shape, prior_mu=prior_mu, prior_logvar=prior_logvar)
     free_nats = float(validate.number("free_nats", free_nats, 0.0, validate.FINITE))
     operands = mu, logvar, prior_mu, prior_logvar
-    return BalancedKL(*calls.balanced_kl(shape, *operands, free_nats, impl=impl))
+    return BalancedKL(*gaussian_calls.balanced_kl(shape, *operands, free_nats, impl=impl))

@@ -8,7 +8,15 @@ from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.torch_state import surely_transforming
-from .dispatch import calls, layouts, validate
+from .dispatch import (
+    layouts,
+    likelihood_calls,
+    loss_calls,
+    masks,
+    mixture_calls,
+    sample_calls,
+    validate,
+)
 from .dispatch.likelihoods import LIKELIHOODS, NAMES, LikelihoodName
 from .dispatch.types import REDUCTIONS, Gradient, Implementation, Reduction
 from .functional import check_samples
@@ -70,7 +78,7 @@ def importance_weights(
         shape = tuple(log_weights.shape)
         raise ValueError(f"expected log_weights [K, ...] with K >= 1, got {shape}")
     alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
-    return ImportanceWeights(*calls.importance_weights(log_weights, alpha, impl=impl))
+    return ImportanceWeights(*loss_calls.importance_weights(log_weights, alpha, impl=impl))
 
 
 class IWAEParts(NamedTuple):
@@ -215,12 +223,12 @@ def iwae_loss(
     shape = check_samples_of("recon", recon, x, log_ratio, parameters, likelihood)
     validate.mask(mask, x)
     check_gradient(getattr(log_ratio, "gradient_of_q", "total"), alpha, len(recon))
-    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
-    nll = calls.negative_log_likelihood(
+    recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
+    nll = likelihood_calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )
-    calls.warn_of_data(likelihood, nll)
-    bound, weights, ess, log_weights = calls.importance_bound(
+    likelihood_calls.warn_of_data(likelihood, nll)
+    bound, weights, ess, log_weights = loss_calls.importance_bound(
         log_ratio, nll, alpha, with_weights=return_parts, impl=impl
     )
     loss = reduced(-bound, reduction)
@@ -406,7 +414,7 @@ def chunked_iwae_loss(
     seed = noise.draw_seed(mu.device, generator)
 
     def log_weights_of(first_sample, size, mu, logvar):
-        z, log_ratio = calls.samples_of_stream(
+        z, log_ratio = sample_calls.samples_of_stream(
             shape,
             mu,
             logvar,
@@ -424,10 +432,10 @@ def chunked_iwae_loss(
         values = check_samples_of("decoder(z)", recon, x, log_ratio, parameters, likelihood)
         validate.mask(mask, x)
         if prior is not None:
-            log_ratio = log_ratio + calls.log_prior(z, prior, impl=impl)
-        return log_ratio - calls.negative_log_likelihood(
+            log_ratio = log_ratio + mixture_calls.log_prior(z, prior, impl=impl)
+        return log_ratio - likelihood_calls.negative_log_likelihood(
             values,
-            *calls.behind_mask(mask, recon, x, parameters, likelihood),
+            *masks.behind_mask(mask, recon, x, parameters, likelihood),
             likelihood=likelihood,
             impl=impl,
         )
@@ -456,7 +464,7 @@ def chunked_iwae_loss(
                     tensor.register_hook(times_share(first_sample, size))
         chunks.append(checkpoint(log_weights_of, first_sample, size, *own, use_reentrant=False))
     log_weights = torch.cat(chunks)
-    bound, weights, ess = calls.importance_weights(log_weights, alpha, impl=impl)
+    bound, weights, ess = loss_calls.importance_weights(log_weights, alpha, impl=impl)
     loss = reduced(-bound, reduction)
     return IWAEParts(loss, log_weights.detach(), weights, ess) if return_parts else loss
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .dispatch import calls, validate
+from .dispatch import likelihood_calls, masks, validate
 from .dispatch.likelihoods import LIKELIHOODS
 from .dispatch.types import Implementation
 
@@ -14,8 +14,8 @@ def nll_of_examples(likelihood, recon, x, *parameters, mask, impl) -> Tensor:
         likelihood, recon, x, parameters, name=record.recon, x_name=record.x
     )
     validate.mask(mask, x, record.x)
-    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
-    return calls.negative_log_likelihood(
+    recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
+    return likelihood_calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )
 
@@ -105,7 +105,7 @@ def bernoulli_nll(
     tensor([1.3863])
     """
     nll = nll_of_examples("bernoulli", logits, x, mask=mask, impl=impl)
-    calls.warn_of_data("bernoulli", nll)
+    likelihood_calls.warn_of_data("bernoulli", nll)
     return nll
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .dispatch import calls, choice, validate
+from .dispatch import choice, gaussian_calls, likelihood_calls, loss_calls, masks, validate
 from .dispatch.likelihoods import NAMES, LikelihoodName
 from .dispatch.types import REDUCTIONS, Implementation, Reduction
 
@@ -179,10 +179,10 @@ def elbo_loss(
     )
     shape = validate.likelihood(likelihood, recon, x, parameters)
     validate.mask(mask, x)
-    recon, x, parameters = calls.behind_mask(mask, recon, x, parameters, likelihood)
+    recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
     parts = ELBOParts(
-        *calls.elbo_loss(
+        *loss_calls.elbo_loss(
             shape,
             recon,
             x,
@@ -194,7 +194,7 @@ def elbo_loss(
             impl=impl,
         )
     )
-    calls.warn_of_data(likelihood, parts.nll)
+    likelihood_calls.warn_of_data(likelihood, parts.nll)
     return parts if return_parts else parts.loss
 
 
@@ -221,7 +221,7 @@ def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):
         raise ValueError(
             f"expected mu and logvar [B, ...], not empty, for x [B, ...], got {shapes}"
         )
-    return calls.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
+    return gaussian_calls.gaussian_kl(shape, *named.values(), event_dims=len(shape) - 1, impl=impl)
 
 
 class ELBOLoss(torch.nn.Module):

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from .dispatch import calls, validate
+from .dispatch import mixture_calls, validate
 from .dispatch.likelihoods import LikelihoodName
 from .dispatch.types import Implementation, Reduction
 from .loss import elbo_loss
@@ -74,7 +74,7 @@ def mixture_log_prob(
     """
     validate.tensors(z=z, mu=mu, logvar=logvar, log_weights=log_weights)
     shape = check_components(z, mu, logvar, log_weights)
-    return calls.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
+    return mixture_calls.mixture_log_prob(shape, z, mu, logvar, log_weights, impl=impl)
 
 
 def check_components(z, mu, logvar, log_weights, *, name="z", prefix=""):
@@ -198,7 +198,7 @@ def kl_decomposition(
         size_of_data_set(len(z), dataset_size, dataset, estimator)
     stratified_of = dataset_size if estimator == "stratified" else None
     q = z, mu, logvar, all_mu, all_logvar
-    terms = calls.kl_decomposition(*q, stratified_of, impl=impl)
+    terms = mixture_calls.kl_decomposition(*q, stratified_of, impl=impl)
     if estimator == "weighted" and dataset_size is not None:
         # 1 / (N B) for 1 / B, in each logarithm.
         first, second, third = terms

@@ -21,7 +21,7 @@ from . import (
     loss,
     mixtures,
 )
-from .dispatch import calls, choice
+from .dispatch import choice, gaussian_calls, mixture_calls
 
 ROWS, COLS, SAMPLES, MIXTURES = 4, 24, 3, 2
 NORMALS = 64, 64  # as many as a kernel draws; torch draws fewer itself
@@ -79,8 +79,10 @@ def calls_of(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
         "elbo_loss": lambda: loss.elbo_loss(recon, x, *q, **numba),
         "elbo_loss:gaussian": lambda: loss.elbo_loss(recon, x, *q, likelihood="gaussian", **numba),
         # Drop-ins alone call these: the package has no function for them.
-        "aggregate_log_probs": lambda: calls.aggregate_log_probs(recon, *q, (None, None), **numba),
-        "posterior_kl": lambda: calls.posterior_kl(*q, *prior, LOG_STD, **numba),
+        "aggregate_log_probs": lambda: mixture_calls.aggregate_log_probs(
+            recon, *q, (None, None), **numba
+        ),
+        "posterior_kl": lambda: gaussian_calls.posterior_kl(*q, *prior, LOG_STD, **numba),
         # With impl="auto" a kernel draws the normals that torch would.
         "DiagonalNormal": lambda: distributions.DiagonalNormal(t(*NORMALS), t(*NORMALS)).rsample(),
     }

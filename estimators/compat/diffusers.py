@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from ..dispatch import calls, choice, layouts, validate
+from ..dispatch import choice, gaussian_calls, layouts, sample_calls, validate
 from ..dispatch.types import Implementation, Parametrisation, Shape
 
 PARAMETRISATION = Parametrisation("clamped_logvar")
@@ -105,7 +105,7 @@ class DiagonalGaussianDistribution:
             return self.mean + self.std * self._noise(generator)
         own = self.impl in ("triton", "numba") or self.parameters.is_cuda
         eps = None if own and generator is None else self._noise(generator)
-        z, kl = calls.posterior_sample_kl(
+        z, kl = sample_calls.posterior_sample_kl(
             self._operand, None, None, None, PARAMETRISATION, eps=eps, impl=self.impl
         )
         if z.dim() == 4:  # of others it is not the original's
@@ -128,7 +128,9 @@ class DiagonalGaussianDistribution:
             prior = other._operand
         operands = self._operand, None, prior, None
         elementwise = self.parameters.dim() != 4
-        kl = calls.posterior_kl(*operands, PARAMETRISATION, elementwise=elementwise, impl=self.impl)
+        kl = gaussian_calls.posterior_kl(
+            *operands, PARAMETRISATION, elementwise=elementwise, impl=self.impl
+        )
         return (kl.sum(EVENT) if elementwise else kl).to(self._operand.dtype)
 
     def nll(self, sample: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
@@ -153,7 +155,7 @@ class DiagonalGaussianDistribution:
         like = self.parameters
         if several[0] is not None and several[0].device != like.device:
             like = like.new_empty(0, device=several[0].device)
-        drawn = [calls.torch_normals(shape, like, g, impl=self.impl) for g in several]
+        drawn = [sample_calls.torch_normals(shape, like, g, impl=self.impl) for g in several]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(self.parameters.device)
 
     def _alike(self, other):

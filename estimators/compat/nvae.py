@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..discretized import check_image
-from ..dispatch import calls, validate
+from ..dispatch import likelihood_calls, validate
 from ..dispatch.types import Implementation
 from .terms import LOGISTIC_GUARD
 from .torch_nn import in_torch_dtype
@@ -61,5 +61,5 @@ def nvae_disc_mix_logistic_log_prob(
     if seen and not ((samples >= 0) & (samples <= 1)).all():
         raise ValueError("samples must be in [0, 1]")
     bins = 1 / (2**num_bits - 1), 0.99, LOGISTIC_GUARD
-    nll = calls.discretized_mix_logistic_nll(param, 2 * samples - 1, *bins, impl=impl)
+    nll = likelihood_calls.discretized_mix_logistic_nll(param, 2 * samples - 1, *bins, impl=impl)
     return in_torch_dtype(-nll.view(samples.shape[0], *samples.shape[2:]), param)

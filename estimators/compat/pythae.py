@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import calls, choice, validate
+from ..dispatch import choice, likelihood_calls, validate
 from ..dispatch.types import Implementation
 from ..functional import gaussian_log_prob
 from ..importance import importance_weights
@@ -359,7 +359,7 @@ def _cross_entropies(recon, x, impl):
     impl = choice.where_it_fits(impl, fits)
     if choice.use_kernels(impl, recon, x, fits=fits):
         options = {"likelihood": "probabilities", "impl": impl}
-        nll = calls.negative_log_likelihood(recon.shape[:2], recon, x, **options)
+        nll = likelihood_calls.negative_log_likelihood(recon.shape[:2], recon, x, **options)
         if not choice.looks_are_free(nll) or not nll.isnan().any():
             return nll
     recon, x = (t.float() if t.dtype == torch.float16 else t for t in (recon, x))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Normal
 
-from ..dispatch import calls, validate
+from ..dispatch import likelihood_calls, validate
 from ..dispatch.types import Implementation
 from ..reference.reference import accumulate
 from .terms import kl_of_normals
@@ -269,5 +269,5 @@ def _log_prob(x, mu, theta, pi, eps, impl):
     log_theta = torch.log(theta)
     if not shape:
         log_mean, log_theta = log_mean.reshape(1), log_theta.reshape(1)
-    nll = calls.negative_binomial_nll_terms(log_mean, x, log_theta, pi, impl=impl)
+    nll = likelihood_calls.negative_binomial_nll_terms(log_mean, x, log_theta, pi, impl=impl)
     return in_torch_dtype(-nll.reshape(shape), mu)

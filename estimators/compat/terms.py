@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from ..dispatch import calls, choice, validate
+from ..dispatch import choice, gaussian_calls, mixture_calls, validate
 from ..functional import gaussian_kl, gaussian_log_prob
 from ..reference import textbook
 from ..reference.reference import accumulate
@@ -61,7 +61,7 @@ def kl_of_normals(q, p, form, impl, names=("q", "q.scale", "p", "p.scale")):
     if (p[0] is None) != (p[1] is None):  # the other half is that of N(0, 1)
         zero = q[0].new_zeros(())
         p = (zero, p[1]) if p[0] is None else (p[0], zero + 1)
-    return calls.normal_kl(shape, q, p, form, impl=impl), shape
+    return gaussian_calls.normal_kl(shape, q, p, form, impl=impl), shape
 
 
 def check_latents(x, **latents):
@@ -106,7 +106,7 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
         joint, marginals = textbook.aggregate_log_probs(z, mu, logvar, power * matrix, matrix)
     else:
         each = power * log_weights, log_weights
-        most = calls.aggregate_log_probs(z, mu, logvar, log_weights=each, impl=impl)
+        most = mixture_calls.aggregate_log_probs(z, mu, logvar, log_weights=each, impl=impl)
         odd = torch.cat([log_weights[1:2], log_weights[1:]])
         row = textbook.aggregate_log_probs(z[-2:-1], mu, logvar, power * odd, odd)
         joint, marginals = (m.slice_scatter(r, 0, -2, -1) for m, r in zip(most, row, strict=True))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import calls, choice, validate
+from ..dispatch import choice, likelihood_calls, loss_calls, validate
 from ..dispatch.types import Implementation
 from ..reference.reference import accumulate
 from ..reference.textbook import LOG_2PI
@@ -268,7 +268,7 @@ def binary_cross_entropy_rows(input, target, *, impl):
         return F.binary_cross_entropy(input, target, reduction="none").sum(-1)
     shape, flat = input.shape[:-1], (math.prod(input.shape[:-1]), input.shape[-1])
     input_rows, target = input.reshape(flat), target.reshape(flat)
-    nll = calls.negative_log_likelihood(
+    nll = likelihood_calls.negative_log_likelihood(
         flat[:1], input_rows, target, likelihood="probabilities", impl=impl
     )
     if choice.looks_are_free(nll) and nll.isnan().any():  # torch says what is wrong with them
@@ -310,7 +310,7 @@ def _likelihood_sum(recon, x, *parameters, likelihood, impl):
     if recon.dim() == 1:
         recon, x = recon.unsqueeze(0), x.unsqueeze(0)
     options = {"likelihood": likelihood, "beta": 1.0, "reduction": "sum", "impl": impl}
-    return calls.elbo_loss(recon.shape[:1], recon, x, parameters, None, **options)[0]
+    return loss_calls.elbo_loss(recon.shape[:1], recon, x, parameters, None, **options)[0]
 
 
 def _reduced(total, input, reduction):

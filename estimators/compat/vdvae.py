@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..discretized import check_data
-from ..dispatch import calls, layouts, validate
+from ..dispatch import gaussian_calls, layouts, likelihood_calls, sample_calls, validate
 from ..dispatch.types import Implementation, Parametrisation
 from .terms import LOGISTIC_GUARD
 from .torch_nn import in_torch_dtype
@@ -60,7 +60,7 @@ def gaussian_analytical_kl(
     shape = validate.broadcast(**named)
     q = in_batches(mu1, shape), in_batches(logsigma1, shape)
     p = in_batches(mu2, shape), in_batches(logsigma2, shape)
-    kl = calls.posterior_kl(*q, *p, PARAMETRISATION, elementwise=True, impl=impl)
+    kl = gaussian_calls.posterior_kl(*q, *p, PARAMETRISATION, elementwise=True, impl=impl)
     dtype = mu1.dtype
     for tensor in named.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -105,12 +105,12 @@ def draw_gaussian_diag_samples(
     eps = None
     if impl in ("auto", "reference") and not mu.is_cuda:
         if mu.is_contiguous():
-            eps = calls.torch_normals(mu.shape, mu, impl=impl)
+            eps = sample_calls.torch_normals(mu.shape, mu, impl=impl)
         else:  # what torch draws into other layouts are other numbers
             eps = torch.empty_like(mu).normal_(0.0, 1.0)
         eps = in_batches(eps, shape)
     q = in_batches(mu, shape), in_batches(logsigma, shape)
-    z, _ = calls.posterior_sample_kl(*q, None, None, PARAMETRISATION, eps=eps, impl=impl)
+    z, _ = sample_calls.posterior_sample_kl(*q, None, None, PARAMETRISATION, eps=eps, impl=impl)
     return layouts.reshaped(z, shape)
 
 
@@ -162,7 +162,7 @@ def vdvae_discretized_mix_logistic_loss(
     check_data("x", x)
     params, pixels = l.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
     bins = 1 / 31 if low_bit else 1 / 255, 0.999, LOGISTIC_GUARD
-    nll = calls.discretized_mix_logistic_nll(params, pixels, *bins, impl=impl)
+    nll = likelihood_calls.discretized_mix_logistic_nll(params, pixels, *bins, impl=impl)
     return in_torch_dtype(nll.mean(1) / 3, l)
 
 

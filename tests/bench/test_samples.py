@@ -20,7 +20,7 @@ from bench.operations.entries import eager_bernoulli_nll
 from bench.reporting.results import Device
 from bench.samples import cases, entries, largest, results, tables
 from bench.samples.entries import ENTRIES
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import sample_calls
 from helpers import fake_runs
 
 OURS = "fused_elbo"
@@ -123,12 +123,12 @@ def test_oracle_finds(op, function, message):
 
 def test_oracle_sees_the_chunks(monkeypatch):
     """Chunks that all draw the first one's noise are found out."""
-    right = calls.samples_of_stream
+    right = sample_calls.samples_of_stream
 
     def first_again(*arguments, first_sample, **options):
         return right(*arguments, first_sample=0, **options)
 
-    monkeypatch.setattr(calls, "samples_of_stream", first_again)
+    monkeypatch.setattr(sample_calls, "samples_of_stream", first_again)
     with pytest.raises(oracle.WrongResultError, match="correlation of samples"):
         measure.Prepared(ENTRIES["iwae_step"], case_of("iwae_step", "fused_elbo-chunked"), "cpu")
 

@@ -5,7 +5,7 @@ import torch
 
 from bench.harness.memory import cpu_peak
 from fused_elbo import chunked_iwae_loss, iwae_loss
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import sample_calls
 from fused_elbo.estimators.reference import noise
 from helpers.samples import IMPLS, at_seed, normal, q_and_prior
 
@@ -39,7 +39,7 @@ class TestChunks:
         )  # fmt: skip
         seed = at_seed(7, noise.draw_seed, device)
         options = {"gradient": gradient, "antithetic": False, "impl": impl}
-        z, log_ratio = calls.samples_of_stream(
+        z, log_ratio = sample_calls.samples_of_stream(
             leaves[0].shape, *leaves, 16, seed=seed, first_sample=0, **options
         )
         whole = iwae_loss(decoder(z), x, log_ratio, **loss)

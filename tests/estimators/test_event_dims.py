@@ -20,7 +20,7 @@ from fused_elbo import (
     rsample_log_ratio,
 )
 from fused_elbo.estimators.diagnostics import active_units, kl_per_dimension
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import gaussian_calls
 from fused_elbo.estimators.reference import noise
 from helpers.copies import Copies
 from helpers.machine import KERNELS
@@ -200,8 +200,8 @@ def test_kl_per_channel_or_latent(impl, device):
 
 def spy(monkeypatch, name):
     """The arguments of every call of an op."""
-    seen, op = [], getattr(calls.ops, name)
-    monkeypatch.setattr(calls.ops, name, lambda *a: seen.append(a) or op(*a))
+    seen, op = [], getattr(gaussian_calls.ops, name)
+    monkeypatch.setattr(gaussian_calls.ops, name, lambda *a: seen.append(a) or op(*a))
     return seen
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fused_elbo import discretized_mix_logistic_nll
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import likelihood_calls
 from fused_elbo.kernels import ops
 from helpers.accuracy import ATOL, LOW, rounding
 from helpers.machine import INTERPRET, KERNELS
@@ -119,7 +119,7 @@ class TestValue:
         params, _ = problem(3, (1,), device, examples=1, log_scale=-1.0)
         params = params.expand(1, 30, x.shape[2])
         bins = 1 / (2**bits - 1), 0.999, 0.0
-        p = torch.exp(-calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl))
+        p = torch.exp(-likelihood_calls.discretized_mix_logistic_nll(params, x, *bins, impl=impl))
         assert p.sum().item() == pytest.approx(1, abs=1e-13)
 
     @IMPLS
@@ -133,7 +133,7 @@ class TestValue:
         x[0, 2] = levels().to(device)
         given = params.expand(1, 20, 256), x, 1 / 255
         p, wider = (
-            torch.exp(-calls.discretized_mix_logistic_nll(*given, edge, 0.0, impl=impl))
+            torch.exp(-likelihood_calls.discretized_mix_logistic_nll(*given, edge, 0.0, impl=impl))
             for edge in (0.999, 0.99)
         )
         assert p.sum().item() == pytest.approx(1, abs=1e-12)
@@ -241,7 +241,9 @@ class TestExtremes:
         x[:] = torch.tensor([-1.0, 0.0, 1.0], dtype=F64)
         for number in range(10):
             params[1, 2 * number, number] = math.nan
-        found = calls.discretized_mix_logistic_nll(params, x, 1 / 255, 0.999, 0.0, impl=impl)
+        found = likelihood_calls.discretized_mix_logistic_nll(
+            params, x, 1 / 255, 0.999, 0.0, impl=impl
+        )
         assert not found[0].isnan().any()
         assert found[1].isnan().all()
 
@@ -410,5 +412,7 @@ def test_dispatch_takes_the_loss_where_it_can(device, monkeypatch):
     params, x = problem(2, (3,), device, dtype=F32)
     options = {"scale": 1.0, "impl": KERNELS}
     for dtype in (F32, F16):
-        calls.discretized_mix_logistic_nll(params.to(dtype), x, 1 / 255, 0.999, 0.0, **options)
+        likelihood_calls.discretized_mix_logistic_nll(
+            params.to(dtype), x, 1 / 255, 0.999, 0.0, **options
+        )
     assert ran == ["discretized_mix_logistic_loss", "discretized_mix_logistic_nll"]

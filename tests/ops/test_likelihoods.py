@@ -23,7 +23,7 @@ from fused_elbo import (
     laplace_nll,
     poisson_nll,
 )
-from fused_elbo.estimators.dispatch import calls, choice
+from fused_elbo.estimators.dispatch import choice, likelihood_calls
 from helpers.accuracy import ATOL, rounding
 from helpers.machine import KERNELS
 
@@ -369,7 +369,7 @@ def test_what_is_left_to_torch(device, monkeypatch):
     assert not taken("categorical", 64, 64)
     assert taken("categorical", 2**10, 2**8)
     ran = []
-    monkeypatch.setattr(calls.reference, "laplace_nll", lambda *a: ran.append(a) or one)
+    monkeypatch.setattr(likelihood_calls.reference, "laplace_nll", lambda *a: ran.append(a) or one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one, impl="numba")
     assert len(ran) == 1

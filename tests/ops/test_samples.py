@@ -6,7 +6,7 @@ from torch.distributions import Independent, Normal
 
 import fused_elbo
 from fused_elbo import rsample_log_ratio
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import sample_calls
 from fused_elbo.estimators.reference import noise, reference
 from fused_elbo.kernels import ops
 from fused_elbo.kernels.triton import gaussian_rsample
@@ -77,9 +77,11 @@ class TestNoise:
         seed = noise.draw_seed(device)
         options = {"gradient": "total", "antithetic": antithetic, "impl": impl}
         options |= {"seed": seed}
-        whole = calls.samples_of_stream(q[0].shape, *q, 10, first_sample=0, **options)
+        whole = sample_calls.samples_of_stream(q[0].shape, *q, 10, first_sample=0, **options)
         for first, size in ((0, 4), (4, 4), (8, 2)):
-            part = calls.samples_of_stream(q[0].shape, *q, size, first_sample=first, **options)
+            part = sample_calls.samples_of_stream(
+                q[0].shape, *q, size, first_sample=first, **options
+            )
             for a, b in zip(part, whole, strict=True):
                 assert torch.equal(a, b[first : first + size])
 
@@ -120,7 +122,7 @@ def test_gradients_by_hand(gradient, samples, antithetic, impl, device):
     dz = normal(samples, 3, 5, seed=3, device=device)
     seed = noise.draw_seed(device)
     options = {"gradient": gradient, "antithetic": antithetic, "impl": impl}
-    outputs = calls.samples_of_stream(
+    outputs = sample_calls.samples_of_stream(
         leaves[0].shape, *leaves, samples, seed=seed, first_sample=0, **options
     )
     actual = torch.autograd.grad(outputs, leaves, (dz, upstream))

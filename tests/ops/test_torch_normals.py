@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 
 from fused_elbo import compat
 from fused_elbo.distributions import DiagonalNormal
-from fused_elbo.estimators.dispatch import calls
+from fused_elbo.estimators.dispatch import sample_calls
 from fused_elbo.kernels import library
 from fused_elbo.kernels.numba import mersenne_twister
 
@@ -102,8 +102,8 @@ def test_who_draws_them(impl, dtype, monkeypatch):
     ran, randn = [], mersenne_twister.randn
     monkeypatch.setattr(mersenne_twister, "randn", lambda *a: ran.append(a) or randn(*a))
     library.launcher.cache_clear()
-    like, shape = torch.empty(0, dtype=dtype), (2, calls.FEW_NORMALS // 2)
-    drawn = calls.torch_normals(shape, like, seeded(), impl=impl)
+    like, shape = torch.empty(0, dtype=dtype), (2, sample_calls.FEW_NORMALS // 2)
+    drawn = sample_calls.torch_normals(shape, like, seeded(), impl=impl)
     library.launcher.cache_clear()
     expected = torch.randn(shape, dtype=dtype, generator=seeded())
     torch.testing.assert_close(drawn, expected, rtol=0, atol=3e-6)
