@@ -68,7 +68,7 @@ def test_rows_that_are_far_apart(name, device):
 
 @pytest.fixture
 def _last_programs_alone(monkeypatch):
-    """Of the grid's first dimension the emulator runs the last programs alone."""
+    """The emulator runs the last programs of the grid's first dimension alone."""
     real = launch.run_some
 
     def run_blocks(program, memory, grid, schedule):
