@@ -48,8 +48,7 @@ class DiagonalGaussianDistribution:
 
     Args:
         parameters: ``[B, 2 C, ...]``, in any floating dtype; channels_last ones are not copied.
-        Sums
-            are taken in float32, or in float64.
+            Sums are taken in float32, or in float64.
         deterministic: as above.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 

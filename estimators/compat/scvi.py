@@ -37,9 +37,10 @@ def scvi_kl_local(
 
     Args:
         qz_m, qz_v: mean and variance of q, ``[..., D]``; or ``qz_m`` alone, as a ``Normal``.
-        kl_weight: a number, or a tensor that broadcasts with the result. pz_m, pz_v: mean and
-        variance of the prior; None means 0 and 1. Or ``pz_m``, as a ``Normal``. impl: ``"auto"``,
-        ``"triton"``, ``"numba"`` or ``"reference"``.
+        kl_weight: a number, or a tensor that broadcasts with the result.
+        pz_m, pz_v: mean and variance of the prior, None for 0 and 1; or ``pz_m`` alone, as a
+            ``Normal``.
+        impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``[...]`` in nats, in the inputs' dtype; differentiable in every tensor.
