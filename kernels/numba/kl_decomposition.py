@@ -426,7 +426,7 @@ def kl_decomposition_backward(
     dmi, dtc, ddimension_wise, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
 ):
     """The wanted gradients, from those of the terms, each [rows] or None."""
-    acc, of_batch = logsumexp.dtype, all_mu is None
+    acc, of_batch, logsumexp = logsumexp.dtype, all_mu is None, logsumexp.contiguous()
     components = (mu, logvar) if of_batch else (all_mu, all_logvar)
     (rows, cols), (count, _) = z.shape, components[0].shape
     parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
