@@ -205,6 +205,26 @@ def bits_of_float(typing_context, value):
 
 
 @intrinsic
+def double_of_bits(typing_context, bits):
+    """The float64 of 64 bits."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
+def bits_of_double(typing_context, value):
+    """The 64 bits of a float64."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(64))
+
+    return types.int64(types.float64), generate
+
+
+@intrinsic
 def pointer(typing_context, address):
     """An address that came as a number, as ``carray`` takes it."""
 

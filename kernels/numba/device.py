@@ -1,6 +1,6 @@
 """Elementary functions and what the families share of q and its prior.
 
-In float32 polynomials, for a call to libm keeps a loop scalar; in float64 libm. Numba makes
+Polynomials, for a call to libm keeps a loop scalar; those in float64 are in ``double``. Numba makes
 float64 of float32 times 0.5: constants are cast to the type of what they meet.
 """
 
@@ -10,6 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from . import double
 from .compiler import bits_of_float, elementwise, float_of_bits, helper, inline, polynomial
 from .memory import load, present
 
@@ -53,7 +54,7 @@ def exp(x):
 
 @overload(exp)
 def _(x):
-    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: math.exp(x))
+    return (lambda x: exp32(x)) if x == types.float32 else (lambda x: double.exp(x))
 
 
 @inline
@@ -127,7 +128,7 @@ def exp_normal(x):
 
 @overload(exp_normal)
 def _(x):
-    return (lambda x: exp_normal_32(x)) if x == types.float32 else (lambda x: math.exp(x))
+    return (lambda x: exp_normal_32(x)) if x == types.float32 else (lambda x: double.exp_normal(x))
 
 
 @inline
@@ -143,7 +144,7 @@ def exp2(x):
 
 @overload(exp2)
 def _(x):
-    return (lambda x: exp2_32(x)) if x == types.float32 else (lambda x: np.exp2(x))
+    return (lambda x: exp2_32(x)) if x == types.float32 else (lambda x: double.exp2(x))
 
 
 @inline
@@ -161,7 +162,7 @@ def expm1(x):
 
 @overload(expm1)
 def _(x):
-    return (lambda x: expm1_32(x)) if x == types.float32 else (lambda x: math.expm1(x))
+    return (lambda x: expm1_32(x)) if x == types.float32 else (lambda x: double.expm1(x))
 
 
 @inline
@@ -179,7 +180,7 @@ def expm1_minus_x(x):
 def _(x):
     if x == types.float32:
         return lambda x: expm1_minus_x_32(x)
-    return lambda x: expm1_minus_x_given(x, math.exp(x))
+    return lambda x: double.expm1_minus_x(x)
 
 
 @inline
@@ -197,7 +198,7 @@ def log(x):
 
 @overload(log)
 def _(x):
-    return (lambda x: log32(x)) if x == types.float32 else (lambda x: math.log(x))
+    return (lambda x: log32(x)) if x == types.float32 else (lambda x: double.log(x))
 
 
 @inline
@@ -232,7 +233,7 @@ def log1p_unit(x):
 def _(x):
     if x == types.float32:
         return lambda x: x + x * x * LOG1P(x)
-    return lambda x: math.log1p(x)
+    return lambda x: double.log1p(x)
 
 
 def log1m_half(x):
@@ -244,7 +245,7 @@ def log1m_half(x):
 def _(x):
     if x == types.float32:
         return lambda x: -x - x * x * LOG1M(x)
-    return lambda x: math.log1p(-x)
+    return lambda x: double.log1p(-x)
 
 
 @inline
