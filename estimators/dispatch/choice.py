@@ -12,6 +12,7 @@ from . import validate
 from .likelihoods import LIKELIHOODS
 from .types import IMPLEMENTATIONS, Implementation
 
+is_compiling = torch.compiler.is_compiling
 # Below this many classes torch's softmax uses no packed registers, and a kernel is faster.
 FEW_CLASSES = 16
 
@@ -54,7 +55,7 @@ def default_backend(*tensors: Any) -> Backend | None:
     backend = backends.default_backend(tensors[0])
     if backend is None or not backend.plain_only:
         return backend
-    served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
+    served = in_graph(tensors) if is_compiling() else plain_on_cpu(tensors)
     return backend if served and backends.works(backend.name) else None
 
 
@@ -75,7 +76,7 @@ def plain_on_cpu(tensors: Sequence[Any]) -> bool:
     """Whether these are CPU tensors with data, and only autograd records what is done with them."""
     return (
         tensors[0].is_cpu
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
         and not torch_state.forward_mode()
         and not library.torch_must_see(tensors)
     )
@@ -84,18 +85,21 @@ def plain_on_cpu(tensors: Sequence[Any]) -> bool:
 def left_to_torch(
     impl: Implementation, tensor: Tensor, likelihood: str, learned: bool = False
 ) -> bool:
-    """Whether impl="auto" should use torch's own loss, which is faster for small inputs on a CPU.
-
-    ``learned``: the width is a tensor.
-    """
-    # A compiler would hold the batch to the side of a threshold that it was traced on.
-    if impl != "auto" or not tensor.is_cpu or torch.compiler.is_compiling():
-        return False
+    """Whether impl="auto" should use torch's own loss. ``learned``: the width is a tensor."""
     record = LIKELIHOODS[likelihood]
     if record.is_categorical and tensor.shape[-1] < FEW_CLASSES:
         return False
-    small = record.torch_below_if_learned if learned else record.torch_below
-    return tensor.numel() < small
+    below = record.torch_below_if_learned if learned else record.torch_below
+    return is_small(impl, tensor, below)
+
+
+def is_small(impl: Implementation, tensor: Tensor, below: int) -> bool:
+    """Whether impl="auto" should use torch's operations, which are faster for small inputs.
+
+    ``below``: elements of ``tensor`` on a CPU below which they are.
+    """
+    # A compiler would hold the batch to the side of a threshold that it was traced on.
+    return impl == "auto" and tensor.is_cpu and not is_compiling() and tensor.numel() < below
 
 
 def left_to_compiler(impl: str, tensor: Tensor) -> bool:
@@ -103,7 +107,7 @@ def left_to_compiler(impl: str, tensor: Tensor) -> bool:
 
     It fuses them with what is around, and an opaque op costs a call in Python.
     """
-    return impl == "auto" and tensor.is_cpu and torch.compiler.is_compiling()
+    return is_compiling() and impl == "auto" and tensor.is_cpu
 
 
 def looks_are_free(tensor: Tensor) -> bool:
@@ -133,7 +137,7 @@ def ordered_by_compiler(alpha: float) -> bool:
 
     The compiler takes an op's argument for a constant, so every order would compile anew.
     """
-    return torch.compiler.is_compiling() and alpha != 0
+    return is_compiling() and alpha != 0
 
 
 def all_known(target: Tensor, logits: Tensor) -> bool:
