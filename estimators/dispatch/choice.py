@@ -83,23 +83,26 @@ def plain_on_cpu(tensors: Sequence[Any]) -> bool:
 
 
 def left_to_torch(
-    impl: Implementation, tensor: Tensor, likelihood: str, learned: bool = False
+    impl: Implementation,
+    tensor: Tensor,
+    likelihood: str,
+    learned: bool = False,
+    in_loss: bool = False,
 ) -> bool:
-    """Whether impl="auto" should use torch's own loss. ``learned``: the width is a tensor."""
+    """Whether impl="auto" should use torch's own loss, which is faster for small inputs on a CPU.
+
+    ``learned``: the width is a tensor. ``in_loss``: the kernel would be that of a whole loss.
+    """
+    # A compiler would hold the batch to the side of a threshold that it was traced on.
+    if impl != "auto" or not tensor.is_cpu or is_compiling():
+        return False
     record = LIKELIHOODS[likelihood]
     if record.is_categorical and tensor.shape[-1] < FEW_CLASSES:
         return False
     below = record.torch_below_if_learned if learned else record.torch_below
-    return is_small(impl, tensor, below)
-
-
-def is_small(impl: Implementation, tensor: Tensor, below: int) -> bool:
-    """Whether impl="auto" should use torch's operations, which are faster for small inputs.
-
-    ``below``: elements of ``tensor`` on a CPU below which they are.
-    """
-    # A compiler would hold the batch to the side of a threshold that it was traced on.
-    return impl == "auto" and tensor.is_cpu and not is_compiling() and tensor.numel() < below
+    if in_loss:
+        below = 0 if learned else record.torch_below_in_loss
+    return tensor.numel() < below
 
 
 def left_to_compiler(impl: str, tensor: Tensor) -> bool:
