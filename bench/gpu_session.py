@@ -33,10 +33,11 @@ def steps_of(name):
     return ("-m", "bench.gpu_steps", name, "{out}")
 
 
-def timed(suite, selected, grid="default"):
-    """A part of a suite, timed."""
+def timed(suites, selected, grid="default"):
+    """A part of some suites, timed."""
     options = ("--benchmark", "--benchmark-quiet", f"--grid={grid}", "--results={out}")
-    return ("-m", "pytest", *options, "--budget={budget}", f"bench/{suite}", "-k", selected)
+    folders = [f"bench/{suite}" for suite in suites.split()]
+    return ("-m", "pytest", *options, "--budget={budget}", *folders, "-k", selected)
 
 
 LARGEST = "16384-1024 and forward+backward"
@@ -64,7 +65,11 @@ STEPS = (
     Step(
         "operations",
         48,
-        timed("operations", f"not ({HEADLINE}) and {LARGEST} and (eager or fused_elbo)"),
+        timed(
+            "operations counts",
+            f"not ({HEADLINE}) and ({LARGEST} or test_counts and 512-8000) "
+            "and (eager or fused_elbo)",
+        ),
     ),
     Step(
         "samples",

@@ -18,6 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import collect_env
 
+from .counts.cases import case_of as count_case
+from .counts.entries import ENTRIES as COUNTED
 from .drop_ins.cases import case_of as drop_in_case
 from .drop_ins.entries import ENTRIES as DROP_INS
 from .harness import clock, functions, machine, measure, oracle, runs
@@ -32,7 +34,7 @@ from .operations.entries import ENTRIES as OPERATIONS
 from .samples.cases import case_of as sample_case
 from .samples.entries import ENTRIES as SAMPLED
 
-ENTRIES = OPERATIONS | SAMPLED | MIXTURES | DROP_INS
+ENTRIES = OPERATIONS | SAMPLED | MIXTURES | DROP_INS | COUNTED
 # A small one, an odd one, one with rows longer than a tile, and one of four million elements.
 SHAPES = ((64, 8), (257, 100), (33, 4097), (4096, 1024))
 
@@ -67,13 +69,15 @@ class Report:
 def cases(shapes, dtypes, providers):
     """Forward + backward of every operation at some (batch, latent), the one-sample ones first.
 
-    Those on K samples, of all pairs and the drop-ins come once, at shapes of their own.
+    Those on K samples, of all pairs and the drop-ins come once, at shapes of their own. Counts come
+    last: Pyro, which is among their providers, changes what others run under.
     """
     found = [case for case in sweep(OPERATIONS, DEVICE, list(shapes), dtypes) if case.backward]
     for provider in providers:
         found += [sample_case(op, provider, 16, 64, 64, "float32") for op in SAMPLED]
         found += [mixture_case(op, provider, 64, 64, 64) for op in MIXTURES]
         found += [drop_in_case(op, provider, 64, "float32") for op in DROP_INS]
+        found += [count_case(op, provider, *shape) for op in COUNTED for shape in shapes]
     return [
         case
         for case in found

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .counts import charts as count_charts
+from .counts import tables as counts
 from .drop_ins import charts as drop_in_charts
 from .drop_ins import tables as drop_ins
 from .mixtures import charts as mixture_charts
@@ -16,12 +18,14 @@ from .quality import tables as quality
 from .reporting import overview, results
 from .samples import charts as sample_charts
 from .samples import tables as samples
+from .single_cell import charts as single_cell_charts
+from .single_cell import tables as single_cell
 
 
 class Suite(NamedTuple):
     """A suite as reports and sessions see it. Its test module says what it times."""
 
-    name: str  # of its folder; its rows in the JSON say it too
+    name: str  # of its folder; its rows in the JSON say it too. single_cell has a command instead
     charts: Callable  # of a Device: {file name: figure}
     terminal: Callable  # of a Device: tables
     sections: Callable = lambda device: ()  # of a Device: parts of its README
@@ -49,6 +53,8 @@ SUITES = (
         drop_ins.sections,
         pages={"drop-ins": drop_ins.project},
     ),
+    # After the drop-ins: it imports Pyro, which changes what others run under.
+    Suite("counts", count_charts.charts, counts.terminal, counts.sections, in_overview=True),
     Suite(
         "quality",
         quality_charts.charts,
@@ -56,6 +62,13 @@ SUITES = (
         quality.sections,
         pages={"quality": quality.project},
         files={"quality.csv": quality_results.measured},
+    ),
+    Suite(
+        "single_cell",
+        single_cell_charts.charts,
+        single_cell.terminal,
+        single_cell.sections,
+        pages={"single-cell": single_cell.project},
     ),
 )
 OVERVIEW = [suite.name for suite in SUITES if suite.in_overview]

@@ -1,11 +1,11 @@
 """Bounds of the evidence and the estimators of their gradients, behind one interface.
 
-``estimate(name, ...)`` draws K samples of q once and returns the bound's estimate for each
-example and a surrogate: maximise the surrogate's mean, and its gradient is the estimator's.
-``ESTIMATORS`` says of each name what it is, where it is from, and what is unbiased.
+``estimate(name, ...)`` draws K samples of q once. It returns the bound's estimate for each example
+and a surrogate, whose gradient is the estimator's: maximise the surrogate's mean. ``ESTIMATORS``
+has the paper of each name, the bound that it estimates, and what is unbiased.
 
-Notation: w_k = p(x, z_k) / q(z_k|x), z_k ~ q; normalised weights v_k = w_k / sum_j w_j; theta
-the parameters of p, phi those of q.
+Notation: w_k = p(x, z_k) / q(z_k|x) with z_k ~ q; the normalised weights are v_k = w_k / sum_j w_j;
+theta are the parameters of p, phi those of q.
 """
 
 import inspect
@@ -32,14 +32,14 @@ class Estimate(NamedTuple):
     """The result of an estimator: [...] is the shape of the examples, K the number of samples."""
 
     value: Tensor  # [...]: the bound's estimate in nats, detached
-    surrogate: Tensor  # [...]: its gradient is the estimator's, its value means nothing
+    surrogate: Tensor  # [...]: its gradient is the estimator's; its value has no meaning
     log_weights: Tensor  # [K, ...]: log w_k, detached, for the diagnostics
     z: Tensor  # [K, ..., D]: the samples, detached
 
 
 @dataclass
 class Draws:
-    """One pass: samples of q and what p and q say of them. Lazily, since few need it all."""
+    """One pass: samples of q, and the densities of p and q at them, computed when asked for."""
 
     target: Callable[[Tensor], Tensor]
     joint: bool
@@ -53,10 +53,10 @@ class Draws:
     z: Any = None  # once drawn
 
     def sample(self, gradient: Gradient = "total", *, improper_prior: bool | None = None):
-        """z, and log p(z) - log q(z|x), or -log q(z|x) alone where p(z) is in the target.
+        """(z, log p(z) - log q(z|x)), or (z, -log q(z|x)) where p(z) is part of the target.
 
-        ``improper_prior`` asks for the latter. The log ratio comes from the noise; ``gradient`` is
-        as in :func:`fused_elbo.rsample_log_ratio`.
+        ``improper_prior`` asks for the second. The log ratio is computed from the noise.
+        ``gradient`` is as in :func:`fused_elbo.rsample_log_ratio`.
         """
         q = self.mu.shape, self.mu, self.logvar
         improper_prior = self.joint if improper_prior is None else improper_prior
@@ -79,7 +79,7 @@ class Draws:
         return self.z, log_ratio
 
     def noise(self):
-        """eps [K, ..., D] of the reference."""
+        """The noise eps [K, ..., D] that the reference draws."""
         return samplers.draw(
             self.num_samples, self.mu.detach(), sampling=self.sampling, generator=self.generator
         )
@@ -90,7 +90,7 @@ class Draws:
         return bound, weights
 
     def log_q_score(self, z: Tensor) -> Tensor:
-        """log q(z|x) whose gradient is the score's: z is held fixed."""
+        """log q(z|x) at a fixed z, so that its gradient is the score."""
         return gaussian_log_prob(z.detach(), self.mu, self.logvar, impl=self.impl)
 
     def log_likelihood(self, z: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Draws:
         return self.log_target(z) if self.joint else self.log_target(z) + self.log_prior(z)
 
     def log_weights(self) -> Tensor:
-        """log w_k of samples through which all gradients flow."""
+        """log w_k, through whose samples all gradients flow."""
         z, log_ratio = self.sample()
         return self.log_target(z) + log_ratio
 
@@ -120,11 +120,11 @@ class Draws:
         return gaussian_kl(self.mu, self.logvar, *self.gaussian_prior(), impl=self.impl)
 
     def kl_per_dimension(self) -> Tensor:
-        """The same before its sum: [..., D]."""
+        """The terms of this KL [..., D], before their sum."""
         return kl_per_dimension(self.mu, self.logvar, *self.gaussian_prior(), impl=self.impl)
 
     def gaussian_prior(self):
-        """(mu, logvar) of a prior to which the KL is known in closed form."""
+        """(mu, logvar) of the prior; a mixture, to which the KL has no closed form, is an error."""
         if isinstance(self.prior, Mixture):
             raise ValueError(
                 "the KL to a mixture has no closed form: take 'elbo-monte-carlo', or 'stl', "
@@ -143,7 +143,7 @@ class Draws:
             )
         if z.requires_grad and not value.requires_grad:
             raise ValueError(f"{name}(z) has no gradient in z: it left the graph")
-        # On a CPU only: elsewhere the look would wait for the device, and NaN shows in the loss.
+        # Checked on a CPU only: elsewhere it would wait for the device, and NaN shows in the loss.
         looks = value.device.type == "cpu" and not torch.compiler.is_compiling()
         if looks and value.isnan().any():
             raise ValueError(f"{name}(z) is NaN at {int(value.isnan().sum())} samples")
@@ -151,12 +151,12 @@ class Draws:
 
 
 def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
-    """mean_k log p(x|z_k) - beta KL(q || p), the KL in closed form (K&W, eq. 7).
+    """mean_k log p(x|z_k) - beta KL(q || p), with the KL in closed form (K&W, eq. 7).
 
-    The default: unbiased, and of the lowest variance far from the posterior. ``free_bits``
-    nats of KL, for each dimension or in total, cost nothing (Kingma et al., "Improved
-    variational inference with inverse autoregressive flow", 2016, here for each example): that
-    keeps latents in use early on, but the value is then no bound.
+    The default: it is unbiased, and has the lowest variance far from the posterior. ``free_bits``
+    nats of KL, per dimension or in total, cost nothing (Kingma et al., "Improved variational
+    inference with inverse autoregressive flow", 2016, here per example). They keep latents in use
+    early on, but the value is then no bound.
     """
     beta = validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     free_bits = validate.number("free_bits", free_bits, least=0.0, most=validate.FINITE)
@@ -175,9 +175,9 @@ def elbo(draws, *, beta=1.0, free_bits=0.0, free_bits_per="dimension"):
 def elbo_monte_carlo(draws, *, beta=1.0):
     """mean_k [log p(x|z_k) + beta (log p(z_k) - log q(z_k|x))] (K&W, eq. 6).
 
-    For priors without a closed-form KL. log q is taken from the noise, and then the gradient
-    is ``elbo-entropy``'s sample by sample; only the value is noisier. It hurts near the
-    posterior, where the gradient's noise, which STL cancels, never goes away.
+    For priors without a closed-form KL. log q is computed from the noise, so that each sample's
+    gradient is that of ``elbo-entropy``; only the value is noisier. It hurts near the posterior,
+    where the gradient's noise stays. STL cancels that noise.
     """
     beta = validate.number("beta", beta, -validate.FINITE, validate.FINITE)
     z, log_ratio = draws.sample()
@@ -189,10 +189,10 @@ def elbo_monte_carlo(draws, *, beta=1.0):
 
 
 def elbo_entropy(draws):
-    """mean_k log p(x, z_k) + H[q], the entropy in closed form (Hoffman & Johnson 2016).
+    """mean_k log p(x, z_k) + H[q], with the entropy in closed form (Hoffman & Johnson 2016).
 
-    For a joint that does not split into likelihood and prior, as in Bayesian inference; the
-    gradient is ``elbo-monte-carlo``'s.
+    For a joint that does not split into likelihood and prior, as in Bayesian inference. The
+    gradient is that of ``elbo-monte-carlo``.
     """
     z, minus_log_q = draws.sample(improper_prior=True)
     log_joint = draws.log_joint(z)
@@ -204,9 +204,9 @@ def elbo_entropy(draws):
 def stl(draws):
     """ "Sticking the landing": the ELBO without the score of q (Roeder et al. 2017).
 
-    Its gradient's variance is zero where q is the posterior: best late in training, with a
-    q that can reach the posterior. It hurts far from there: the score it drops may have
-    been correlated with the rest, and the variance be larger than the ELBO's.
+    The variance of its gradient is zero where q is the posterior. It is best late in training, with
+    a q that can reach the posterior. It hurts far from the posterior: the score that it drops may
+    be correlated with the rest, and then its variance is larger than the ELBO's.
     """
     z, log_ratio = draws.sample("path")
     log_weights = draws.log_target(z) + log_ratio
@@ -214,11 +214,11 @@ def stl(draws):
 
 
 def reinforce(draws):
-    """The ELBO by the score function, each sample's baseline the mean of the others.
+    """The ELBO by the score function; the baseline of each sample is the mean of the others.
 
     Mnih & Rezende 2016, section 2.3; Kool et al. 2019. For models whose log-likelihood has no
-    gradient in z, or whose z is discrete. It hurts wherever z has one: its variance grows with
-    the dimension, by orders of magnitude over a reparameterised gradient.
+    gradient in z, or whose z is discrete. It hurts wherever there is such a gradient: its variance
+    grows with the dimension, to orders of magnitude above that of a reparameterised gradient.
     """
     z = draws.sample()[0].detach()
     leaves_another(len(z), "reinforce")
@@ -254,10 +254,10 @@ def vimco(draws):
 
 
 def iwae(draws):
-    """log (1/K) sum_k w_k, a tighter bound as K grows (Burda et al. 2016, eq. 8).
+    """log (1/K) sum_k w_k, a bound that tightens as K grows (Burda et al. 2016, eq. 8).
 
-    For theta, and to evaluate. It hurts phi: the signal-to-noise ratio of its gradient falls
-    as K^(-1/2) (Rainforth et al. 2018).
+    For theta, and to evaluate a model. It hurts phi: the signal-to-noise ratio of the gradient in
+    phi falls as K^(-1/2) (Rainforth et al. 2018).
     """
     log_weights = draws.log_weights()
     bound, weights = draws.weigh(log_weights)
@@ -267,7 +267,7 @@ def iwae(draws):
 def miwae(draws, *, groups=1):
     """The mean over M groups of IWAE's bound of K = num_samples / M (Rainforth et al. 2018).
 
-    Between IWAE (M = 1) and the ELBO (K = 1): trades tightness for a better encoder gradient.
+    Between IWAE (M = 1) and the ELBO (K = 1): it trades tightness for a better encoder gradient.
     """
     log_weights = draws.log_weights()
     grouped = in_groups(log_weights, groups)  # [K, M, ...]
@@ -289,7 +289,7 @@ def ciwae(draws, *, mix=0.5):
 def piwae(draws, *, groups=1):
     """IWAE over all M K samples for theta, MIWAE over M groups of K for phi (Rainforth 2018).
 
-    The best of both for a large budget of samples; the value is IWAE's over all of them.
+    For a large budget of samples it is the best of both. The value is IWAE's over all of them.
     """
     z, log_ratio = draws.sample()
     leaf = z.detach().requires_grad_(z.requires_grad)
@@ -307,7 +307,7 @@ def piwae(draws, *, groups=1):
     else:
         encoder_weights = torch.zeros_like(weights)
     if any(p is not None and p.requires_grad for p in draws.prior):
-        # The prior is the model's: what it has of the encoder's weights is made good.
+        # The prior is part of the model: its gradient must have the weights of theta, not of phi.
         difference = weights - encoder_weights
         surrogate = surrogate + weighted_sum(difference, draws.log_prior(z.detach()))
     return log_weights, surrogate, bound
@@ -316,8 +316,9 @@ def piwae(draws, *, groups=1):
 def dreg(draws):
     """Doubly reparameterised IWAE (Tucker et al. 2019, eq. 8): v_k for theta, v_k^2 for phi.
 
-    An unbiased gradient of IWAE's bound whose encoder part gains from K: the signal-to-noise
-    ratio rises as K^(1/2). It hurts, as STL does, where K = 1 and q is far from the posterior.
+    The gradient of IWAE's bound, unbiased, in a form whose encoder part gains from K: its
+    signal-to-noise ratio rises as K^(1/2). Like STL it hurts where K = 1 and q is far from the
+    posterior.
     """
     z, log_ratio = draws.sample("dreg")
     log_weights = draws.log_target(z) + log_ratio
@@ -328,8 +329,8 @@ def dreg(draws):
 def rws(draws):
     """Reweighted wake-sleep: IWAE for theta, the wake update for phi (Le et al. 2019).
 
-    phi follows sum_k v_k grad log q(z_k|x), towards the inclusive KL(p(z|x) || q): it needs
-    no reparameterisation and gains from K. Biased at finite K, and no bound's gradient.
+    phi follows sum_k v_k grad log q(z_k|x), towards the inclusive KL(p(z|x) || q). It needs no
+    reparameterisation, and gains from K. It is biased at finite K, and is the gradient of no bound.
     """
     z = draws.sample()[0].detach()
     log_joint, log_q = draws.log_joint(z), draws.log_q_score(z)
@@ -341,9 +342,9 @@ def rws(draws):
 def renyi(draws, *, alpha=0.5):
     """Renyi's variational bound, 1/(1 - alpha) log mean_k w_k^(1 - alpha) (Li & Turner 2016).
 
-    alpha = 0 is IWAE, alpha = 1 (its limit) the ELBO; alpha > 1 more mode-seeking still, and a
-    bound from above for alpha < 0. At finite K its Monte Carlo estimate is biased, downwards
-    for alpha < 1.
+    alpha = 0 is IWAE and alpha = 1, the limit, the ELBO. alpha > 1 is still more mode-seeking;
+    alpha < 0 is a bound from above. At finite K the Monte Carlo estimate is biased, downwards for
+    alpha < 1.
     """
     alpha = validate.number("alpha", alpha, -validate.FINITE, validate.FINITE)
     if alpha == 1:
@@ -356,8 +357,8 @@ def renyi(draws, *, alpha=0.5):
 def cubo(draws, *, order=2.0):
     """The chi upper bound, 1/n log mean_k w_k^n >= log p(x) (Dieng et al. 2017): Renyi's 1 - n.
 
-    With an ELBO it brackets the evidence. Its estimate is biased downwards, by much where the
-    weights vary: with few samples it may lie under log p(x). An upper bound: minimise it.
+    With an ELBO it brackets the evidence. Its estimate is biased downwards, strongly so where the
+    weights vary: with few samples it may be below log p(x). It is an upper bound: minimise it.
     """
     order = validate.number("order", order, least=0.0, most=validate.FINITE)
     if order <= 0:
@@ -368,9 +369,9 @@ def cubo(draws, *, order=2.0):
 def jackknife(draws, *, order=1):
     """IWAE with its bias of order 1/K ... 1/K^m removed (Nowozin 2018, eq. 9 and 10).
 
-    To evaluate log p(x): bias O(K^-(m+1)) for an m-fold jackknife, and more variance. No bound.
-    Order 1 costs O(K), as sums of all weights but one; order m K (K - 1) ... (K - m + 1) sums, of
-    which MAX_SUMS are allowed: K = 316 for order 2, 47 for order 3.
+    To evaluate log p(x): an m-fold jackknife has a bias of O(K^-(m+1)), and more variance. It is no
+    bound. Order 1 costs O(K) sums of all weights but one. Order m costs K (K - 1) ... (K - m + 1)
+    sums. MAX_SUMS of them are allowed: K = 316 for order 2, and 47 for order 3.
     """
     samples = draws.num_samples
     order = validate.count("order", order, least=0)
@@ -379,7 +380,7 @@ def jackknife(draws, *, order=1):
     if math.perm(samples, order) > MAX_SUMS:
         raise ValueError(
             f"order {order} with {samples} samples needs {math.perm(samples, order)} sums of "
-            f"weights an example, more than {MAX_SUMS}: take fewer samples, or a lower order"
+            f"weights per example, more than {MAX_SUMS}: take fewer samples, or a lower order"
         )
     log_weights = draws.log_weights()
     # In float64: the coefficients, up to K^m / m!, multiply rounding errors.
@@ -402,9 +403,9 @@ MAX_SUMS = 100_000
 
 
 def log_sums_without(log_weights, count):
-    """log of the sum of all but ``count`` weights [K, ...], in all orders of leaving out: [n, ...].
+    """log of the sum of all but ``count`` weights [K, ...], for each choice in order: [n, ...].
 
-    From sums of what comes before and after a weight: no difference cancels, as S - w_k does
+    Each is added up from the sums before and after a weight. The difference S - w_k would cancel
     where w_k is nearly all of S.
     """
     if count == 0:
@@ -419,8 +420,8 @@ def log_sums_without(log_weights, count):
     return torch.logaddexp(before, after).flatten(0, count - 1)
 
 
-# Leave-one-out baselines, and the second reparameterisation, which moves one sample while the
-# others stay, hold for independent samples only.
+# These need independent samples: for leave-one-out baselines, and for the second
+# reparameterisation, which moves one sample while the others stay.
 INDEPENDENT_ONLY = ("reinforce", "vimco", "dreg")
 
 
@@ -432,7 +433,7 @@ class Estimator:
     paper: str
     bound: str  # what the value estimates
     value_unbiased: bool  # for that bound
-    gradient_unbiased: str  # the parameters for which the gradient is, of that bound
+    gradient_unbiased: str  # the parameters in which its gradient is unbiased
     reparameterised: bool  # needs the gradient of the log-likelihood in z
 
 
@@ -489,20 +490,20 @@ def estimate(
         name: a key of :data:`ESTIMATORS`.
         mu, logvar: of q(z|x), ``[..., D]``.
         num_samples: K, over all groups.
-        log_likelihood: z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats; minus one of
-            the likelihoods of :mod:`fused_elbo`, which take ``[K, B, ...]``, for one.
-        log_joint: instead, z to log p(x, z); the prior is then in it, and ``"elbo"``, which
-            needs the likelihood apart, cannot be had.
+        log_likelihood: a function from z ``[K, ..., D]`` to log p(x|z) ``[K, ...]``, in nats: for
+            instance minus a likelihood of :mod:`fused_elbo`, which takes ``[K, B, ...]``.
+        log_joint: instead of it, a function from z to log p(x, z), the prior included. ``"elbo"``
+            needs ``log_likelihood``.
         prior_mu, prior_logvar: of the prior, ``[D]`` or as ``mu``; None means 0.
-        prior: instead of them a :class:`fused_elbo.Mixture`, to which ``"elbo"`` has no KL in
-            closed form: ``"elbo-monte-carlo"`` and ``"stl"`` estimate the same bound.
-        sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``; the score-function
-            estimators and ``"dreg"`` take independent samples only. With the others IWAE and
-            its kin estimate a bound of their own: below log p(x) too, but not L_K. ``"sobol"``
-            samples are drawn by the reference.
+        prior: instead of them, a :class:`fused_elbo.Mixture`. ``"elbo"`` has no KL to it in closed
+            form: ``"elbo-monte-carlo"`` and ``"stl"`` estimate the same bound.
+        sampling: ``"independent"``, ``"antithetic"`` or ``"sobol"``. The score-function estimators
+            and ``"dreg"`` take independent samples only. With the other two, IWAE and its relatives
+            estimate a bound of their own, which is below log p(x) but not L_K. ``"sobol"`` samples
+            are drawn by the reference.
         generator: a ``torch.Generator`` on the device of ``mu``; torch's default if None.
         impl: as in :func:`fused_elbo.gaussian_log_prob`, for samples, densities and weights.
-        **options: of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),
+        **options: those of the estimator: ``beta``, ``free_bits``, ``free_bits_per`` (``"elbo"``),
             ``beta`` (``"elbo-monte-carlo"``), ``groups`` (``"miwae"``, ``"piwae"``), ``mix``
             (``"ciwae"``), ``alpha`` (``"renyi"``), ``order`` (``"cubo"``, ``"jackknife"``).
 
@@ -511,9 +512,9 @@ def estimate(
         ``(-estimate.surrogate.mean()).backward()``; report ``value``.
 
     Raises:
-        ValueError: an unknown name or option; K too small for the estimator, odd with
-            antithetic pairs, or no multiple of ``groups``; a callable whose result has the
-            wrong shape, is NaN (checked on CPUs) or has left the graph.
+        ValueError: an unknown name or option; a K that is too small for the estimator, is odd with
+            antithetic pairs, or is no multiple of ``groups``; a callable whose result has the wrong
+            shape, is NaN (checked on CPUs) or has left the graph.
 
     >>> mu = torch.zeros(3, 2, requires_grad=True)
     >>> log_likelihood = lambda z: -0.5 * (z - 1).square().sum(-1)
@@ -562,13 +563,13 @@ def estimate(
 
 
 def leaves_another(samples, name):
-    """Leave-one-out baselines need another sample."""
+    """Raise where a leave-one-out baseline has no other sample."""
     if samples < 2:
         raise ValueError(f"{name} needs num_samples >= 2, got {samples}")
 
 
 def finite_or_zero(signal):
-    """A learning signal; none comes from an infinite one, as of weights that are 0."""
+    """A learning signal, set to 0 where it is not finite, as for weights that are 0."""
     return torch.where(signal.isfinite(), signal, 0.0)
 
 
@@ -582,5 +583,5 @@ def in_groups(log_weights, groups):
 
 
 def weighted_sum(weights, values):
-    """sum_k v_k value_k over the first dimension; a weight of 0 silences -inf."""
+    """sum_k v_k value_k over the first dimension; a weight of 0 drops a value of -inf."""
     return torch.where(weights == 0, 0.0, weights * values).sum(0)

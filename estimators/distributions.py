@@ -33,13 +33,13 @@ class DiagonalNormal(Distribution):
         torch.distributions.Independent(Normal(mu, (0.5 * logvar).exp()), 1)
 
     Densities and KL divergences are the fused operations; so are samples, except on CPUs under
-    ``impl="auto"``. But ``log_prob`` of the very tensor that ``rsample`` or ``sample`` returned
-    comes from its noise, in several operations of PyTorch: where sigma is far below ``mu`` the
-    difference of sample and mean has few digits left. If the sample, ``mu`` or ``logvar`` was
-    written to since, the density is that of what is there now. The noise lives as long as the
-    sample; where a kernel drew it, it is a seed.
+    ``impl="auto"``. One case differs: ``log_prob`` of a tensor that ``rsample`` or ``sample``
+    returned is computed from its noise, in several operations of PyTorch, because where sigma is
+    far below ``mu`` the difference of sample and mean has few digits left. If the sample, ``mu`` or
+    ``logvar`` was written to since, the density is that of the current values. The noise is kept as
+    long as the sample; where a kernel drew it, it is a seed.
 
-    Pyro asks more of a distribution than torch does, and brings it along::
+    Pyro asks for more methods than torch does, and has a mixin with them::
 
         from pyro.distributions.torch_distribution import TorchDistributionMixin
 
@@ -49,27 +49,27 @@ class DiagonalNormal(Distribution):
     Args:
         mu, logvar: ``[..., D]``, broadcast together; ``logvar`` is the **log variance**, 2 log
             sigma. float16, bfloat16, float32 or float64, of one dtype.
-        loc, scale: instead of them the mean and the standard deviation, which are attributes too.
-            Pyro's ``LocScaleReparam(centered, shape_params=())`` constructs with these.
-        validate_args: as for all of torch.distributions; by default theirs. On CUDA the check
+        loc, scale: instead of them, the mean and the standard deviation. They are also attributes.
+            Pyro's ``LocScaleReparam(centered, shape_params=())`` calls the constructor with these.
+        validate_args: as in all of torch.distributions, with the same default. On CUDA the check
             waits for the device.
         impl: ``"auto"`` (kernels on CUDA and CPU tensors, else the reference), ``"triton"``
-            (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``. On CPUs ``"auto"`` draws
-            samples as torch.distributions does, those of ``torch.randn``.
+            (for CUDA), ``"numba"`` (for CPUs) or ``"reference"``. On CPUs ``"auto"`` draws the
+            samples of torch.distributions, those of ``torch.randn``.
 
     ``batch_shape`` is ``[...]`` and ``event_shape`` ``[D]``. ``log_prob``, ``entropy`` and
     ``kl_divergence`` are in nats, summed over D, in float32, or float64 for float64 arguments;
-    samples are in the dtype of ``mu``. ``kl_divergence`` is registered against itself and, either
-    way round, ``Independent(Normal, 1)``; by torch's formulas also against ``MultivariateNormal``
-    and against the other ``Independent`` distributions for which torch has one, as of Laplace. A
-    copy of a module that holds the distribution and
-    its Parameters has a distribution of the copied Parameters.
+    samples are in the dtype of ``mu``. ``kl_divergence`` is registered for two DiagonalNormals, and
+    in both directions for one and an ``Independent(Normal, 1)``. By torch's formulas it also takes
+    a ``MultivariateNormal``, and the other ``Independent`` distributions for which torch has a
+    formula, as Laplace. Where a module holds the distribution and its Parameters, a copy of the
+    module has a distribution of the copied Parameters.
 
     Raises:
-        TypeError: ``mu`` or ``logvar`` is no tensor, a float standard deviation for one; ``loc`` or
-            ``scale`` alone, or beside them.
-        ValueError: shapes that do not broadcast, or D = 0; if arguments are validated, NaN in
-            them or -inf in ``logvar``, and NaN or a wrong shape in a value.
+        TypeError: ``mu`` or ``logvar`` is no tensor but, for instance, a float; ``loc`` or
+            ``scale`` is given alone, or together with ``mu`` or ``logvar``.
+        ValueError: shapes that do not broadcast, or D = 0. If arguments are validated, also NaN in
+            them, -inf in ``logvar``, and NaN or a wrong shape in a value.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run.
 
     Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014, appendices B and C.2.
@@ -116,12 +116,12 @@ class DiagonalNormal(Distribution):
             validate_args = self._validate_args
         # Torch cannot check the vectors of an empty batch.
         super().__init__(shape[:-1], shape[-1:], validate_args and shape.numel() > 0)
-        # Minus infinity is a real number to torch, and a variance of 0, which Normal refuses.
+        # torch takes -inf for a real number, but it means a variance of 0, which Normal refuses.
         if self._validate_args and (logvar == -math.inf).any():
             raise ValueError("expected parameter logvar above -inf: a variance of 0 has no density")
         self._validate_args = validate_args
 
-    # As they were given: what expand returns is no leaf, and torch copies no other tensors.
+    # The tensors are kept as they were given: expand returns no leaf, and torch copies only leaves.
     @property
     def mu(self) -> Tensor:
         """The mean, of the distribution's shape."""
@@ -149,7 +149,7 @@ class DiagonalNormal(Distribution):
         """The same distributions, broadcast to a larger batch."""
         new = self._get_checked_instance(DiagonalNormal, _instance)
         shape = torch.Size(batch_shape) + self.event_shape
-        batch_shape = self.mu.expand(shape).shape[:-1]  # in which -1 is no size any more
+        batch_shape = self.mu.expand(shape).shape[:-1]  # -1 is resolved to a size
         new._mu, new._logvar = self._mu, self._logvar
         new.impl, new._draws = self.impl, None
         super(DiagonalNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
@@ -200,7 +200,7 @@ class DiagonalNormal(Distribution):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log N(value; mu, diag exp logvar), [...], in nats; ``value`` in the dtype of ``mu``."""
+        """log N(value; mu, diag exp logvar) [...], in nats; ``value`` has the dtype of ``mu``."""
         validate.tensors(value=value, mu=self.mu)
         broadcasts = value.dim() == 0 or value.shape[-1] == 1 != self.event_shape[0]
         if broadcasts:  # as Independent(Normal) does
@@ -216,12 +216,12 @@ class DiagonalNormal(Distribution):
         return _LogProbFromNoise.apply(value, mu, logvar, _noise(draw, value, self.mu, self.logvar))
 
     def entropy(self) -> Tensor:
-        """1/2 sum_d (logvar_d + log 2 pi + 1), [...], in nats."""
+        """1/2 sum_d (logvar_d + log 2 pi + 1) [...], in nats."""
         (logvar,) = reference.accumulate(self.logvar)
         return textbook.gaussian_entropy(logvar)
 
     def __getstate__(self):
-        """Samples are those of this process and of this object."""
+        """The state without the noise of samples, which stay with this object and process."""
         return self.__dict__ | {"_draws": None}
 
 
@@ -242,10 +242,10 @@ def _noise(draw, z, mu, logvar):
 
 
 class _LogProbFromNoise(torch.autograd.Function):
-    """log N(z; mu, exp logvar) of z = mu + exp(logvar / 2) eps, all of one shape.
+    """log N(z; mu, exp logvar) at z = mu + exp(logvar / 2) eps, all of one shape.
 
-    The gradients are those of the density in its three arguments, z among them: that z depends
-    on mu and logvar is z's own affair.
+    The gradients are those of the density in its three arguments z, mu and logvar. That z itself
+    depends on mu and logvar is left to autograd.
     """
 
     generate_vmap_rule = True

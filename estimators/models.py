@@ -1,7 +1,7 @@
-"""Models whose evidence is known exactly: what the estimators are judged against.
+"""Models whose evidence is known exactly: the estimators are judged against them.
 
-Closed forms, batched, in nats and in the dtype of what they are given: give float64. The
-models are targets too: ``log_likelihood`` and ``log_joint`` are what an estimator takes.
+All results are closed forms, batched, in nats and in the dtype of the arguments, best float64. The
+models are also targets: estimators take their ``log_likelihood`` and ``log_joint``.
 """
 
 from dataclasses import dataclass
@@ -70,21 +70,21 @@ def kl_divergence(q: Gaussian, p: Gaussian) -> Tensor:
 
 
 def renyi_divergence(q: Gaussian, p: Gaussian, alpha: float) -> Tensor:
-    r"""Renyi divergence of order alpha of two Gaussians, in nats; infinite where the integral is.
+    r"""Renyi divergence of order alpha of two Gaussians, in nats; infinite where its integral is.
 
     .. math:: D_\alpha(q \| p) = \tfrac{1}{\alpha - 1} \log E_q\big[(q / p)^{\alpha - 1}\big]
               = \tfrac{\alpha}{2} d^T S^{-1} d
               - \tfrac{1}{2 (\alpha - 1)} \log \frac{|S|}{|Q|^{1 - \alpha} |P|^\alpha}
 
-    with S = alpha P + (1 - alpha) Q, which must be positive definite. At alpha = 1 it is its
-    limit, the KL. Gil, Alajaji & Linder, "Renyi divergence measures for commonly used
+    with S = alpha P + (1 - alpha) Q, which must be positive definite. At alpha = 1 it is the limit,
+    the KL. Gil, Alajaji & Linder, "Renyi divergence measures for commonly used
     univariate continuous distributions", 2013, table 2 (multivariate Gaussian).
     """
     if alpha == 1:
         return kl_divergence(q, p)
     mixed = alpha * p.covariance + (1 - alpha) * q.covariance
     factor, failed = torch.linalg.cholesky_ex(mixed)
-    # Where S is not positive definite the integral diverges; any factor does until the end.
+    # Where S is not positive definite the integral diverges; the identity stands in until the end.
     fine = (failed == 0)[..., None, None]
     factor = torch.where(
         fine, factor, torch.eye(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
@@ -94,8 +94,8 @@ def renyi_divergence(q: Gaussian, p: Gaussian, alpha: float) -> Tensor:
     mixed_log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_ratio = mixed_log_det - (1 - alpha) * log_det(q.covariance) - alpha * log_det(p.covariance)
     value = 0.5 * alpha * distance - 0.5 / (alpha - 1) * log_ratio
-    # The integral is E_p[(q/p)^alpha]: infinite, and so is the divergence, with the sign of
-    # alpha / (alpha - 1) ... for alpha outside [0, 1].
+    # The integral E_p[(q/p)^alpha] is infinite, and so is the divergence, whose sign is that of
+    # 1 / (alpha - 1).
     infinite = torch.full_like(value, torch.inf if alpha > 1 else -torch.inf)
     return torch.where(failed == 0, value, infinite)
 
@@ -116,9 +116,9 @@ def chi_square_divergence(p: Gaussian, q: Gaussian) -> Tensor:
 class LinearGaussianModel:
     """p(z) = N(m, S), p(x|z) = N(W z + b, diag sigma^2): factor analysis, with any prior.
 
-    ``weight`` W [P, D], ``bias`` b [P], ``noise_variance`` sigma^2: one number, or one a
-    measurement [P]. ``prior`` is a :class:`Gaussian` of D dimensions, or the number S / I of
-    N(0, S). Examples x [B, P]; every result is one number an example. Bishop, "Pattern
+    ``weight`` W is [P, D] and ``bias`` b [P]. ``noise_variance`` sigma^2 is one number, or one per
+    measurement [P]. ``prior`` is a :class:`Gaussian` of D dimensions, or the number s of
+    N(0, s I). Examples x are [B, P]; every result has one number per example. Bishop, "Pattern
     Recognition and Machine Learning", 2006, section 2.3.3; Tipping & Bishop, "Probabilistic
     principal component analysis", JRSS B 1999; Lucas et al., "Don't blame the ELBO!", NeurIPS 2019.
 
@@ -157,26 +157,26 @@ class LinearGaussianModel:
         return Gaussian(zero, self.prior * torch.diag_embed(torch.ones_like(zero)))
 
     def _information(self) -> Tensor:
-        """The precision that any example adds to z: W' diag(1 / sigma^2) W [D, D]."""
+        """The precision that each example adds to z: W' diag(1 / sigma^2) W [D, D]."""
         return (self.weight.mT / self._noise()) @ self.weight
 
     def _precision(self) -> Tensor:
-        """The posterior's: S^-1 + W' diag(1 / sigma^2) W [D, D]."""
+        """The precision of the posterior: S^-1 + W' diag(1 / sigma^2) W [D, D]."""
         return torch.linalg.inv(self.full_prior().covariance) + self._information()
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), with ``z`` [..., B, D]: [..., B]."""
+        """log p(x|z) [..., B], for ``z`` [..., B, D]."""
         logvar = self._noise().to(x.dtype).log()
         return textbook.gaussian_log_prob(x, z @ self.weight.mT + self.bias, logvar)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), with ``z`` [..., D]: [...]."""
+        """log p(z) [...], for ``z`` [..., D]."""
         if isinstance(self.prior, Gaussian):
             return gaussian_log_prob(z, self.prior)
         return textbook.gaussian_log_prob(z, torch.zeros_like(z), _log(self.prior, z))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z): [..., B]."""
+        """log p(x, z) [..., B], for ``z`` [..., B, D]."""
         return self.log_likelihood(x, z) + self.log_prior(z)
 
     def evidence(self) -> Gaussian:
@@ -187,36 +187,40 @@ class LinearGaussianModel:
         return Gaussian(prior.mean @ self.weight.mT + self.bias, covariance + noise)
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x) of each example."""
+        """log p(x) of each example [B]."""
         return gaussian_log_prob(x, self.evidence())
 
     def posterior(self, x: Tensor) -> Gaussian:
-        """p(z|x) = N(C (W' diag(1 / sigma^2) (x - b) + S^-1 m), C), C the precision's inverse."""
+        """p(z|x) = N(C (W' diag(1 / sigma^2) (x - b) + S^-1 m), C), C the inverse precision."""
         prior, covariance = self.full_prior(), torch.linalg.inv(self._precision())
         seen = ((x - self.bias) / self._noise()) @ self.weight
         mean = (seen + torch.linalg.solve(prior.covariance, prior.mean)) @ covariance
         return Gaussian(mean, covariance.expand(*mean.shape[:-1], -1, -1))
 
     def optimal_diagonal(self, x: Tensor) -> DiagonalGaussian:
-        """The diagonal q with the greatest ELBO: the posterior's mean, variances 1 / M_dd."""
+        """The diagonal q with the greatest ELBO: the posterior's mean m, and variances 1 / M_dd.
+
+        M is the precision of the posterior.
+        """
         mean = self.posterior(x).mean
         return DiagonalGaussian(mean, -self._precision().diagonal().log().expand_as(mean))
 
     def mean_field_gap(self) -> Tensor:
-        """log p(x) - ELBO at that q, of any x: 1/2 (sum_d log M_dd - log |M|), M the precision."""
+        """log p(x) - ELBO at that q, the same for all x: 1/2 (sum_d log M_dd - log |M|)."""
         precision = self._precision()
         return 0.5 * (precision.diagonal().log().sum() - log_det(precision))
 
     def elbo(self, x: Tensor, q: DiagonalGaussian | Gaussian) -> Tensor:
-        """The exact ELBO of q, no sampling: E_q[log p(x|z)] - KL(q || p), Q the covariance of q.
+        """The exact ELBO of q, without sampling: E_q[log p(x|z)] - KL(q || p).
 
-        E_q[log p(x|z)] = log N(x; W mu + b, diag sigma^2) - 1/2 tr(Q W' diag(1 / sigma^2) W).
+        E_q[log p(x|z)] = log N(x; W mu + b, diag sigma^2) - 1/2 tr(Q W' diag(1 / sigma^2) W), where
+        Q is the covariance of q.
         """
         information = self._information()
         if isinstance(q, Gaussian):
-            spread = (q.covariance * information).sum((-2, -1))
+            trace = (q.covariance * information).sum((-2, -1))
             return (
-                self.log_likelihood(x, q.mean) - 0.5 * spread - kl_divergence(q, self.full_prior())
+                self.log_likelihood(x, q.mean) - 0.5 * trace - kl_divergence(q, self.full_prior())
             )
         expected = self.log_likelihood(x, q.mu) - 0.5 * q.logvar.exp() @ information.diagonal()
         if isinstance(self.prior, Gaussian):
@@ -226,7 +230,7 @@ class LinearGaussianModel:
 
 
 def _beside(value, like):
-    """A tensor, or a number as one, in the dtype and on the device of ``like``."""
+    """A tensor or a number, as a tensor in the dtype and on the device of ``like``."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
@@ -237,9 +241,9 @@ def _log(value, like):
 def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:
     """The maximum-likelihood pPCA of the data ``x`` [N, P], in closed form.
 
-    With the eigenvalues l_1 >= l_2 ... of the sample covariance, sigma^2 is the mean of those
-    past ``latents`` and W = U (L - sigma^2 I)^(1/2). A linear VAE has this as its greatest
-    ELBO too: W's columns are orthogonal, so the posterior is diagonal and the gap is zero
+    From the eigenvalues l_1 >= l_2 >= ... of the sample covariance, sigma^2 is the mean of those
+    after the first ``latents``, and W = U (L - sigma^2 I)^(1/2). A linear VAE has its greatest ELBO
+    here too: the columns of W are orthogonal, so the posterior is diagonal and the gap is zero
     (Tipping & Bishop 1999, eq. 7 and 8; Lucas et al. 2019, theorem 1).
 
     >>> x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -258,13 +262,13 @@ def fit_ppca(x: Tensor, latents: int) -> LinearGaussianModel:
 
 @dataclass(frozen=True)
 class BayesianLinearRegression:
-    """y ~ N(X w, diag sigma^2), w ~ N(m, S): all weights, the intercept too, are latent.
+    """y ~ N(X w, diag sigma^2), w ~ N(m, S): all weights are latent, the intercept included.
 
-    ``design`` X [N, D] (with a column of ones for an intercept), ``targets`` y [N],
-    ``noise_variance`` sigma^2: one number, or one a target [N]; ``prior`` a :class:`Gaussian`, or
-    the number tau^2 of N(0, tau^2 I). The linear-Gaussian model of one example, the data set, and
-    so results are scalars. Bishop, "Pattern Recognition and Machine Learning", 2006, sections
-    3.3, 3.5.
+    ``design`` X is [N, D], with a column of ones for an intercept, and ``targets`` y [N].
+    ``noise_variance`` sigma^2 is one number, or one per target [N]. ``prior`` is a
+    :class:`Gaussian`, or the number tau^2 of N(0, tau^2 I). It is the linear-Gaussian model with
+    the data set as its one example, so results are scalars. Bishop, "Pattern Recognition and
+    Machine Learning", 2006, sections 3.3, 3.5.
 
     >>> model = BayesianLinearRegression(torch.ones(3, 1), torch.ones(3), 1.0, 1.0)
     >>> model.log_evidence() >= model.elbo(model.optimal_diagonal())
@@ -277,16 +281,16 @@ class BayesianLinearRegression:
     prior: float | Gaussian
 
     def model(self) -> LinearGaussianModel:
-        """The same, as p(x|z) with x the targets and z the weights."""
+        """The same model as p(x|z), with x the targets and z the weights."""
         zero = torch.zeros_like(self.targets)
         return LinearGaussianModel(self.design, zero, self.noise_variance, self.prior)
 
     def log_likelihood(self, w: Tensor) -> Tensor:
-        """log p(y|w), ``w`` [..., D]: [...]."""
+        """log p(y|w) [...], for ``w`` [..., D]."""
         return self.model().log_likelihood(self.targets, w)
 
     def log_joint(self, w: Tensor) -> Tensor:
-        """log p(y, w): [...]."""
+        """log p(y, w) [...], for ``w`` [..., D]."""
         return self.model().log_joint(self.targets, w)
 
     def posterior(self) -> Gaussian:
@@ -310,5 +314,5 @@ class BayesianLinearRegression:
         return self.model().mean_field_gap()
 
     def elbo(self, q: DiagonalGaussian | Gaussian) -> Tensor:
-        """The exact ELBO of q, no sampling: E_q[log p(y|w)] - KL(q || prior)."""
+        """The exact ELBO of q, without sampling: E_q[log p(y|w)] - KL(q || prior)."""
         return self.model().elbo(self.targets, q)

@@ -1,4 +1,4 @@
-"""The backends, a record each.
+"""The backends, one record each.
 
 To add one, add its record to ``BACKENDS``, and a folder of its name beside this module, with a
 module per family of ops and launchers of the same names as in the other folders.
@@ -27,16 +27,16 @@ class Backend:
 
     Attributes:
         name: its name as an ``impl``, and that of its folder and of the package it needs.
-        title: that package in a sentence.
-        installed: whether it is, as far as one knows without importing it.
+        title: the package's name in a sentence.
+        installed: whether the package is found; it is not imported.
         serves: whether it can run on a tensor's device.
-        tensors: those tensors in an error message.
-        otherwise: what a user with other tensors can do, for the same.
-        plain_only: whether impl="auto" leaves to the reference what torch must see (transforms,
-            compilation, tracing, tensors without data). True where the reference is what such code
-            has run on before.
-        probe: a module of its folder. Where it cannot be imported, the backend does not work in
-            this process.
+        tensors: how an error message names the tensors that it serves.
+        otherwise: what an error message advises for other tensors.
+        plain_only: whether impl="auto" takes the reference for what torch must see (transforms,
+            compilation, tracing, tensors without data). True for CPUs, where such code has always
+            run on the reference.
+        probe: a module of its folder. If it cannot be imported, the backend does not work in this
+            process.
         keeps_noise: whether the forward pass of one sample hands its noise to backward, because
             drawing it again takes longer.
         looks_are_free: whether reading a result on the host waits for no device.
@@ -94,7 +94,7 @@ def serving(tensor: Tensor) -> Backend | None:
 
 
 def backend_of(tensor: Tensor) -> Backend:
-    """The same for a call of an op, which must have one."""
+    """The backend that runs a call of an op; an error where there is none."""
     backend = serving(tensor)
     if backend is None:
         raise RuntimeError(f"fused_elbo has no kernels for tensors on {tensor.device}")

@@ -1,8 +1,8 @@
 """``declare`` makes an op known to torch and to all backends.
 
 ``declare`` registers ``fused_elbo::name`` and ``fused_elbo::name_backward`` and makes one autograd
-function of the two. Each backend has one module per family of ops, with launchers that have the
-names and arguments of the ops. It is imported at the first call.
+function of the two. A backend has one module per family of ops. Its launchers have the names and
+arguments of the ops. The module is imported at the first call.
 """
 
 import functools
@@ -54,8 +54,8 @@ def implementation(find: Find, backend: Backend, family: str, name: str) -> Run:
 def register(family: str, schema: str, fake: Run, find: Find = launcher) -> Run:
     """Define an opaque functional op, with one implementation for all devices and one for shapes.
 
-    ``find(backend, family, name)`` returns a backend's implementation. Returned is what calls the
-    op: the implementation directly, or through torch where somebody else must see the op.
+    ``find(backend, family, name)`` returns a backend's implementation. The result is a function
+    that calls the implementation directly, or through torch where torch must see the op.
     """
     name = schema.partition("(")[0]
 
@@ -90,9 +90,9 @@ def no_vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
 def torch_must_see(arguments: Iterable[Any]) -> bool:
     """Whether torch must see the call: it is traced or transformed, or a tensor holds no numbers.
 
-    Modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops), torch.jit.trace,
-    torch.func; subclasses of Tensor and symbolic numbers; batched gradients, the meta device. And a
-    view with a pending sign, whose memory holds other numbers.
+    That is so under modes of __torch_dispatch__ (fake tensors, make_fx, export, counters of flops),
+    torch.jit.trace and torch.func; for subclasses of Tensor, symbolic numbers, batched gradients
+    and the meta device; and for a view with a pending sign, whose memory holds other numbers.
     """
     if dispatch_modes() > 0 or tracing() is not None or transforming():
         return True
@@ -107,7 +107,7 @@ def torch_must_see(arguments: Iterable[Any]) -> bool:
 
 
 class Op:
-    """A differentiable op: called, it is recorded by autograd; forward and backward are bare.
+    """A differentiable op. A call is recorded by autograd; ``forward`` and ``backward`` are not.
 
     Args:
         gradients: the positions of the arguments that are differentiable.
@@ -139,7 +139,7 @@ class Op:
 
 
 def differentiated(arguments: Iterable[Any]) -> bool:
-    """Whether a derivative may be asked for, backward or forward, or a compiler asks for all."""
+    """Whether a derivative may be asked for, in reverse or forward mode, or by a compiler."""
     if grad_enabled():
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.requires_grad:
@@ -155,7 +155,7 @@ def record(function: type["KernelFunction"], *arguments: Any) -> Any:
         if transforming():
             return function.apply(*arguments)
         return bare_apply(function, *arguments)
-    except NotImplementedError as error:  # not by a function of our own: the compiler takes no jvp
+    except NotImplementedError as error:  # torch raises it: the compiler takes no jvp of our own
         if "jvp" not in str(error):
             raise
         raise RuntimeError(
@@ -175,20 +175,20 @@ def declare(
     kept: str | None = None,
     launchers: tuple[Find, ...] = (launcher, launcher),
 ) -> Callable[[Run], Any]:
-    """Make an op of its schema; the decorated function returns empty results: shapes and dtypes.
+    """Make an op from its schema. The decorated function returns empty results: shapes and dtypes.
 
     Args:
         family: the module of a backend that has the launchers.
-        schema: as torch.library has them. Tensors come before all else, results have names.
-        gradients: the arguments that have gradients. Without any the op has no backward, and what
-            is returned is the bare forward.
-        saved: what backward takes of the arguments; by default all.
+        schema: as torch.library has it. Tensors come first, and results have names.
+        gradients: the arguments that have gradients. Without any, the op has no backward and is
+            returned as the bare forward.
+        saved: the arguments that backward takes; by default all.
         like: maps an argument that is not saved to a saved one of the same shape, so that backward
             can allocate its gradient.
-        results: names of the first of a list of results, which are the caller's.
-        kept: the name of a further one, if there is one: it is for backward alone.
-        launchers: what finds the launcher of the op and that of its backward, in a backend.
-            ``likelihoods`` has other pairs.
+        results: for an op that returns a list, the names of those that the caller gets.
+        kept: the name of one more result, which only backward gets.
+        launchers: two functions that find the launcher of the op and that of its backward in a
+            backend. ``likelihoods`` has other pairs.
     """
 
     def decorate(fake: Run) -> Any:
@@ -263,11 +263,11 @@ def autograd_function(
     results: int | None,
     keeps: bool,
 ) -> type["KernelFunction"]:
-    """The autograd function of the op ``name``, of so many ``arguments``.
+    """The autograd function of the op ``name``, which has so many ``arguments``.
 
-    ``saved`` are the positions of what backward takes, ``tensors`` how many of it are tensors.
-    The arguments at the positions ``gradients`` have gradients, of the shapes of those at the
-    positions ``sources``.
+    Backward takes the arguments at the positions ``saved``, the first ``tensors`` of which are
+    tensors. Those at the positions ``gradients`` have gradients, in the shapes of the arguments at
+    the positions ``sources``.
     """
     count = len(gradients)
     others = (None,) * (arguments - count)
@@ -278,13 +278,13 @@ def autograd_function(
         kept = inputs if all_saved else [inputs[position] for position in saved]
         ctx.options = kept[tensors:]
         hidden = output[results:] if keeps else ()
-        if hidden:  # torch.compile takes a call of none to be of several results
+        if hidden:  # torch.compile misreads a call without arguments
             ctx.mark_non_differentiable(*hidden)
         ctx.save_for_backward(*kept[:tensors], *hidden)
         ctx.set_materialize_grads(False)
 
     def saved_of(ctx: Any) -> tuple[Any, ...]:
-        """The saved arguments, then what forward kept, or None, if the op keeps anything."""
+        """The saved arguments; then, if the op can keep a result, that result or None."""
         found = ctx.saved_tensors
         if not keeps:
             return *found, *ctx.options
@@ -295,7 +295,7 @@ def autograd_function(
         for position, value in zip(saved, saved_of(ctx), strict=not keeps):
             values[position] = value
         for position, source in zip(gradients, sources, strict=True):
-            if position not in saved:  # its value is of no consequence
+            if position not in saved:  # backward does not depend on its value
                 values[position] = torch.zeros_like(values[source]).requires_grad_()
         return values
 
@@ -335,7 +335,7 @@ def gradients_like(tensors: Iterable[Tensor], needs: Iterable[bool]) -> list[Ten
 def scatter_gradients(
     gradients: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> Sequence[Tensor | None]:
-    """One entry per input: the computed gradients in their places, None elsewhere."""
+    """One entry per input: its gradient where one was computed, else None."""
     if len(gradients) == len(needs):
         return gradients
     computed = iter(gradients)
@@ -351,7 +351,7 @@ def at_positions(values: Iterable[Any], positions: Iterable[int], count: int) ->
 
 
 class SecondDerivative(torch.autograd.Function):
-    """The identity on a gradient, which refuses to be differentiated."""
+    """The identity on a gradient; it raises an error when it is differentiated."""
 
     generate_vmap_rule = True
 
@@ -374,8 +374,8 @@ class SecondDerivative(torch.autograd.Function):
 def once_differentiable(backward: Run) -> Run:
     """Mark a backward whose result must not be differentiated again, except through a twin.
 
-    torch's decorator of this name looks at the upstream gradients only: with a constant one,
-    as of a plain sum, it lets the second derivative be dropped in silence.
+    torch's decorator of this name looks at the upstream gradients only. With a constant one, as
+    that of a plain sum, it silently drops the second derivative.
     """
 
     @functools.wraps(backward)
@@ -400,7 +400,7 @@ def once_differentiable(backward: Run) -> Run:
 
 
 def twin_wanted(ctx: Any, upstream: Iterable[Tensor | None], again: bool) -> bool:
-    """Whether gradients are differentiated again, or batches of them, where a backend leaves it."""
+    """Whether the twin must compute the gradients: to differentiate them again, or in a batch."""
     for given in upstream:
         if given is not None and (again or is_batched(given)):
             twin = getattr(function_of(ctx), "twin", None)
@@ -413,7 +413,7 @@ def through_twin(
 ) -> Sequence[Tensor | None]:
     """The gradients by autograd, which can differentiate them again and take batches of them."""
     with torch.enable_grad():
-        # Views: where an argument is a function of another, or the same, autograd must stop at it.
+        # Views, at which autograd stops: one argument may be another one, or a function of it.
         arguments = [
             a.view_as(a) if isinstance(a, torch.Tensor) else a
             for a in function_of(ctx).arguments(ctx)
@@ -432,14 +432,15 @@ def through_twin(
 class KernelFunction(torch.autograd.Function):
     """An autograd function over the ops above: first derivatives, no vmap.
 
-    On CPUs, where code that was written for the reference must go on working, second derivatives
-    and batched gradients are those of ``twin``, the same in PyTorch, at ``arguments(ctx)``.
+    On CPUs, code that was written for the reference must go on working. There, second derivatives
+    and batched gradients are those of ``twin``, the same function in PyTorch, at
+    ``arguments(ctx)``.
     """
 
     twin: Any = None
 
     def __init_subclass__(cls) -> None:
-        # apply() asks for this signature at every call: a fifth of the host's time otherwise.
+        # apply() asks for the signature at every call; to find it takes a fifth of the host's time.
         forward: Any = cls.forward
         forward.__signature__ = inspect.signature(forward)
 

@@ -15,10 +15,10 @@ To add the kernels of a likelihood, say of ``gamma``:
      "total": numbers [n], contiguous, whose sum is that of all rows: one per program or per row.
    - ``needs`` has one bool per argument in ``gradients``; missing ones at the end are False.
      ``gradients`` is the list of the tensors that ``needs`` asks for, in that order.
-   - ``dnll`` is the upstream gradient [rows], of any stride. Without it, it is ``scale`` for every
-     row.
+   - ``dnll`` is the upstream gradient [rows], with any stride. If it is None, the upstream gradient
+     is ``scale`` for every row.
 
-   The op and its backward need no more: they are made of this launcher, below.
+   The op and its backward need no more: both are made from this launcher, below.
 3. Add its line to ``LIKELIHOODS`` below, and its PyTorch twin beside the others in ``estimators/``.
 
 x may have fewer rows than the network's output [samples * rows, cols], which then holds one sample
@@ -75,7 +75,7 @@ LIKELIHOODS = {
 
 
 def forward_launcher(backend: Backend, family: str, name: str) -> Run:
-    """The op X, by ``launch_X``."""
+    """The implementation of the op X: a call of ``launch_X``."""
     launch = launcher(backend, family, f"launch_{name}")
 
     def forward(*arguments: Any) -> Tensor:
@@ -85,7 +85,7 @@ def forward_launcher(backend: Backend, family: str, name: str) -> Run:
 
 
 def backward_launcher(backend: Backend, family: str, name: str) -> Run:
-    """The op X_backward, by the same."""
+    """The implementation of the op X_backward: a call of the same launcher."""
     launch = launcher(backend, family, f"launch_{name.removesuffix('_backward')}")
 
     def backward(dnll: Tensor, *arguments: Any) -> list[Tensor]:
@@ -96,7 +96,7 @@ def backward_launcher(backend: Backend, family: str, name: str) -> Run:
 
 
 def loss_launcher(backend: Backend, family: str, name: str) -> Run:
-    """The op [scale * sum of X, then the wanted gradients], by the same, where X is the family."""
+    """The implementation of the op [scale * sum of X, the wanted gradients], for the family X."""
     launch = launcher(backend, family, f"launch_{family}")
 
     def loss(*arguments: Any) -> list[Tensor]:
@@ -108,7 +108,7 @@ def loss_launcher(backend: Backend, family: str, name: str) -> Run:
 
 
 def elbo_launcher(backend: Backend, family: str, name: str) -> Run:
-    """The op ``elbo_loss``, by the launcher of its likelihood and one that adds up."""
+    """The implementation of ``elbo_loss``: the launcher of its likelihood, and ``launch_total``."""
     total = launcher(backend, family, "launch_total")
 
     def elbo_loss(

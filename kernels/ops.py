@@ -1,7 +1,7 @@
-"""The ops, each declared once: schema, what has a gradient, what is saved, shapes of the results.
+"""The ops, each declared once: its schema, what has a gradient, what is saved, shapes of results.
 
-All take rows: operands are [rows, cols] and their sums [rows], in nats; a prior of None is the
-standard one. Their twins in PyTorch are in ``estimators/reference``.
+All ops take rows: operands are [rows, cols] and sums over them [rows], in nats. A prior of None is
+N(0, I). Each op has a twin in ``estimators/reference``: a PyTorch function of the same arguments.
 """
 
 from typing import Any
@@ -35,8 +35,8 @@ from .rows import accumulator, halves, samples_in
 def gaussian_nll(recon, x, logvar, logvar_value, sign):
     """-log N(x; recon, diag exp logvar), or the log-density where ``sign`` is -1.
 
-    ``logvar`` [rows, cols], [rows, 1] or None for the float. x may have fewer rows, of which recon
-    then holds samples one after another.
+    ``logvar`` is [rows, cols], [rows, 1], or None for the float. x may have fewer rows than recon,
+    [samples * rows, cols], which then holds one sample of all rows after another.
     """
     return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, logvar))
 
@@ -48,7 +48,7 @@ def gaussian_nll(recon, x, logvar, logvar_value, sign):
     launchers=LIKELIHOOD,
 )
 def bernoulli_nll(recon, x, probabilities):
-    """-log Bernoulli(x), of logits or probabilities recon; x may have fewer rows, as above."""
+    """-log Bernoulli(x) from logits or probabilities recon; x may have fewer rows, as above."""
     return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x))
 
 
@@ -59,7 +59,7 @@ def bernoulli_nll(recon, x, probabilities):
     launchers=LIKELIHOOD,
 )
 def laplace_nll(recon, x, log_scale, log_scale_value):
-    """-log Laplace(x; recon, exp log_scale), of arguments like ``gaussian_nll``'s."""
+    """-log Laplace(x; recon, exp log_scale); the arguments are as in ``gaussian_nll``."""
     return recon.new_empty(recon.shape[0], dtype=accumulator(recon, x, log_scale))
 
 
@@ -84,9 +84,9 @@ def poisson_nll(log_rate, x):
 def negative_binomial_nll(log_mean, x, log_theta, zero_logits, log_theta_value, elementwise):
     """-log NB(x; mean exp log_mean, inverse dispersion exp log_theta); NaN where x is negative.
 
-    ``log_theta`` [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
-    ``zero_logits`` [rows, cols] a zero is inflated. x may have fewer rows, as above. With
-    ``elementwise`` the results are [rows, cols], not sums of rows.
+    ``log_theta`` is [rows, cols], [rows, 1], [1, cols] for all rows, or None for the float. With
+    ``zero_logits`` [rows, cols] the distribution is zero-inflated. x may have fewer rows, as above.
+    With ``elementwise`` the result is [rows, cols] instead of the sums over rows.
     """
     shape = log_mean.shape if elementwise else log_mean.shape[:1]
     return log_mean.new_empty(shape, dtype=accumulator(log_mean, x, log_theta, zero_logits))
@@ -112,8 +112,9 @@ def softmax_negative_binomial_nll(logits, x, log_theta, log_library, zero_logits
     launchers=LIKELIHOOD,
 )
 def multinomial_nll(logits, x):
-    """-log Multinomial(x; softmax(logits)) of rows; NaN where x is negative. x may have fewer rows,
-    as above.
+    """-log Multinomial(x; softmax(logits)) of each row; NaN where x is negative.
+
+    x may have fewer rows, as above.
     """
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits, x))
 
@@ -125,9 +126,9 @@ def multinomial_nll(logits, x):
     launchers=LIKELIHOOD,
 )
 def categorical_nll(logits, target):
-    """-log softmax(logits)[target] of rows [rows, classes], for an int64 target [rows] or fewer.
+    """-log softmax(logits)[target] of each row [rows, classes]; NaN where the target is no class.
 
-    NaN where the target is no class.
+    ``target`` is int64 [rows], or has fewer rows, as above.
     """
     return logits.new_empty(logits.shape[0], dtype=accumulator(logits))
 
@@ -138,7 +139,7 @@ def likelihood_op(
     width_value: float = 0.0,
     zero_logits: Tensor | None = None,
 ) -> tuple[Op, tuple[Any, ...]]:
-    """(op, its arguments that follow the network's output and x) of a likelihood by its name."""
+    """(op, its arguments after the network's output and x) of the likelihood of this name."""
     found = LIKELIHOODS[likelihood]
     return OPS[found.op], found.options(width, width_value, zero_logits)
 
@@ -154,7 +155,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
 
 
 class BalancedKLFunction(KernelFunction):
-    """The KL once, clipped, as two results: one with the prior's gradient, one with that of q."""
+    """The clipped KL, returned twice: once with the gradient of the prior, once with that of q."""
 
     @staticmethod
     def forward(mu, logvar, prior_mu, prior_logvar, free_nats):
@@ -178,7 +179,7 @@ class BalancedKLFunction(KernelFunction):
     def backward(ctx, ddyn, drep):
         *tensors, clipped = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        outside = clipped <= ctx.free_nats  # which NaN is not
+        outside = clipped <= ctx.free_nats  # False for NaN, which thus keeps its gradient
 
         def gradients(upstream, wanted):
             if upstream is None or not any(wanted):
@@ -209,10 +210,10 @@ def balanced_kl(
     kept="noise",
 )
 def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
-    """z [samples, rows, cols], or one [rows, cols]; ``seed`` is an int64 scalar on the device.
+    """z [samples, rows, cols], or [rows, cols] without ``samples``.
 
-    ``keep_noise``: z - mu [rows, cols], before it was rounded, stays for backward, which otherwise
-    draws it again. On CPUs, and of one sample.
+    ``seed`` is an int64 scalar on the device. With ``keep_noise``, z - mu [rows, cols], before it
+    is rounded, is kept for backward, which otherwise draws it again: on CPUs, for one sample.
     """
     shape = mu.shape if samples is None else (samples, *mu.shape)
     return [mu.new_empty(shape), *noise_of(mu, logvar, keep_noise)]
@@ -259,9 +260,9 @@ def rsample_log_ratio(
 ):
     """z [samples, rows, cols] and log p(z) - log q(z) [samples, rows].
 
-    ``first_draw`` is where in the noise stream they begin, in draws: samples, or pairs of them if
-    ``antithetic``. ``gradient`` is for backward: "total", "path" or "dreg".
-    ``improper_prior``: p(z) = 1.
+    ``first_draw`` is the position of the first sample in the noise stream. It counts samples, or
+    pairs of them if ``antithetic``. ``gradient`` is for backward: "total", "path" or "dreg". With
+    ``improper_prior``, p(z) = 1.
     """
     acc = accumulator(mu, logvar, prior_mu, prior_logvar)
     z = mu.new_empty(samples, *mu.shape)
@@ -275,11 +276,11 @@ def rsample_log_ratio(
     gradients=("q", "q_spread", "prior", "prior_spread"),
 )
 def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset, elementwise):
-    """The KL of Gaussians as networks put them out, of each row or of each element.
+    """The KL of Gaussians as networks put them out, of each row or, ``elementwise``, each element.
 
-    ``q`` are means, beside ``q_spread``; without it q [rows, 2 cols] has both, one half after the
-    other. So has the prior. The spread is, by ``form``, a "clamped_logvar",
-    "log_std", "std" or "variance".
+    ``q`` has the means [rows, cols] and ``q_spread`` the spreads. Where ``q_spread`` is None, q
+    [rows, 2 cols] has both, the means first. The prior is given the same way. ``form`` says what a
+    spread is: "clamped_logvar", "log_std", "std" or "variance".
     """
     mean, _ = halves(q, q_spread)
     shape = mean.shape if elementwise else mean.shape[:1]
@@ -298,7 +299,7 @@ def posterior_kl(q, q_spread, prior, prior_spread, form, soft_clamp, std_offset,
 def posterior_sample_kl(
     q, q_spread, prior, prior_spread, noise, seed, form, soft_clamp, std_offset, keep_noise
 ):
-    """One sample z [rows, cols], at ``noise`` or at that of ``seed``, and the KL of each row."""
+    """One sample z [rows, cols], from ``noise`` or from ``seed``, and the KL of each row."""
     mean, _ = halves(q, q_spread)
     acc = accumulator(q, q_spread, prior, prior_spread)
     kept = [q.new_empty(mean.shape, dtype=acc)] if keep_noise else []
@@ -315,7 +316,8 @@ def posterior_sample_kl(
 def mixture_log_prob(z, mu, logvar, log_weights):
     """log sum_k exp(log_weights_k) N(z; mu_k, diag exp logvar_k).
 
-    ``mu``, ``logvar`` [components, cols], ``log_weights`` [components], or None for equal ones.
+    ``mu`` and ``logvar`` are [components, cols]. ``log_weights`` is [components], or None for equal
+    weights.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, torch.empty_like(log_prob)]
@@ -331,7 +333,8 @@ def mixture_log_prob(z, mu, logvar, log_weights):
 def marginals_log_prob(z, mu, logvar, log_weights):
     """sum_d log sum_k exp(log_weights_k) N(z_d; mu_kd, exp logvar_kd): a mixture's marginals.
 
-    Arguments are as above. ``logsumexp`` has a number per latent and row, to base 2.
+    The arguments are those of ``mixture_log_prob``. ``logsumexp`` has one number per latent and
+    row, to base 2.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, log_weights))
     return [log_prob, log_prob.new_empty(z.shape[1], z.shape[0])]
@@ -346,12 +349,13 @@ def marginals_log_prob(z, mu, logvar, log_weights):
     kept="logsumexp",
 )
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
-    """log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
+    """log q(z|x), log q(z), sum_d log q(z_d) and log p(z): each minus the next one.
 
-    q(z|x) are the rows of ``mu`` and ``logvar``. q(z) and its marginals are mixtures as above, of
-    components ``all_mu`` and ``all_logvar``, or of these rows where they are None. The weights are
-    equal; or stratified, if the components are a batch of a data set of ``dataset_size``, in the
-    order of z. ``logsumexp`` has a row per latent, to base 2, and a last one for all latents.
+    q(z|x) has the rows of ``mu`` and ``logvar``. q(z) and its marginals are mixtures as above.
+    Their components are ``all_mu`` and ``all_logvar``, or the rows of q(z|x) where these are None.
+    The weights are equal, or stratified where the components are a batch of a data set of
+    ``dataset_size``, in the order of z. ``logsumexp`` has one row per latent, to base 2, and a last
+    row for all latents together.
     """
     log_prob = z.new_empty(z.shape[0], dtype=accumulator(z, mu, logvar, all_mu, all_logvar))
     terms = [torch.empty_like(log_prob) for _ in range(3)]
@@ -368,9 +372,9 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     """-log p of each pixel, [B, P], from params [B, 10 mixtures, P] and x [B, 3, P].
 
-    Bins reach ``half_bin`` to each side, but the first and the last, above ``right_edge``, to
-    infinity. Of a bin in between whose probability is below ``guard``, 0 for none, the density in
-    its middle counts, as PixelCNN++ has it for 1e-5.
+    A bin reaches ``half_bin`` to each side; the first bin, and the last, above ``right_edge``,
+    reach to infinity. Where the probability of another bin is below ``guard``, the density in its
+    middle stands in, as in PixelCNN++ for 1e-5. A ``guard`` of 0 turns this off.
     """
     shape = params.shape[0], params.shape[2]
     return params.new_empty(shape, dtype=accumulator(params, x))
@@ -381,14 +385,14 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     "importance_weights(Tensor log_ratio, Tensor? nll, float alpha) -> Tensor[]",
 )
 def importance_weights_forward(log_ratio, nll, alpha):
-    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+    """[bound, weights, ess], and with an nll the log weights, which else are log_ratio itself."""
     weights = log_ratio.new_empty(log_ratio.shape, dtype=accumulator(log_ratio, nll))
     bound, ess = weights.new_empty(weights.shape[1]), weights.new_empty(weights.shape[1])
     return [bound, weights, ess] + ([] if nll is None else [torch.empty_like(weights)])
 
 
 class ImportanceWeightsFunction(KernelFunction):
-    """(bound, weights, ess, and the log weights if there is an nll): the first has a gradient."""
+    """(bound, weights, ess), and with an nll the log weights; only the bound has a gradient."""
 
     @staticmethod
     def forward(log_ratio, nll, alpha):
@@ -397,7 +401,7 @@ class ImportanceWeightsFunction(KernelFunction):
     @staticmethod
     def setup_context(ctx, inputs, output):
         log_ratio, nll, ctx.alpha = inputs
-        # The inputs too: what depends on them must not be differentiated twice in silence.
+        # The inputs are saved so that a second derivative in them raises and is not silently lost.
         ctx.save_for_backward(output[1], log_ratio, nll)
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
@@ -438,7 +442,7 @@ def importance_weights(
 def elbo_loss_forward(
     recon, x, width, zero_logits, width_value, kl, likelihood, beta, scale, needs
 ):
-    """[loss, nll, kl, then the gradients that ``needs`` asks of the likelihood's op]."""
+    """[loss, nll, kl], then the gradients of the likelihood's op that ``needs`` asks for."""
     tensors = recon, x, width, zero_logits
     positions = OPS[LIKELIHOODS[likelihood].op].gradients
     acc = accumulator(*tensors)
@@ -454,9 +458,8 @@ def scale_(tensor, factor):
 class ELBOLossFunction(KernelFunction):
     """(loss, nll, kl), then the gradients of the likelihood, for backward.
 
-    The first backward hands the gradients that forward wrote over, scaled in place. A
-    second one, over a retained graph, computes them again: what was handed over is no
-    longer ours to read.
+    The first backward scales the gradients that forward wrote, in place, and returns them. A second
+    one, over a retained graph, computes them again, because the caller owns the first ones.
     """
 
     @staticmethod
@@ -503,7 +506,7 @@ class ELBOLossFunction(KernelFunction):
 
 
 def weighted_sum(*terms: tuple[Tensor | None, float]) -> Tensor | None:
-    """sum of weight * tensor over the tensors that are there; a weight of 1 is no launch."""
+    """sum of weight * tensor over the tensors that are not None; a weight of 1 costs no launch."""
     present = [t if weight == 1.0 else t * weight for t, weight in terms if t is not None]
     return sum(present[1:], start=present[0]) if present else None
 
@@ -520,10 +523,10 @@ def elbo_loss(
     beta: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, nll, kl): ``scale`` times the sums over rows, loss = nll + beta kl.
+    """(loss, nll, kl): ``scale`` times the sums over rows, with loss = nll + beta kl.
 
-    ``likelihood`` is a name in ``LIKELIHOODS``. The operands are as in its op; the nll is the mean
-    over samples. ``kl`` has one number per example, or is None.
+    ``likelihood`` is a name in ``LIKELIHOODS``, and the operands are those of its op. The nll is
+    the mean over samples. ``kl`` has one number per example, or is None.
     """
     tensors = recon, x, width, zero_logits
     track = torch.is_grad_enabled()
@@ -546,14 +549,14 @@ def elbo_loss(
 def softmax_negative_binomial_loss_forward(
     logits, x, log_theta, log_library, zero_logits, log_theta_value, scale, needs
 ):
-    """[scale * sum of the nll, then the wanted gradients]."""
+    """[scale * sum of the nll], then the wanted gradients."""
     tensors = logits, log_theta, log_library, zero_logits
     loss = logits.new_empty((), dtype=accumulator(x, *tensors))
     return [loss, *gradients_like(tensors, needs)]
 
 
 class SoftmaxNegativeBinomialLossFunction(KernelFunction):
-    """(loss, and the gradients for backward, as in ``ELBOLoss``)."""
+    """The loss, and the gradients for backward, as in ``ELBOLossFunction``."""
 
     @staticmethod
     def forward(*arguments):
@@ -613,13 +616,13 @@ def softmax_negative_binomial_loss(
     launchers=(loss_launcher,),
 )
 def discretized_mix_logistic_loss_forward(params, x, half_bin, right_edge, guard, scale, needs):
-    """[scale * sum of the nll of all pixels, then the gradient of params, if it is wanted]."""
+    """[scale * sum of the nll of all pixels], then the gradient of params, if it is wanted."""
     loss = params.new_empty((), dtype=accumulator(params, x))
     return [loss, *gradients_like((params,), needs)]
 
 
 class DiscretizedMixLogisticLossFunction(KernelFunction):
-    """(loss, and the gradient of params for backward, as in ``ELBOLossFunction``)."""
+    """The loss, and the gradient of params for backward, as in ``ELBOLossFunction``."""
 
     @staticmethod
     def forward(params, x, half_bin, right_edge, guard, scale, needs):

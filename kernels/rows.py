@@ -1,4 +1,4 @@
-"""Operands [rows, cols] on the host's side, for the launchers of every backend."""
+"""Operands [rows, cols], before a launch: for the launchers of every backend."""
 
 import os
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def as_rows(tensor: Tensor) -> Tensor: ...
 @overload
 def as_rows(tensor: None) -> None: ...
 def as_rows(tensor: Tensor | None) -> Tensor | None:
-    """A [rows, cols] tensor whose columns are contiguous; any row stride, 0 included."""
+    """A [rows, cols] tensor with contiguous columns and any row stride, 0 included."""
     if tensor is None or tensor.shape[1] == 1 or tensor.stride(1) == 1:
         return tensor
     return tensor.contiguous()

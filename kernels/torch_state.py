@@ -1,8 +1,8 @@
 """The state of torch that has no public name: one predicate per private name.
 
 Every other module asks here. A newer torch may lack a name; each predicate says what it then
-answers. Most answer yes: torch must see the call. Ops then go through torch's dispatcher and are
-recorded by its public ``apply``, and "auto" takes the reference on a CPU: slower, and right.
+answers. Most answer yes: torch must see the call. Ops then go through torch's dispatcher and its
+public ``apply``, and "auto" takes the reference on a CPU. That is slower, but correct.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SAYS_TRANSFORMS = hasattr(torch._C, "_are_functorch_transforms_active")
 
 
 def surely_transforming() -> bool:
-    """``transforming``, but False where torch does not say: for what would refuse every call."""
+    """``transforming``, but False where torch does not say: for code that refuses transforms."""
     return SAYS_TRANSFORMS and transforming()
 
 
@@ -66,7 +66,7 @@ def constant_in_graphs(function: Any) -> Any:
 
 
 def forget(library: Any) -> None:
-    """Take back all that a torch.library.Library registered, which torch does at its end only."""
+    """Undo the registrations of a torch.library.Library, as torch does only at its end."""
     destroy = getattr(library, "_destroy", None)
     if destroy is not None:
         destroy()

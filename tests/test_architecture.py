@@ -45,7 +45,9 @@ ARROWS = {
     "bench/samples": [*COMMON, "bench/operations"],
     "bench/mixtures": [*COMMON, "bench/operations"],
     "bench/drop_ins": [*COMMON, "bench/operations", "bench/samples"],
+    "bench/counts": [*COMMON, "bench/drop_ins"],
     "bench/quality": COMMON,
+    "bench/single_cell": COMMON,
     "bench/static": COMMON,
     "examples": ["api", "estimators"],
 }

@@ -15,7 +15,7 @@ RECIPES = {
 }
 # Files of the product that name a likelihood or an op, but are not about it.
 OTHERS = {
-    "poisson": {"estimators/counts.py"},
+    "poisson": {"bench/single_cell/models.py", "estimators/counts.py"},
     "importance_weights": {
         "bench/static/tables.py",
         "estimators/bounds.py",

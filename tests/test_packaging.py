@@ -1,6 +1,7 @@
 """The wheel and the sdist, as a user gets them: built, installed elsewhere, and put to work."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def test_wheel_holds_the_package_alone(built):
     modules = {name.removeprefix("fused_elbo/") for name in names if name.endswith(".py")}
     assert modules == {source.removeprefix("api/") for source in sources}
     assert "fused_elbo/py.typed" in names
+
+
+def test_citation_has_the_version():
+    """CITATION.cff says the version that pyproject.toml says."""
+    pyproject, citation = ((ROOT / name).read_text() for name in ("pyproject.toml", "CITATION.cff"))
+    (version,) = re.findall(r'^version = "(.+)"$', pyproject, re.MULTILINE)
+    assert re.findall(r"^version: (.+)$", citation, re.MULTILINE) == [version]
 
 
 def test_sdist_is_the_repository(built):

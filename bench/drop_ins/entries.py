@@ -9,7 +9,7 @@ of it nobody reads. Exact answers are the equations of papers or documentation.
 A block a loss, under its name in fused_elbo.compat; the original is "eager".
 """
 
-from . import deep, pyro_step, tcvae, vae
+from . import deep, pyro_step, scvi, tcvae, vae
 
 # Pyro is last: importing it changes what the others run under.
-ENTRIES = vae.ENTRIES | tcvae.ENTRIES | deep.ENTRIES | pyro_step.ENTRIES
+ENTRIES = vae.ENTRIES | tcvae.ENTRIES | deep.ENTRIES | scvi.ENTRIES | pyro_step.ENTRIES

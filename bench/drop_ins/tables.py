@@ -1,6 +1,6 @@
 """The drop-ins in tables: a device's README, the project's pages and the terminal. No torch."""
 
-from ..harness.cases import EVENTS
+from ..harness.cases import EVENTS, GENES
 from ..harness.providers import COMPILED
 from ..reporting import speedups
 from ..reporting.formats import ratio, seconds
@@ -10,10 +10,11 @@ from .cases import LATENTS
 
 INTRO = (
     "Forward + backward of the losses of `fused_elbo.compat` and of the code that each replaces, "
-    f"with {EVENTS} pixels and {LATENTS} latents. `pyro_step` is a whole loss of Pyro, "
-    "`TraceMeanField_ELBO` with the MLP decoder of `iwae_step`: Pyro's own "
-    "`Normal(...).to_event(1)` is the original, `DiagonalNormal` the drop-in. The original is what "
-    "is called eager above; it checks its arguments as it does for its users. The compiler is "
+    f"with {EVENTS} pixels and {LATENTS} latents. Those of counts have {GENES:,} genes, and nine "
+    "in ten counts are 0. `pyro_step` is a whole loss of Pyro, `TraceMeanField_ELBO` with the MLP "
+    "decoder of `iwae_step`: Pyro's own `Normal(...).to_event(1)` is the original, "
+    "`DiagonalNormal` the drop-in. The original is what is called eager above; it checks its "
+    "arguments as it does for its users. The compiler is "
     "given the originals. It compiles nothing of `gaussian_nll_loss`, because torch looks at the "
     "variances there, and it is not given Pyro's handlers."
 )

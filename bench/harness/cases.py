@@ -7,6 +7,7 @@ EVENTS = 784
 # Units of the decoder of iwae_step: latents -> 256, ReLU -> 784.
 HIDDEN = 256
 COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
+GENES = 2000  # of a cell in the drop-ins for counts: as many as are usually kept
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # in the order of tables and legends

@@ -48,10 +48,20 @@ def poisson(log_rate, x):
     return -torch.distributions.Poisson(log_rate.exp()).log_prob(x).sum(-1)
 
 
-def negative_binomial(log_mean, log_theta, x):
+def negative_binomial_terms(log_mean, log_theta, x):
     theta, s = log_theta.exp(), log_mean - log_theta
     nll = theta * F.softplus(s) + x * F.softplus(-s)
-    return (nll + torch.lgamma(theta) + torch.lgamma(x + 1) - torch.lgamma(x + theta)).sum(-1)
+    return nll + torch.lgamma(theta) + torch.lgamma(x + 1) - torch.lgamma(x + theta)
+
+
+def negative_binomial(log_mean, log_theta, x):
+    return negative_binomial_terms(log_mean, log_theta, x).sum(-1)
+
+
+def zero_inflated_negative_binomial(log_mean, log_theta, zero_logits, x):
+    counted = F.logsigmoid(-zero_logits) - negative_binomial_terms(log_mean, log_theta, x)
+    either = torch.logaddexp(F.logsigmoid(zero_logits), counted)
+    return -torch.where(x == 0, either, counted).sum(-1)
 
 
 def multinomial(logits, x):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 
 class Provider(NamedTuple):
-    # Okabe and Ito's colours, told apart with any colour vision; markers tell them apart in grey.
+    # Okabe and Ito's colours and a few more, told apart with any colour vision; markers tell them
+    # apart in grey.
     colour: str
     marker: str
     header: str  # in narrow columns
@@ -28,6 +29,7 @@ PROVIDERS = {
     "eager": Provider("#7f7f7f", "s", "eager"),
     "distributions": Provider("#CC79A7", "D", "distri-\nbutions"),
     "builtin": Provider("#E69F00", "v", "builtin"),
+    "pyro": Provider("#999933", "p", "pyro"),
     "compile": Provider("#0072B2", "^", "com-\npile", compile={}),
     "compile-max": Provider("#56B4E9", "<", "com-\npile-\nmax", ON_GPU, TUNED, tuned=True),
     "compile-reduce-overhead": Provider(

@@ -11,7 +11,6 @@ from torch.distributions import (
     Bernoulli,
     Categorical,
     Laplace,
-    NegativeBinomial,
     Normal,
     Poisson,
     kl_divergence,
@@ -23,7 +22,6 @@ from ..harness import oracle, traffic
 from ..harness.operation import (
     BITS,
     CLASSES,
-    COLUMNS,
     COUNTS,
     DATA,
     ENCODED,
@@ -31,8 +29,6 @@ from ..harness.operation import (
     LOGVAR,
     PIXEL,
     PIXEL_BITS,
-    SPARSE_COUNTS,
-    TOLERANCE,
     Operation,
 )
 
@@ -319,55 +315,6 @@ ENTRIES["poisson_nll"] = Operation(
     floor=traffic.Floor(2, 3),  # log rates, x | log rates, x -> dlog_rates
     corners=True,
     full_only=True,
-)
-
-
-def eager_negative_binomial_nll(log_mean, log_theta, x):
-    """As scvi-tools has it."""
-    theta, mu = log_theta.exp(), log_mean.exp()
-    log_sum = torch.log(theta + mu)
-    log_prob = theta * (log_theta - log_sum) + x * (log_mean - log_sum)
-    log_prob = log_prob + torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    return -log_prob.sum(-1)
-
-
-def distributions_negative_binomial_nll(log_mean, log_theta, x):
-    logits = log_mean - log_theta
-    return (
-        -NegativeBinomial(log_theta.exp(), logits=logits, validate_args=False).log_prob(x).sum(-1)
-    )
-
-
-# Negative binomial likelihood of counts of which nine in ten are 0, with a dispersion per column.
-ENTRIES["negative_binomial_nll"] = Operation(
-    inputs={"log_mean": LATENT, "log_theta": COLUMNS, "counts": SPARSE_COUNTS},
-    providers={
-        "eager": eager_negative_binomial_nll,
-        "distributions": distributions_negative_binomial_nll,
-        "fused_elbo": lambda log_mean, log_theta, x: fused_elbo.negative_binomial_nll(
-            log_mean, x, log_theta
-        ),
-    },
-    exact=oracle.negative_binomial,
-    floor=traffic.Floor(2, 3, columns=1),  # log means, x | log means, x -> dlog_means
-    # The textbook's log-gamma functions cancel: its gradient in bfloat16 is off by a seventh.
-    tolerance={**TOLERANCE, "bfloat16": 0.3},
-    corners=True,
-)
-
-
-def eager_multinomial_nll(logits, x):
-    constant = torch.lgamma(x + 1).sum(-1) - torch.lgamma(x.sum(-1) + 1)
-    return constant - (x * torch.log_softmax(logits, -1)).sum(-1)
-
-
-# Multinomial likelihood of the same counts.
-ENTRIES["multinomial_nll"] = Operation(
-    inputs={"logits": LATENT, "counts": SPARSE_COUNTS},
-    providers={"eager": eager_multinomial_nll, "fused_elbo": fused_elbo.multinomial_nll},
-    exact=oracle.multinomial,
-    floor=traffic.Floor(2, 3),  # logits, x | logits, x -> dlogits
-    corners=True,
 )
 
 

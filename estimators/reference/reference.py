@@ -173,9 +173,9 @@ class LogRatio(torch.autograd.Function):
     """z and the log ratio, with gradients by hand: autograd's would take twice the memory.
 
     With u = (z - prior_mu) / prior_std the log ratio is 0.5 sum [eps^2 - u^2 + log var(q) -
-    log var(p)]. Into q flows the gradient at z, dz - dlr u / prior_std, and what the log ratio
-    has of logvar itself; ``"path"`` and ``"dreg"`` add at z what q's density has there,
-    dlr eps / std, which the score, left out, cancels but for its mean (Roeder et al. 2017).
+    log var(p)]. q receives the gradient at z, dz - dlr u / prior_std, and that of log var(q).
+    ``"path"`` and ``"dreg"`` leave out the score of q, whose mean is zero. They add the gradient of
+    q's density at z, dlr eps / std, which the score would cancel (Roeder et al. 2017).
     """
 
     generate_vmap_rule = True
@@ -184,17 +184,17 @@ class LogRatio(torch.autograd.Function):
     def forward(eps, mu, logvar, prior_mu, prior_logvar, gradient, improper_prior):
         z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps)
         if improper_prior:
-            spread = logvar + textbook.LOG_2PI
+            log_ratio_of_variances = logvar + textbook.LOG_2PI
             difference = eps.square()
         else:
             # eps^2 - u^2 = -delta (delta + 2 eps): nothing cancels where q is close to the prior.
-            spread = logvar if prior_logvar is None else logvar - prior_logvar
+            log_ratio_of_variances = logvar if prior_logvar is None else logvar - prior_logvar
             distance = in_units_of_prior(mu, prior_mu, prior_logvar)
-            delta = torch.addcmul(distance, torch.expm1(0.5 * spread), eps)
+            delta = torch.addcmul(distance, torch.expm1(0.5 * log_ratio_of_variances), eps)
             difference = torch.add(delta, eps, alpha=2).mul_(delta).neg_()
-        spread = spread.expand(eps.shape[1:])
+        of_variances = log_ratio_of_variances.expand(eps.shape[1:]).sum(-1)
         # A result that is written to in place has wrong gradients in torch 2.11's compiler.
-        return z, 0.5 * (difference.sum(-1) + spread.sum(-1))
+        return z, 0.5 * (difference.sum(-1) + of_variances)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -1,12 +1,11 @@
-"""The textbook: one function an equation, in plain PyTorch.
+"""The textbook: one function per equation, in plain PyTorch.
 
 Every function keeps the dtype of its arguments, broadcasts, and is differentiable in all
 of them. Values are in nats, and every normalising constant is kept. The fused kernels
 are validated against these equations in float64.
 
-Sources: Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (K&W); Hoffman &
-Johnson, "ELBO surgery", 2016; Kingma & Welling, "An Introduction to Variational
-Autoencoders", 2019 (the identities between the forms).
+Source: Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014 (K&W), where no other is
+named.
 """
 
 import math
@@ -69,15 +68,6 @@ def aggregate_log_probs(z, mu, logvar, log_weights, log_weights_of_marginals):
     pairs = -0.5 * (residual.square() + logvar + LOG_2PI)
     joint = torch.logsumexp(pairs.sum(-1) + log_weights, 1)
     return joint, torch.logsumexp(pairs + log_weights_of_marginals.unsqueeze(-1), 1).sum(-1)
-
-
-def bernoulli_log_prob(x, logits):
-    """log Bernoulli(x; sigmoid(logits)), summed over the last dimension.
-
-    sum_d [x_d logits_d - softplus(logits_d)]   (K&W, appendix C.1, in logits)
-    """
-    # threshold: from where softplus(a) = a holds in float64 too.
-    return (x * logits - F.softplus(logits, threshold=40.0)).sum(-1)
 
 
 def poisson_nll_terms(log_rate, x):
@@ -399,32 +389,3 @@ def gaussian_entropy(logvar):
 def gaussian_sample(mu, logvar, eps):
     """z = mu + exp(logvar / 2) * eps, eps ~ N(0, I): the reparameterisation (K&W, eq. 10)."""
     return mu + torch.exp(0.5 * logvar) * eps
-
-
-def elbo_analytic_kl(log_likelihood, kl):
-    """E_q[log p(x|z)] - KL(q(z|x) || p(z))   (K&W, eq. 3, estimated by eq. 7 and 10).
-
-    ``log_likelihood`` [K, ...] at K samples of q, ``kl`` [...]; the mean over K.
-    """
-    return log_likelihood.mean(0) - kl
-
-
-def elbo_monte_carlo(log_likelihood, log_prior, log_q):
-    """E_q[log p(x|z) + log p(z) - log q(z|x)], all by Monte Carlo   (K&W, eq. 2 and 6).
-
-    Each argument [K, ...] at K samples of q; the mean over K.
-    """
-    return (log_likelihood + log_prior - log_q).mean(0)
-
-
-def elbo_entropy(log_joint, entropy):
-    """E_q[log p(x, z)] + H[q]: the entropy form (Hoffman & Johnson 2016).
-
-    ``log_joint`` [K, ...] at K samples of q, ``entropy`` [...]; the mean over K.
-    """
-    return log_joint.mean(0) + entropy
-
-
-def elbo_from_evidence(log_evidence, posterior_kl):
-    """log p(x) - KL(q(z|x) || p(z|x))   (K&W, eq. 1): where the evidence is known."""
-    return log_evidence - posterior_kl

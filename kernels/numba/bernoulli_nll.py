@@ -25,13 +25,13 @@ from .memory import (
 )
 from .sums import add_rows, row_sums
 
-# Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
+# torch divides the gradient by p (1 - p), or by this if it is greater: a float32, in float64 too.
 LEAST_VARIANCE = torch.tensor(1e-12, dtype=torch.float32, device="cpu").item()
 
 
 @inline
 def nll_at(logit, x, odds):
-    """With odds = exp -|logit|."""
+    """The nll of one element, from odds = exp -|logit|."""
     zero = type(logit)(0.0)
     positive = logit if logit > zero else zero
     return positive - x * logit + log1p_unit(odds)
@@ -85,14 +85,14 @@ def logs_of(p):
     real = type(p)
     rest = real(1.0) - p
     low = p < rest
-    smaller = p if low else rest  # exact, as 1 - p is from p = 1/2 on
+    smaller = p if low else rest  # exact, because 1 - p is exact from p = 1/2 on
     log_smaller, log_larger = log(smaller), log1m_half(smaller)
     return (log_smaller if low else log_larger), (log_larger if low else log_smaller)
 
 
 @row_sums
 def nll_of_probabilities(tensors, i):
-    """Clamped where torch clamps it."""
+    """The nll of one element, clamped where torch clamps it."""
     p, x = tensors
     real = type(p[i])
     log_p, log_rest = logs_of(valid(p[i], x[i]))

@@ -1,4 +1,4 @@
-"""Machine code on disk, so that a kernel is compiled once on a machine and not in each process.
+"""Machine code on disk, so that a kernel is compiled once per machine and not once per process.
 
 The cache is an optimisation. Whatever goes wrong with it is a miss: the kernel is compiled, and a
 file that was no good is written anew.
@@ -25,11 +25,11 @@ from numba.core.serialize import dumps
 
 HERE = Path(__file__).parent
 LOGGER = logging.getLogger("fused_elbo")
-USED: set[Path] = set()  # folders that code was read from, or written to
+USED: set[Path] = set()  # folders from which code was read, or to which it was written
 
 
 def stamp_of(folder):
-    """A digest of the sources of the kernels, and of those who make machine code of them."""
+    """A digest of the sources of the kernels, and of the modules that compile them."""
     versions = f"{numba.__version__} {llvmlite.__version__} {sys.version}"
     sources = sorted(folder.glob("*.py"))
     return hashlib.sha256(versions.encode() + b"".join(s.read_bytes() for s in sources)).digest()
@@ -39,7 +39,7 @@ STAMP = stamp_of(HERE)
 
 
 def folders():
-    """Where machine code may lie: the first that can be written is written, and all are read.
+    """The folders of machine code: all are read, and the first that can be written is written.
 
     These are numba's choices: NUMBA_CACHE_DIR alone, if it is set; else beside the sources, and
     then, where nobody may write there, in the user's folder for caches. An image of a container
@@ -81,7 +81,7 @@ class Cache:
                 if payload is not None:
                     USED.add(folder)
                     return CompileResult._rebuild(target, *pickle.loads(payload))
-        except Exception as error:  # it is compiled instead, whatever happened
+        except Exception as error:  # whatever happened, the kernel is compiled instead
             LOGGER.debug("%s is compiled anew: %r", self.name, error)
         announce()
         return None
@@ -109,7 +109,7 @@ COMMAND = "python -m fused_elbo.warm_up"
 
 @functools.cache
 def announce():
-    """Tell whoever waits, once in a process: a log, and a person at a terminal or a notebook."""
+    """Announce the compilation once per process: in a log, and at a terminal or in a notebook."""
     message = (
         "compiling kernels for this CPU, some seconds each, once on this machine; "
         f"{COMMAND} compiles them ahead"
@@ -144,7 +144,7 @@ def read(path):
 
 
 def write(path, payload):
-    """All or nothing: another process that reads or writes the file at the same time is served."""
+    """Write all or nothing, so that other processes may read or write the file at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}")
     try:

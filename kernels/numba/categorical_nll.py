@@ -50,7 +50,7 @@ def _(values):
 
 @jit(**INTERNAL)
 def lane_max_32(values):
-    """The greatest number, or NaN: of integers, for LLVM packs no maximum of floats."""
+    """The greatest number, or NaN. It compares integers: LLVM does not pack a maximum of floats."""
     greatest = np.int32(-(2**31))
     for i in range(values.size):
         greatest = max(greatest, in_order(bits_of_float(values[i])))
@@ -103,7 +103,7 @@ def add(values, result):
 
 @elementwise
 def differences(greatest, chosen, log_total, nll):
-    """A logit that towers above the others costs what they add, and not the rounding of its own."""
+    """The nll. The difference of logits comes first, so that their size adds no rounding."""
     for i in range(nll.size):
         nll[i] = (greatest[i] - chosen[i]) + log_total[i]
 
@@ -121,7 +121,7 @@ def add_piece(logits, count, width, targets, greatest, total, chosen, terms):
         if before > real(-np.inf):
             top = max(before, top)
             total[line] *= exp(before - top)
-        top = real(0.0) if top == real(-np.inf) else top  # where nothing is possible yet
+        top = real(0.0) if top == real(-np.inf) else top  # while all logits are -inf
         greatest[line] = top
         if 0 <= targets[line] < width:
             chosen[line] = piece[targets[line]]

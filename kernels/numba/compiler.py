@@ -21,7 +21,7 @@ except (ImportError, AttributeError):  # a numba with other names inside: twice 
     Pipeline = Compiler
 
 # Private parts of numba that kernels are compiled with. Where one is gone, the import of this
-# module says so, and nobody is served by half of a backend.
+# module fails, so that the backend is whole or absent.
 for owner, names in {
     BaseContext: "add_linking_libs call_internal_no_propagate get_dummy_value make_array",
     Dispatcher: "get_compile_result",
@@ -32,13 +32,14 @@ for owner, names in {
 if config.DISABLE_JIT:  # type: ignore[attr-defined]  # set at import
     raise ImportError("NUMBA_DISABLE_JIT is set, with which numba compiles nothing")
 
-# IEEE arithmetic, but for a * b + c in one instruction: inf and NaN stay what they are.
+# IEEE arithmetic, except that a * b + c may be one instruction. inf and NaN are kept.
 OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract"},
     "no_cfunc_wrapper": True,
 }
-# Python calls kernels alone: others do without a way in, which saves a seventh of compiling.
+# Python calls kernels only. Other functions have no entry for it, which saves a seventh of
+# compiling.
 INTERNAL: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}
 
 # numba's annotations would have callers pass the typing context
@@ -91,7 +92,7 @@ def kernel(function, nogil=True):
     entry = FunctionType(code, names, function.__name__)
     entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__
     dispatcher = njit(nogil=nogil, **OPTIONS)(entry)
-    dispatcher._cache = Cache(entry)  # a numba that has another name for it does without
+    dispatcher._cache = Cache(entry)  # without effect in a numba that has another name for it
     return dispatcher
 
 
@@ -99,8 +100,8 @@ body: Any = None  # of each kernel its own
 
 
 def share_out(openmp, threads, queue, *arguments):
-    # A generator of numba's never lets go of an array that it was given: 200 bytes a call, and more
-    # where they keep freed blocks apart.
+    # A generator of numba never frees an array that it was given: 200 bytes per call leak, and more
+    # where they separate freed blocks.
     arguments = (unowned(queue), *arguments)
     if threads > 1:
         run_in_threads(openmp, threads, body, arguments)
@@ -172,7 +173,7 @@ def polynomial(*coefficients):
 
 @intrinsic
 def multiply_add(typing_context, a, b, c):
-    """a * b + c, rounded once wherever the processor can: by itself LLVM does that or does not."""
+    """a * b + c, rounded once wherever the processor can. LLVM alone may or may not do so."""
 
     def generate(context, builder, signature, arguments):
         kind = arguments[0].type
@@ -215,7 +216,7 @@ def pointer(typing_context, address):
 
 @inline
 def unowned(array):
-    """The same array without its owner, whose references nobody counts."""
+    """The same array without an owner, so that no references are counted."""
     return carray(pointer(array.ctypes.data), array.shape, array.dtype)
 
 

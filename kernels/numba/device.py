@@ -58,7 +58,7 @@ def _(x):
 
 @inline
 def exp32(x):
-    """To about one ulp, subnormal results too: 2**n is multiplied in two halves."""
+    """exp(x) to about one ulp, subnormal results included: 2**n is multiplied in two halves."""
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-104.0) if x < np.float32(-104.0) else x
     shifted, r = reduced(x)
@@ -115,7 +115,7 @@ def halves_of_exp(x):
     x = np.float32(89.0) if x > np.float32(89.0) else x
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     shifted, r = reduced(x)
-    # The sum's lowest bits are n; shifted into the exponent nothing else is left of it.
+    # The lowest bits of the sum are n; a shift into the exponent drops all others.
     half = float_of_bits(np.int32(np.int32(bits_of_float(shifted) << 23) + np.int32(126 << 23)))
     return half, r, r * r * EXP(r)
 
@@ -166,7 +166,7 @@ def _(x):
 
 @inline
 def expm1_32(x):
-    """exp(x) - 1, accurate near zero: there half is 1/2, and r is x."""
+    """exp(x) - 1, accurate near zero, where half is 1/2 and r is x."""
     half, r, q = halves_of_exp(x)
     return np.float32(2.0) * (half * q + (half * r + (half - np.float32(0.5))))
 
@@ -184,10 +184,10 @@ def _(x):
 
 @inline
 def expm1_minus_x_32(x):
-    """exp(x) - 1 - x, accurate near zero: there it is q."""
+    """exp(x) - 1 - x, accurate near zero, where it is q."""
     half, r, q = halves_of_exp(x)
     known = half * r + (half - np.float32(0.5))
-    # Infinite minus infinite is NaN, which it would not be by way of a product with 2, contracted.
+    # inf - inf must be NaN here; a product with 2, contracted, would hide it.
     return (known + known) - x + np.float32(2.0) * (half * q)
 
 
@@ -218,7 +218,7 @@ def log32(x):
     result = log_of_normal(x * np.float32(2.0**24) if subnormal else x)
     result = result - np.float32(24 * math.log(2)) if subnormal else result
     result = np.float32(-np.inf) if x == np.float32(0.0) else result
-    # inf and NaN come out as they are, and NaN for what is negative
+    # inf and NaN are returned as they are; a negative x gives NaN
     result = x if not x < np.float32(np.inf) else result
     return np.float32(np.nan) if x < np.float32(0.0) else result
 
@@ -258,7 +258,7 @@ def tanh(x):
 
 @inline
 def finite_or_zero(greatest):
-    """The shift of logarithms before exp: 0 where nothing is possible, not -inf."""
+    """The number that is subtracted from logarithms before exp: 0 where all of them are -inf."""
     real = type(greatest)
     return greatest if greatest > real(-np.inf) else real(0.0)
 
@@ -291,14 +291,14 @@ def to_prior(mu, logvar, std, prior_mu, prior_logvar, distance, logvar_ratio, ra
         inverse = exp(real(-0.5) * prior_logvar[i])
         distance[i] = (mu[i] - prior_mu[i]) * inverse
         logvar_ratio[i] = logvar[i] - prior_logvar[i]
-        # Not exp(logvar_ratio / 2), which would blow up the rounding error of that difference.
+        # exp(logvar_ratio / 2) would multiply the rounding error of that difference.
         ratio[i] = std[i] * inverse
         root[i] = inverse
 
 
 @helper
 def tile_in_units_of_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, scratch):
-    """(std, mean distance, log variance ratio, std ratio, 1 / prior std) of q.
+    """(std, distance of means, log of the ratio of variances, ratio of stds, 1 / prior std) of q.
 
     No prior is the standard one. The root of the precision, not the precision: its square may
     overflow where products with it do not.

@@ -22,7 +22,7 @@ from .loops import subtract
 from .memory import CODES, FLOAT32, FLOAT64, load, operand, present, store, target, tiles, workspace
 
 PIXELS = 128  # at once; with 10 mixtures the gradients of twice as many leave half of the L2 caches
-COST = 7.0  # ns for a mixture of a pixel, with gradients
+COST = 7.0  # ns per mixture and pixel, with gradients
 LEAST_LOG_SCALE = -7.0
 LEFT_EDGE = -0.999
 
@@ -61,7 +61,7 @@ def channel_at(x, mean, raw_log_scale, bins):
     linear = zero if near else linear
     linear = linear if edge else linear + (log_half_bin - log_scale)
 
-    # A mean that is infinitely far has a gradient all the same: its mixture's weight is 0.
+    # The gradient of an infinitely far mean stays finite, because its mixture has weight 0.
     m = real(1e37) if m > real(1e37) else m
     alpha = e * f * (outer * inverse) if near or inside else zero
     beta = f * (inner * inverse) if inside or (edge and not near) else zero
@@ -105,7 +105,7 @@ def log_densities(pixels, given, bins, results, logs):
 
 @helper
 def log_sum_exp(values, result, total):
-    """log sum_k exp(values_k) of values [mixtures, pixels], flat; ``total`` is to work in."""
+    """log sum_k exp(values_k) of values [mixtures * pixels]; ``total`` is a buffer."""
     size = result.size
     fill(result, -np.inf)
     fill(total, 0.0)
@@ -136,10 +136,10 @@ def conclude_pixels(total, result):
 
 @elementwise
 def weigh_mixtures(grad, logit, normaliser, log_density, logsumexp, weights, dlogit):
-    """A mixture's share of the pixel's -grad, and the gradient of its logit."""
+    """A mixture's share of -grad, per pixel, and the gradient of its logit."""
     real = dlogit.dtype.type
     for i in range(dlogit.size):
-        # A pixel that is impossible of all mixtures pulls at none.
+        # A pixel whose density is 0 pulls at no mixture.
         possible = logsumexp[i] > real(-np.inf) or logsumexp[i] != logsumexp[i]
         share = exp(log_density[i] - logsumexp[i]) if possible else real(0.0)
         weights[i] = -grad[i] * share
@@ -162,7 +162,7 @@ def example_of(operand, stride, example):
 
 @helper
 def load_channels(operand, channel, apart, tile, buffers, addresses):
-    """Where ``channel``, ``channel + apart``, ... are of a tile: in place, or in buffers."""
+    """The channels ``channel``, ``channel + apart``, ... of a tile: in place, or in buffers."""
     _, count, col, width = tile
     for i in range(addresses.size):
         here = channel + i * apart, count, col, width
@@ -180,7 +180,7 @@ def three_at(addresses, like):
 
 @inline
 def ten_at(addresses, like):
-    """(logit, and of each color the mean, log scale and coefficient) of a mixture."""
+    """(logit, then the mean, log scale and coefficient of each color) of a mixture."""
     logit = carray(pointer(addresses[0]), like.shape, like.dtype)
     red, green, blue = addresses[1:4], addresses[4:7], addresses[7:]
     return logit, three_at(red, like), three_at(green, like), three_at(blue, like)
@@ -241,7 +241,7 @@ def discretized_mix_logistic_nll_kernel(
                 else:
                     multiply(weights, values, result)
                 store(dparams, here, result)
-    memory[:1] = 0.0  # it is in use to the end
+    memory[:1] = 0.0  # keeps the array alive until here
 
 
 def operand_of_examples(tensor):

@@ -13,7 +13,7 @@ from .sums import lane_sum
 
 @helper
 def total(operand, count, buffer):
-    """The sum of an operand [1, count], in float64 from tile to tile."""
+    """The sum of an operand [1, count]; tiles are added in float64."""
     result = 0.0
     for tile in tiles_of(0, 1, count):
         result += lane_sum(load(operand, tile, buffer))
@@ -27,7 +27,7 @@ def total_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     nll = nll_scale * total(nll_ptr, nll_rows, scratch[0])
-    # An empty tensor has no address: of no rows the mean is NaN all the same.
+    # An empty tensor has no address, but the mean of no rows must be NaN.
     kl = kl_scale * (total(kl_ptr, kl_rows, scratch[0]) if present(kl_ptr) else 0.0)
     number = (0, 1, 0, 1)
     target(loss_out, number, scratch[0])[0] = nll + beta * kl
@@ -36,7 +36,7 @@ def total_kernel(
 
 
 def launch_total(nll, kl, nll_scale, kl_scale, beta):
-    """(loss, nll, kl) of numbers nll [n] and kl [rows], or of no KL."""
+    """(loss, nll, kl) from the numbers nll [n] and kl [rows], or from nll alone if kl is None."""
     kl_rows = 0 if kl is None else kl.shape[0]
     totals = [nll.new_empty(()) for _ in range(3)]
     launch(
@@ -52,7 +52,7 @@ def launch_total(nll, kl, nll_scale, kl_scale, beta):
         as_row(nll),
         as_row(kl),
         *map(operand, totals),
-        cost=0.0,  # by one thread
+        cost=0.0,  # so small that one thread does it
     )
     return totals
 

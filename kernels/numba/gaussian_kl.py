@@ -31,7 +31,7 @@ def standard_kl_gradients(dkl, mu, logvar, dmu, dlogvar):
 
 @inline
 def in_units_of_prior(mu, logvar, prior_mu, prior_logvar):
-    """(mean distance, log variance ratio, variance ratio, 1 / prior std) of q.
+    """(distance of the means, log of the ratio of variances, that ratio, 1 / prior std) of q.
 
     The ratio is not the exponential of the difference, which would blow up its rounding error; the
     root of the precision, not the precision, for its square may overflow where products do not.
@@ -66,7 +66,7 @@ def kl_gradients(dkl, mu, logvar, prior_mu, prior_logvar, dmu, dlogvar, dprior_m
 
 @helper
 def add_kl(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, cols, partial, kl_ptr, scratch):
-    """The KL of a tile's rows, to the standard prior if none is given."""
+    """Add the KL of a tile's rows; without a prior it is to N(0, I)."""
     if not present(prior_mu_ptr):
         standard_kl((mu, logvar), tile, cols, 0.5, partial, kl_ptr, scratch[0])
         return

@@ -52,7 +52,7 @@ def sample_of_side(mu, std, sign, eps, z):
 
 @elementwise
 def growth_of(logvar_ratio, ratio, growth):
-    """delta = distance + growth eps, of the standard deviation q has in units of the prior."""
+    """growth in delta = distance + growth eps, from the std of q in units of the prior."""
     real = growth.dtype.type
     for i in range(growth.size):
         growth[i] = expm1_given(real(0.5) * logvar_ratio[i], ratio[i])
@@ -67,7 +67,7 @@ def plus(values, constant, result):
 
 @helper
 def relative_to_prior(mu, logvar, prior_mu_ptr, prior_logvar_ptr, improper_prior, tile, scratch):
-    """(std, distance, log variance ratio, growth, std ratio, 1 / prior std).
+    """(std, distance, log of the ratio of variances, growth, ratio of stds, 1 / prior std).
 
     The improper prior has u = 0.
     """
@@ -100,7 +100,7 @@ def log_ratio_terms(distance, logvar_ratio, growth, sign, eps, log_ratio):
 def add_total_gradients(
     dlog_ratio, sign, eps, distance, ratio, root, dmu, dlogvar, dprior_mu, dprior_logvar
 ):
-    """With all that depends on q; dlogvar and dprior_logvar are twice what is wanted."""
+    """Add the gradients of "total"; dlogvar and dprior_logvar are twice the gradients."""
     real = dmu.dtype.type
     for i in range(dmu.size):
         noise = real(sign) * real(eps[i])
@@ -117,7 +117,7 @@ def add_path_gradients(
     dlog_ratio, weight, sign, eps, inverse_std, distance, growth, ratio, root,
     dmu, dlogvar, dprior_mu, dprior_logvar,
 ):  # fmt: skip
-    """Without that of q's own density, and times the normalised weight: 1 but for DReG."""
+    """Add the gradients without that of q's own density, times ``weight``: 1, but for DReG."""
     real = dmu.dtype.type
     for i in range(dmu.size):
         noise = real(sign) * real(eps[i])
@@ -156,7 +156,7 @@ def half_times(factors, values):
 
 @elementwise
 def normalise(dlog_ratio, total, weight):
-    """dlog_ratio / total; where all weights are 0 no sample says anything, and it is 0 / 1."""
+    """dlog_ratio / total; where all weights are 0, no sample counts: 0 / 1."""
     real = weight.dtype.type
     for i in range(weight.size):
         weight[i] = dlog_ratio[i] / (real(1.0) if total[i] == real(0.0) else total[i])
@@ -202,7 +202,8 @@ def rsample_backward_kernel(
         fill(dlogvar, 0.0)
         for k in range(samples):
             dz = load(dz_ptr, sample_of(tile, k, rows), scratch[5])
-            # With an infinite std the sum over samples is multiplied, not each: inf - inf is NaN.
+            # Only the sum over samples is multiplied by std: if that is infinite, products of
+            # single samples would add up to inf - inf.
             add_sample_gradients(dz, one, 1.0, draw(seed, k, tile, noise), one, dmu, dlogvar)
         half_times(std, dlogvar)
         store(dmu_ptr, tile, dmu)
@@ -286,7 +287,7 @@ def rsample_log_ratio_backward_kernel(
 
 
 def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
-    """[z, and the noise if it is to be kept], of mu and logvar."""
+    """[z], and the noise if it is kept, from mu and logvar."""
     rows, cols = mu.shape
     acc = accumulator(mu, logvar)
     z = empty_like_rows(mu) if samples is None else mu.new_empty(samples, rows, cols)
@@ -309,7 +310,7 @@ def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
 
 
 def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
-    """The wanted gradients, from dz of the shape of z; they do not depend on mu."""
+    """The wanted gradients, from dz in the shape of z; they do not depend on mu."""
     rows, cols = logvar.shape
     samples = 1 if samples is None else samples
     gradients = [empty_like_rows(logvar, needed) for needed in needs]

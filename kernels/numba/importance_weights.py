@@ -18,7 +18,7 @@ from .memory import TILE, load, operand, present, sample_of, target, tiles, work
 
 @inline
 def relative_weight(log_weight, extreme, order):
-    """exp(order * (log_weight - extreme)): at most 1, which it is where the two are equal.
+    """exp(order * (log_weight - extreme)), which is 1 at the extreme and less elsewhere.
 
     The difference comes first: of two products one would be rounded and the other fused with the
     subtraction. Where the extreme is infinitely likely the others weigh 0; NaN stays NaN.
@@ -90,7 +90,7 @@ def conclude_importance(order, samples, greatest, least, mean, total, squares, e
         extreme = least[i] if order < 0.0 else greatest[i]
         far = log(real(total[i] / samples)) / order + extreme
         bound[i] = real(near if close else far)
-        # All weights zero: no sample counts, and 0 / 1 is what is wanted.
+        # Where all weights are zero, no sample counts: 0 / 1.
         ess[i] = real(total[i] * total[i] / (1.0 if squares[i] == 0.0 else squares[i]))
 
 
@@ -130,7 +130,7 @@ def importance_weights_kernel(
             copy_to(mean, bound)
             fill(ess, samples)
         near = any_close(order, greatest, least, mean)
-        extreme = least if order < 0.0 else greatest  # of the sample that weighs most
+        extreme = least if order < 0.0 else greatest  # that of the sample with the greatest weight
         for k in range(samples):
             here = sample_of(tile, k, rows)
             weights = target(weights_ptr, here, scratch[5])
@@ -151,7 +151,7 @@ def importance_weights_kernel(
 
 
 def importance_weights(log_ratio, nll, alpha):
-    """[bound, weights, ess], and the log weights if they are not log_ratio itself."""
+    """[bound, weights, ess], and with an nll the log weights, which else are log_ratio itself."""
     samples, rows = log_ratio.shape
     acc = accumulator(log_ratio, nll)
     weights = torch.empty((samples, rows), dtype=acc, device="cpu")

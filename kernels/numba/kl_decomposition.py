@@ -1,12 +1,12 @@
-"""The KL in three terms: log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each less the next.
+"""The KL in three terms: log q(z|x), log q(z), sum_d log q(z_d) and log p(z), each minus the next.
 
-The joint density adds up over latents what the marginals take one by one. So one pass over all
-pairs computes both, and a batch takes one kernel call forward and one backward. A register holds
-one number of sixteen rows. A thread takes ROWS rows through all components and latents. The rows'
-contributions to a component are summed in parts: each part belongs to one thread, and the parts are
-summed in a fixed order.
+The joint density sums over latents the numbers that the marginals take one by one. So one pass over
+all pairs computes both, and a batch takes one kernel call forward and one backward. A register
+holds one number for each of sixteen rows. A thread takes ROWS rows through all components and
+latents. The contributions of the rows to a component are summed in parts: each part belongs to one
+thread, and the parts are summed in a fixed order.
 
-Logarithms are to base 2 inside, where an exponential takes a third less.
+Inside, logarithms are to base 2, whose exponential takes a third less time.
 """
 
 import math
@@ -36,18 +36,19 @@ from .pairs import (
 )
 from .sums import REASSOCIATED
 
-ROWS = 32  # rows at once: two registers
-WIDE = 128  # the same backward, at most: a sum over rows takes as long as sixty of them
-FEW = 8  # components, which share what is read and written for a row
-PARTS = 8  # of the rows, at most: each takes memory of the components' gradients
+ROWS = 32  # rows that a thread takes at once: two registers
+WIDE = 128  # the most rows at once backward, where a sum over rows takes as long as sixty rows
+GROUP = 8  # components at once: they share what is read and written for a row
+PARTS = 8  # the most parts of the rows: each has its own gradients of all components in memory
 LOG_2 = math.log(2)
-COST = 0.2, 0.3  # ns for a latent of a pair, forward and backward
+COST = 0.2, 0.3  # ns per latent of a pair, forward and backward
 
 
 @helper
 def aligned(size, like):
-    """As ``buffer_of``, from a multiple of a register's bytes on, so that no load crosses a line of
-    the cache: in one process of three forward took a quarter longer.
+    """Like ``buffer_of``, but aligned to a register, so that no load crosses a line of the cache.
+
+    Otherwise the forward pass took a quarter longer in one process of three.
     """
     values = np.empty(size + 2 * LANES, like.dtype)
     start = -(values.ctypes.data // values.itemsize) % LANES
@@ -55,12 +56,12 @@ def aligned(size, like):
 
 
 @helper
-def weigh_stratified(weights, three, component, row, rows):
-    """Weights [FEW, size]: of a row's own component, of the next one, and of the others."""
-    own, following, others = three
-    size = weights.size // FEW
+def weigh_stratified(weights, weights_by_gap, component, row, rows):
+    """Fill weights [GROUP, size] for a row's own component, the next one, and the others."""
+    own, following, others = weights_by_gap
+    size = weights.size // GROUP
     fill(weights, others)
-    for j in range(FEW):
+    for j in range(GROUP):
         index = component + j - row
         if 0 <= index < size:
             weights[j * size + index] = own
@@ -71,40 +72,40 @@ def weigh_stratified(weights, three, component, row, rows):
 
 @helper
 def components_at(k, stop, cols, mu_ptr, logvar_ptr, buffers):
-    """(mu, 1 / std, what log densities have beside squares) of FEW components, [FEW, cols]."""
+    """(mu, 1 / std, the constant of log densities), each [GROUP, cols], of components [k, stop)."""
     mus, logvars, inverse, constant = buffers
-    mu = lines_of(mu_ptr, k, stop, cols, FEW, mus, 0.0)
-    logvar = lines_of(logvar_ptr, k, stop, cols, FEW, logvars, 0.0)
-    to_base_two(logvar, inverse[: FEW * cols], constant[: FEW * cols])
-    fill(constant[(stop - k) * cols : FEW * cols], -np.inf)
+    mu = lines_of(mu_ptr, k, stop, cols, GROUP, mus, 0.0)
+    logvar = lines_of(logvar_ptr, k, stop, cols, GROUP, logvars, 0.0)
+    to_base_two(logvar, inverse[: GROUP * cols], constant[: GROUP * cols])
+    fill(constant[(stop - k) * cols : GROUP * cols], -np.inf)
     return mu, inverse, constant
 
 
 @helper
-def buffers_of_few(cols, like):
-    size = FEW * cols
+def buffers_of_group(cols, like):
+    size = GROUP * cols
     mus, logvars = buffer_of(size, like), buffer_of(size, like)
     return mus, logvars, buffer_of(size, like), buffer_of(size, like)
 
 
 @elementwise
 def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, total):
-    """The sum of each latent with FEW components more: exp2(greatest) total.
+    """Add GROUP components to the sum of each latent, which is exp2(greatest) total.
 
-    ``logs`` [FEW, ROWS] become log densities of all latents together.
+    ``logs`` [GROUP, ROWS] become the log densities of all latents together.
     """
     cols = z.size // ROWS
     for d in range(cols):
         for i in range(ROWS):
             top = greatest[d * ROWS + i]
-            for j in range(FEW):
+            for j in range(GROUP):
                 at = j * cols + d
                 log_one = log_density(z[d * ROWS + i], mu[at], inverse[at], constant[at])
                 partial[j * ROWS + i] += log_one
                 top = max(top, log_one)
             shift = finite_or_zero(top)
             sum_ = total[d * ROWS + i] * exp2(greatest[d * ROWS + i] - shift)
-            for j in range(FEW):
+            for j in range(GROUP):
                 at = j * cols + d
                 log_one = log_density(z[d * ROWS + i], mu[at], inverse[at], constant[at])
                 sum_ += weights[j * ROWS + i] * exp2(log_one - shift)
@@ -115,15 +116,15 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 
 @elementwise
 def add_joint(logs, weights, greatest, total):
-    """The same for all latents together; it resets ``logs`` to 0."""
+    """Add GROUP components to the sum for all latents together, and reset ``logs`` to 0."""
     real = logs.dtype.type
     for i in range(ROWS):
         top = greatest[i]
-        for j in range(FEW):
+        for j in range(GROUP):
             top = max(top, logs[j * ROWS + i])
         shift = finite_or_zero(top)
         sum_ = total[i] * exp2(greatest[i] - shift)
-        for j in range(FEW):
+        for j in range(GROUP):
             sum_ += weights[j * ROWS + i] * exp2(logs[j * ROWS + i] - shift)
             logs[j * ROWS + i] = real(0.0)
         greatest[i], total[i] = top, sum_
@@ -131,7 +132,7 @@ def add_joint(logs, weights, greatest, total):
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
 def own_and_prior(z, mu, logvar):
-    """-2 log q(z|x) and -2 log p(z) of a row, but for the constant of all densities."""
+    """-2 log q(z|x) and -2 log p(z) of a row, without the constant that all densities share."""
     real = z.dtype.type
     own = prior = real(0.0)
     for d in range(z.size):
@@ -143,23 +144,23 @@ def own_and_prior(z, mu, logvar):
 
 @helper
 def example(q, row, cols, buffers):
-    """(z, mu, logvar) of one."""
+    """(z, mu, logvar) of one row."""
     line = row, 1, 0, cols
     return load(q[0], line, buffers[0]), load(q[1], line, buffers[1]), load(q[2], line, buffers[2])
 
 
 @kernel
 def kl_decomposition_kernel(
-    queue, step, blocks, _, scratch, rows, components, cols, three, q, all_q, first_address,
-    second_address, third_address, logsumexp_address,
+    queue, step, blocks, _, scratch, rows, components, cols, weights_by_gap, q, mixture, mi_address,
+    tc_address, dimension_wise_address, logsumexp_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     real, size = scratch.dtype.type, cols * ROWS
-    pairs = FEW * ROWS
+    pairs = GROUP * ROWS
     weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
     fill(partial, 0.0)
     fill(logs, 0.0)
-    of_few = buffers_of_few(cols, logs)
+    group_buffers = buffers_of_group(cols, logs)
     lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
     greatest = aligned(size + ROWS, logs)[: size + ROWS]
     total = aligned(size + ROWS, logs)[: size + ROWS]
@@ -169,10 +170,10 @@ def kl_decomposition_kernel(
         z = columns_of(q[0], row, end, cols, ROWS, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
-        for k in range(0, components, FEW):
-            few = components_at(k, min(k + FEW, components), cols, *all_q, of_few)
-            weigh_stratified(weights, three, k, row, rows)
-            add_components(z, *few, weights, partial, logs, greatest, total)
+        for k in range(0, components, GROUP):
+            group = components_at(k, min(k + GROUP, components), cols, *mixture, group_buffers)
+            weigh_stratified(weights, weights_by_gap, k, row, rows)
+            add_components(z, *group, weights, partial, logs, greatest, total)
             add_joint(logs, weights, greatest[size:], total[size:])
         conclude(greatest, total)
         fill(marginals, 0.0)
@@ -183,24 +184,24 @@ def kl_decomposition_kernel(
             kept = in_place(logsumexp_address, d * rows + row, end - row, logs)
             for i in range(end - row):
                 kept[i] = total[d * ROWS + i]
-        first = in_place(first_address, row, end - row, logs)
-        second = in_place(second_address, row, end - row, logs)
-        third = in_place(third_address, row, end - row, logs)
+        mi = in_place(mi_address, row, end - row, logs)
+        tc = in_place(tc_address, row, end - row, logs)
+        dimension_wise = in_place(dimension_wise_address, row, end - row, logs)
         for i in range(end - row):
-            own, prior = own_and_prior(*example(q, row + i, cols, of_few))
+            own, prior = own_and_prior(*example(q, row + i, cols, group_buffers))
             joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
-            first[i] = real(-0.5 * own - joint)
-            second[i] = real(joint - of_each)
-            third[i] = real(of_each + 0.5 * prior)
+            mi[i] = real(-0.5 * own - joint)
+            tc[i] = real(joint - of_each)
+            dimension_wise[i] = real(of_each + 0.5 * prior)
 
 
 @elementwise
 def add_logs(z, mu, inverse, constant, logs):
-    """Log densities [FEW, size] of all latents together, of z [cols, size]."""
+    """Add the log densities over all latents, at z [cols, size], to ``logs`` [GROUP, size]."""
     real = z.dtype.type
-    size, cols = logs.size // FEW, mu.size // FEW
+    size, cols = logs.size // GROUP, mu.size // GROUP
     deep = cols // DEEP * DEEP
-    for j in range(FEW):
+    for j in range(GROUP):
         for first in range(0, deep, DEEP):
             for i in range(size):
                 total = real(0.0)
@@ -218,11 +219,12 @@ def add_logs(z, mu, inverse, constant, logs):
 
 @elementwise
 def to_shares(logs, logsumexp, djoint, dmarginals, weights):
-    """``logs`` become shares of the upstream gradient of the joint density; ``weights`` are
-    multiplied by that of the marginals.
+    """Turn ``logs`` into shares of the joint density's upstream gradient.
+
+    ``weights`` are multiplied by the upstream gradient of the marginals.
     """
     size = djoint.size
-    for j in range(FEW):
+    for j in range(GROUP):
         for i in range(size):
             at = np.uint64(j * size) + np.uint64(i)
             logs[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
@@ -231,17 +233,17 @@ def to_shares(logs, logsumexp, djoint, dmarginals, weights):
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
 def add_joint_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant, dz, dmu, dlogvar):
-    """The gradient of a block of rows [cols, size] from ``count`` components, and of these.
+    """Add the gradients of a block of rows [cols, size] and of ``count`` components.
 
-    It takes one latent after the other, whose rows stay in the first cache.
+    Latent follows latent, so that the rows of one stay in the first cache.
     """
     real = z.dtype.type
-    size, cols = weights.size // FEW, mu.size // FEW
+    size, cols = weights.size // GROUP, mu.size // GROUP
     for d in range(cols):
         for j in range(count):
             at = j * cols + d
             scale = inverse[at] * real(1 / SCALE**2)
-            first = second = real(0.0)
+            of_mu = of_logvar = real(0.0)
             for i in range(size):
                 here = np.uint64(d * size) + np.uint64(i)
                 pair = np.uint64(j * size) + np.uint64(i)
@@ -249,13 +251,13 @@ def add_joint_pulls(z, logsumexp, weights, shares, count, mu, inverse, constant,
                 scaled = distance * inverse[at]
                 log_ratio = (constant[at] - logsumexp[here]) - scaled * scaled
                 share = weights[pair] * exp2(log_ratio) + shares[pair]
-                # Not the scaled distance, which may be infinite where the share is 0.
+                # The scaled distance would not do: it may be infinite where the share is 0.
                 pull = (share * inverse[at]) * distance
-                first += pull
-                second += (pull * scale) * distance - share
+                of_mu += pull
+                of_logvar += (pull * scale) * distance - share
                 dz[here] -= pull * inverse[at]
-            dmu[at] += first * scale
-            dlogvar[at] += real(0.5) * second
+            dmu[at] += of_mu * scale
+            dlogvar[at] += real(0.5) * of_logvar
 
 
 @elementwise
@@ -273,7 +275,7 @@ def add_own_and_prior(z, mu, logvar, down, dprior, dz, dmu, dlogvar):
 
 @helper
 def finite_logsumexps(logsumexp_address, row, end, rows, size, result):
-    """[cols + 1, size]; infinite where a latent is impossible of all components, or missing."""
+    """The log-sum-exps [cols + 1, size]; inf where a density is 0 or a row is missing."""
     for d in range(result.size // size):
         found = in_place(logsumexp_address, d * rows + row, end - row, result)
         for i in range(end - row):
@@ -293,54 +295,59 @@ def upstream_of(operand, row, end, size, buffer):
 
 @kernel
 def kl_decomposition_backward_kernel(
-    queue, step, parts, _, scratch, rows, part_rows, block_rows, components, cols, three, q, all_q,
-    logsumexp_address, upstream, dz_address, of_q, of_parts,
+    queue, step, parts, _, scratch, rows, part_rows, block_rows, components, cols, weights_by_gap,
+    q, mixture, logsumexp_address, upstream, dz_address, dq, partial_components,
 ):  # fmt: skip
-    """``of_parts`` are for the gradients of the components, [parts, components, cols], ``of_q`` for
-    those of q, [rows, cols]: 0 where they are the same, or are not wanted.
+    """``partial_components`` and ``dq`` are pairs of addresses, for mu and logvar.
+
+    The first is for the gradients of the components, [parts, components, cols], or 0 where they are
+    not wanted. The second is for those of q, [rows, cols], or 0 where the components are those of
+    q.
     """
     scratch = workspace(scratch, queue)
-    like, whole, wanted = scratch[0], components * cols, of_parts[0] != 0
-    of_few, most = buffers_of_few(cols, like), cols * block_rows
+    like, whole, wanted = scratch[0], components * cols, partial_components[0] != 0
+    group_buffers, most = buffers_of_group(cols, like), cols * block_rows
     lines, block_of_z = buffer_of(most, like), aligned(most, like)
     logsumexps = aligned(most + block_rows, like)
     all_aside, all_dz = aligned(most, like), zeros(most, like)
-    nowhere = zeros(cols * FEW, like), zeros(cols * FEW, like)
+    nowhere = zeros(cols * GROUP, like), zeros(cols * GROUP, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
         dmu, dlogvar = nowhere
         if wanted:
-            dmu = in_place(of_parts[0], part * whole, whole, like)
-            dlogvar = in_place(of_parts[1], part * whole, whole, like)
+            dmu = in_place(partial_components[0], part * whole, whole, like)
+            dlogvar = in_place(partial_components[1], part * whole, whole, like)
         fill(dmu, 0.0)
         fill(dlogvar, 0.0)
         after = min((part + 1) * part_rows, rows)
         for row in range(part * part_rows, after, block_rows):
             end = min(row + block_rows, after)
             size = whole_blocks(end - row, ROWS)
-            weights, logs = scratch[0][: FEW * size], scratch[1][: FEW * size]
+            weights, logs = scratch[0][: GROUP * size], scratch[1][: GROUP * size]
             aside, dz = all_aside[: cols * size], all_dz[: cols * size]
             z = columns_of(q[0], row, end, cols, size, lines, 0.0, block_of_z)
             logsumexp = logsumexps[: (cols + 1) * size]
             finite_logsumexps(logsumexp_address, row, end, rows, size, logsumexp)
-            first = upstream_of(upstream[0], row, end, size, scratch[2])
-            second = upstream_of(upstream[1], row, end, size, scratch[3])
-            third = upstream_of(upstream[2], row, end, size, scratch[4])
+            dmi = upstream_of(upstream[0], row, end, size, scratch[2])
+            dtc = upstream_of(upstream[1], row, end, size, scratch[3])
+            ddimension_wise = upstream_of(upstream[2], row, end, size, scratch[4])
             djoint, dmarginals = scratch[5][:size], scratch[6][:size]
             for i in range(size):
-                djoint[i], dmarginals[i] = second[i] - first[i], third[i] - second[i]
+                djoint[i], dmarginals[i] = dtc[i] - dmi[i], ddimension_wise[i] - dtc[i]
             fill(dz, 0.0)
             fill(aside, 0.0)
-            for k in range(0, components, FEW):
-                stop = min(k + FEW, components)
-                few = components_at(k, stop, cols, *all_q, of_few)
-                weigh_stratified(weights, three, k, row, rows)
+            for k in range(0, components, GROUP):
+                stop = min(k + GROUP, components)
+                group = components_at(k, stop, cols, *mixture, group_buffers)
+                weigh_stratified(weights, weights_by_gap, k, row, rows)
                 fill(logs, 0.0)
-                add_logs(z, *few, logs)
+                add_logs(z, *group, logs)
                 to_shares(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
-                here = slice(k * cols, stop * cols) if wanted else slice(0, cols * FEW)
+                here = slice(k * cols, stop * cols) if wanted else slice(0, cols * GROUP)
                 of_components = dmu[here], dlogvar[here]
-                add_joint_pulls(z, logsumexp, weights, logs, stop - k, *few, aside, *of_components)
-                if (k + FEW) % STRETCH == 0 or stop == components:
+                add_joint_pulls(
+                    z, logsumexp, weights, logs, stop - k, *group, aside, *of_components
+                )
+                if (k + GROUP) % STRETCH == 0 or stop == components:
                     put_aside(aside, dz)
             for i in range(end - row):
                 found = in_place(dz_address, (row + i) * cols, cols, like)
@@ -348,18 +355,18 @@ def kl_decomposition_backward_kernel(
                     found[d] = dz[d * size + i] * like.dtype.type(1 / SCALE**2)
                 here = slice((row + i) * cols, (row + i + 1) * cols) if wanted else slice(0, cols)
                 of_mu, of_logvar = dmu[here], dlogvar[here]
-                if of_q[0] != 0:
-                    of_mu = in_place(of_q[0], (row + i) * cols, cols, like)
-                    of_logvar = in_place(of_q[1], (row + i) * cols, cols, like)
+                if dq[0] != 0:
+                    of_mu = in_place(dq[0], (row + i) * cols, cols, like)
+                    of_logvar = in_place(dq[1], (row + i) * cols, cols, like)
                     fill(of_mu, 0.0)
                     fill(of_logvar, 0.0)
-                given = example(q, row + i, cols, of_few)
-                add_own_and_prior(*given, first[i], -third[i], found, of_mu, of_logvar)
+                given = example(q, row + i, cols, group_buffers)
+                add_own_and_prior(*given, dmi[i], -ddimension_wise[i], found, of_mu, of_logvar)
 
 
 @kernel
 def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_address, sum_address):
-    """[rows, cols] of [parts, rows, cols]."""
+    """Sum [parts, rows, cols] over the parts, to [rows, cols]."""
     like = scratch[0]
     for row, count, col, width in tiles(queue, step, rows, cols):
         start, size = row * cols + col, count * width
@@ -370,7 +377,7 @@ def sum_of_parts_kernel(queue, step, rows, cols, scratch, parts, parts_address, 
 
 
 def weights_of(components, dataset_size):
-    """(that of a row's own component, of the next one, of each other): all alike, or stratified."""
+    """The weights of a row's own component, of the next one, of each other: equal or stratified."""
     if dataset_size is None:
         return (1 / components,) * 3
     others = components - 1
@@ -378,7 +385,7 @@ def weights_of(components, dataset_size):
 
 
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
-    """[the three terms, each [rows], what backward needs of the densities [cols + 1, rows]]."""
+    """The three terms, each [rows], then the log densities that backward needs [cols + 1, rows]."""
     acc = accumulator(z, mu, logvar, all_mu, all_logvar)
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     rows, cols = z.shape
@@ -401,20 +408,22 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
 
 
 def kl_decomposition_backward(
-    dfirst, dsecond, dthird, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
+    dmi, dtc, ddimension_wise, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
 ):
     """The wanted gradients, from those of the terms, each [rows] or None."""
-    acc, of_batch = logsumexp.dtype, all_mu is None
+    acc, of_batch, logsumexp = logsumexp.dtype, all_mu is None, logsumexp.contiguous()
     components = (mu, logvar) if of_batch else (all_mu, all_logvar)
     (rows, cols), (count, _) = z.shape, components[0].shape
     parts, part_rows, block_rows = parts_of(rows, count * cols * COST[1])
     dz = torch.empty(z.shape, dtype=acc, device="cpu")
-    of_q: Any = (None, None)
-    of_parts: Any = (None, None)
+    dq: Any = (None, None)
+    partial_components: Any = (None, None)
     if not of_batch:
-        of_q = [torch.empty(z.shape, dtype=acc, device="cpu") for _ in range(2)]
+        dq = [torch.empty(z.shape, dtype=acc, device="cpu") for _ in range(2)]
     if any(needs[1:3] if of_batch else needs[3:]):
-        of_parts = [torch.empty((parts, count, cols), dtype=acc, device="cpu") for _ in range(2)]
+        partial_components = [
+            torch.empty((parts, count, cols), dtype=acc, device="cpu") for _ in range(2)
+        ]
     launch(
         kl_decomposition_backward_kernel,
         acc,
@@ -429,22 +438,25 @@ def kl_decomposition_backward(
         tuple(map(operand, (z, mu, logvar))),
         tuple(map(operand, components)),
         logsumexp.data_ptr(),
-        tuple(map(operand, (dfirst, dsecond, dthird))),
+        tuple(map(operand, (dmi, dtc, ddimension_wise))),
         dz.data_ptr(),
-        *(tuple(0 if t is None else t.data_ptr() for t in pair) for pair in (of_q, of_parts)),
+        *(
+            tuple(0 if t is None else t.data_ptr() for t in pair)
+            for pair in (dq, partial_components)
+        ),
         cost=COST[1],
     )
-    of_components = map(sum_of_parts, of_parts)
-    found = (dz, *of_components, *of_q) if of_batch else (dz, *of_q, *of_components)
+    of_components = map(sum_of_parts, partial_components)
+    found = (dz, *of_components, *dq) if of_batch else (dz, *dq, *of_components)
     inputs = z, mu, logvar, all_mu, all_logvar
     gradients = zip(found, inputs, needs, strict=True)
     return [g.to(t.dtype) for g, t, needed in gradients if needed]
 
 
 def parts_of(rows, work):
-    """(how many, rows of each, rows of a block), of ``work`` ns for a row.
+    """(how many parts, rows of a part, rows of a block), for ``work`` ns per row.
 
-    By sizes alone: with the threads that there are results would change.
+    They depend on sizes alone. If they depended on the number of threads, results would too.
     """
     block = min(WIDE, whole_blocks.py_func(-(-rows // 2), ROWS))
     blocks = -(-rows // block)
@@ -454,12 +466,12 @@ def parts_of(rows, work):
 
 
 def sum_of_parts(parts):
-    """[rows, cols] of [parts, rows, cols], or None of None."""
+    """The sum [rows, cols] of [parts, rows, cols], or None for None."""
     if parts is None or len(parts) == 1:
         return None if parts is None else parts[0]
     number, *shape = parts.shape
     total = torch.empty(shape, dtype=parts.dtype, device="cpu")
     pointers = parts.data_ptr(), total.data_ptr()
-    # Not by torch, which leaves this to OpenMP: that hangs in a forked child.
+    # torch would leave this sum to OpenMP, which hangs in a forked child.
     launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)
     return total

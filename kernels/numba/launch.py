@@ -11,13 +11,13 @@ import torch
 from ..rows import PROCESS, samples_in
 from .memory import SCRATCH, rows_of_tile
 
-# Nanoseconds of one thread's work from which others share in it.
+# From so many nanoseconds of work on, threads share it.
 PARALLEL = 30_000
 RANGE = 15_000  # nanoseconds of work that a thread takes at a time
 
 
 def samples_of(recon, x, needs_dx):
-    """(samples, x): how many of ``recon`` [samples * rows, cols] go with one x [rows, cols].
+    """(samples, x): how many samples ``recon`` [samples * rows, cols] has for x [rows, cols].
 
     A single row of x is handed back as long as recon, and one sample, unless its gradient is
     wanted: a sum over all samples, which one thread makes.
@@ -38,7 +38,7 @@ HERE = Here()
 
 
 def scratch_of(acc, threads):
-    """Buffers for tiles, 0.2 MB for each of the threads that share in a kernel."""
+    """Buffers for tiles, 0.2 MB for each thread of a kernel."""
     scratch = HERE.scratch.get(acc)
     if scratch is None or len(scratch) < threads:
         dtype = np.float64 if acc == torch.float64 else np.float32
@@ -47,7 +47,7 @@ def scratch_of(acc, threads):
 
 
 def find_openmp():
-    """The address of what starts a parallel region, of the OpenMP that torch itself uses, or 0.
+    """The address of the function that starts a parallel region of torch's own OpenMP, or 0.
 
     Its threads are awake where torch's operations have just used them, and wait for no lock of
     Python. Threads of our own would have to share the cores with them.
@@ -62,7 +62,7 @@ OPENMP = find_openmp()
 
 
 def threads_for(work):
-    """One in a forked child, which has none of its parent's threads: OpenMP would wait for them."""
+    """How many threads; 1 in a forked child, where OpenMP would wait for its parent's threads."""
     if work <= PARALLEL or not OPENMP or os.getpid() != PROCESS:
         return 1
     return max(1, min(torch.get_num_threads(), int(work // RANGE)))
@@ -91,7 +91,10 @@ def call(kernel, *arguments):
 
 
 def rows_at_a_time(rows, cols, work, threads):
-    """As many as take RANGE; but whole tiles, for short ones cost more, if all threads get some."""
+    """The rows that take RANGE, but at least a tile: short tiles cost more.
+
+    A tile is at most a thread's share of the rows.
+    """
     tile = min(rows_of_tile.py_func(cols), -(-rows // threads))
     return max(tile, int(rows * RANGE / work))
 

@@ -1,4 +1,4 @@
-"""Functions that are compiled into kernels, and never by themselves.
+"""Functions that are compiled into kernels, and never on their own.
 
 For numba each function is a library of its own, which LLVM optimises and turns into machine code
 that nobody calls: a kernel takes some seventy of them with it, and with them twice the time. Here
@@ -42,7 +42,7 @@ class HelperLibrary(JITCodeLibrary):
         self._finalized = True
 
     def _get_module_for_linking(self):
-        """The code with that of all that it calls, each of them once."""
+        """The code with that of all functions that it calls, each of them once."""
         if self._shared_module is None:
             module = self._final_module.clone()
             for library in self.called():
@@ -70,7 +70,7 @@ class HelperLibrary(JITCodeLibrary):
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class Link(NativeLowering):
-    """Numba's own lowering, of what Python never calls."""
+    """numba's own lowering, for functions that Python never calls."""
 
     _name = "link"
 
@@ -78,7 +78,7 @@ class Link(NativeLowering):
         super().run_pass(state)
         lowered, library = state["cr"], state.library
         described = lowered.fndesc
-        # A name for callers to find the code by: that of a function without any of its own.
+        # Callers find the code by the name of a function that is empty otherwise.
         entry = _dynfunc.make_function(
             described.lookup_module(), described.qualname, "", 0, lowered.env, (library,)
         )
@@ -88,7 +88,7 @@ class Link(NativeLowering):
 
 
 class Helper(CompilerBase):
-    """Numba's compiler, but for the machine code."""
+    """numba's compiler without its last step, the machine code."""
 
     def define_pipelines(self):
         state, builder = self.state, DefaultPassBuilder
@@ -106,8 +106,8 @@ class Helper(CompilerBase):
         return [passes]
 
 
-# Private parts of numba that all this leans on. Where one is gone, the import of this module fails,
-# and numba's own compiler serves.
+# Private parts of numba that this module needs. Where one is gone, its import fails, and numba's
+# own compiler serves.
 for owner, names in {
     BaseContext: "insert_user_function",
     DefaultPassBuilder: "define_typed_pipeline define_untyped_pipeline",

@@ -1,6 +1,7 @@
-"""Negative log-densities of a location and a scale, row sums: rate (distance(t) + width + constant)
-with t = (x - recon) exp(-rate width). For a Gaussian the width is its log variance and the distance
-a square; for a Laplace they are the log scale and |t|.
+"""Negative log-densities with a location and a scale, row sums.
+
+They are rate (distance(t) + width + constant) with t = (x - recon) exp(-rate width). For a Gaussian
+the width is the log variance and the distance t^2. For a Laplace they are the log scale and |t|.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every row. ``sign`` = -1 turns it into the log-density.
@@ -37,8 +38,8 @@ def subtract(values, result):
 
 
 @helper
-def spread_width(width_ptr, tile, rate, width, inverse, scratch):
-    """A width per row: its exponential is taken once per row, not once per element."""
+def broadcast_width(width_ptr, tile, rate, width, inverse, scratch):
+    """Broadcast a width per row over its columns; its exponential is computed once per row."""
     row, count, _, _ = tile
     one_a_row = load(width_ptr, (row, count, 0, 1), scratch[0])
     inverse_a_row = scratch[1][:count]
@@ -116,7 +117,7 @@ def location_scale_kernel(name, distance, slope, rate, constant):
                 if learned:
                     width = load(width_ptr, here, scratch[1])
                 elif present(width_ptr):
-                    spread_width(width_ptr, here, rate, scratch[1], scratch[2], scratch[10:])
+                    broadcast_width(width_ptr, here, rate, scratch[1], scratch[2], scratch[10:])
                 if present(nll_ptr):
                     partial, terms = nll_partial[k:], scratch[6]
                     if learned:

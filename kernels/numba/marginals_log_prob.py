@@ -30,8 +30,8 @@ from .pairs import (
 from .sums import REASSOCIATED
 
 LINES = 1024  # rows, or components, at once: their numbers stay in the first cache
-FEW = 8  # components, which share what is read and written for a row
-COST = 0.17, 0.22  # ns for a pair, forward and backward
+GROUP = 8  # components at once: they share what is read and written for a row
+COST = 0.17, 0.22  # ns per pair, forward and backward
 
 
 @elementwise
@@ -43,14 +43,14 @@ def add_log_weights(log_weights, constant):
 
 @elementwise
 def add_components(z, mu, inverse, constant, greatest, total):
-    """The sum with FEW components more: sum_k exp2(log_k) = exp2(greatest) total."""
+    """Add GROUP components to the sum: sum_k exp2(log_k) = exp2(greatest) total."""
     for i in range(z.size):
         top = greatest[i]
-        for j in range(FEW):
+        for j in range(GROUP):
             top = max(top, log_density(z[i], mu[j], inverse[j], constant[j]))
         shift = finite_or_zero(top)
         sum_ = total[i] * exp2(greatest[i] - shift)
-        for j in range(FEW):
+        for j in range(GROUP):
             log_one = log_density(z[i], mu[j], inverse[j], constant[j])
             sum_ += exp2(log_one - shift)
         greatest[i], total[i] = top, sum_
@@ -62,13 +62,13 @@ def share_and_pull(z, mu, inverse, log_ratio, upstream):
     distance = z - mu
     scaled = distance * inverse
     share = upstream * exp2(log_ratio - scaled * scaled)
-    # Not the scaled distance, which may be infinite where the share is 0.
+    # The scaled distance would not do: it may be infinite where the share is 0.
     return share, (share * inverse) * distance, distance
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
 def add_marginal_pulls(z, logsumexp, upstream, mu, inverse, constant, dz):
-    """The gradient of the rows from a component; and moments of it from the rows."""
+    """Add a component's part of the gradient of the rows, and the rows' part of its moments."""
     zeroth = first = second = z.dtype.type(0.0)
     for i in range(z.size):
         share, pull, distance = share_and_pull(
@@ -83,7 +83,7 @@ def add_marginal_pulls(z, logsumexp, upstream, mu, inverse, constant, dz):
 
 @helper
 def part_of(operand, latent, start, stop, buffer, value):
-    """Numbers [start, stop) of a latent, and as many times ``value`` as fill the buffer."""
+    """Numbers [start, stop) of a latent, then ``value`` up to the end of the buffer."""
     found = load(operand, (latent, 1, start, stop - start), buffer)
     for i in range(stop - start):
         buffer[i] = found[i]
@@ -94,7 +94,7 @@ def part_of(operand, latent, start, stop, buffer, value):
 
 @helper
 def components_of(mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, size, scratch):
-    """(mu, 1 / std, what a log density has beside squares) of components [start, stop)."""
+    """(mu, 1 / std, the constant of a log density) of components [start, stop)."""
     mu = part_of(mu_ptr, latent, start, stop, scratch[3][:size], 0.0)
     logvar = part_of(logvar_ptr, latent, start, stop, scratch[4][:size], 0.0)
     inverse, constant = scratch[5][:size], scratch[6][:size]
@@ -122,13 +122,13 @@ def marginals_log_prob_kernel(
             fill(total, 0.0)
             for start in range(0, components, LINES):
                 stop = min(start + LINES, components)
-                count = whole_blocks(stop - start, FEW)
+                count = whole_blocks(stop - start, GROUP)
                 mu, inverse, constant = components_of(
                     mu_ptr, logvar_ptr, log_weights_ptr, latent, start, stop, count, scratch
                 )
                 fill(constant[stop - start :], -np.inf)
-                for k in range(0, count, FEW):
-                    few = slice(k, k + FEW)
+                for k in range(0, count, GROUP):
+                    few = slice(k, k + GROUP)
                     add_components(z, mu[few], inverse[few], constant[few], greatest, total)
             conclude(greatest, total)
             found = in_place(logsumexp_address, latent * rows + row, end - row, like)
@@ -142,7 +142,7 @@ def marginals_log_prob_backward_kernel(
     log_weights_ptr, logsumexp_ptr, upstream_ptr, dz_address, dmu_address, dlogvar_address,
     dlog_weights_address,
 ):  # fmt: skip
-    """dz [latents, rows]; dmu, dlogvar, dlog_weights [latents, components], of zeros."""
+    """Add dz [latents, rows] and dmu, dlogvar, dlog_weights [latents, components], from zero on."""
     scratch = workspace(scratch, queue)
     like = scratch[0]
     real = like.dtype.type
@@ -190,7 +190,7 @@ def of_components(log_weights):
 
 
 def marginals_log_prob(z, mu, logvar, log_weights):
-    """[log-densities [rows], what backward needs of them [cols, rows]]."""
+    """[log-densities [rows], the log-sum-exps that backward needs [cols, rows]]."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, cols), components = z.shape, len(mu)
     logsumexp = torch.empty((cols, rows), dtype=acc, device="cpu")
@@ -215,7 +215,7 @@ def marginals_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp
     inputs = z, mu, logvar, log_weights
     acc = logsumexp.dtype
     (rows, cols), components = z.shape, len(mu)
-    # A row that is impossible of all components pulls at none.
+    # A row whose density is 0 pulls at no component.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
     found = [torch.zeros((cols, len(t)), dtype=acc, device="cpu") for t in (z, mu, mu, mu)]
     launch(

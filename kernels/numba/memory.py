@@ -1,9 +1,9 @@
 """How kernels reach the tensors: tiles of one or two thousand elements, as flat arrays.
 
-A tile is as many whole rows as fit, or a piece of one long row. ``load`` hands it over in the
-dtype that sums are accumulated in: where the tensor lies, if it lies so, else converted into a
-buffer that stays in the cache. Dtypes, strides and tensors that are not there thus concern this
-file alone, and a kernel is compiled once for float32 and once for float64.
+A tile is as many whole rows as fit, or a piece of one long row. ``load`` returns it in the dtype of
+sums. Where the tensor has that dtype and no gaps, the tile is used in place. Otherwise it is
+converted into a buffer that stays in the cache. Dtypes, strides and absent tensors thus concern
+this file alone, and a kernel is compiled once for float32 and once for float64.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ from .compiler import (
 from .halves import bfloat_of_float, half_of_float, widen
 
 TILE = 2048  # elements per tile
-SHORT = 64  # columns of a row from which LLVM's own loop over them is as fast as four at once
-BUFFERS = 18  # of a tile's size, for a kernel to work in; three more are for noise
+SHORT = 64  # columns from which LLVM's own loop over a row is as fast as four columns at once
+BUFFERS = 18  # buffers of a tile's size that a kernel works in; three more are for noise
 SCRATCH = (BUFFERS + 3, TILE + LANES)
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
@@ -41,8 +41,9 @@ CODES = {
 def operand(tensor):
     """(address, row stride, column stride, dtype) of a tensor, or of None.
 
-    In a tensor [rows] all columns of a row share one number, and in a scalar all elements do.
-    An address keeps no tensor alive: the caller must.
+    Kernels call the operand of a tensor x ``x_ptr``, and a bare address ``x_address``. In a tensor
+    [rows] all columns of a row share one number, and in a scalar all elements do. An address keeps
+    no tensor alive: the caller must.
     """
     if tensor is None:
         return ABSENT
@@ -54,7 +55,7 @@ def operands(first, second):
     """Operands of two tensors, or of the first one's two halves if the second is None."""
     if first is None or second is not None:
         return operand(first), operand(second)
-    # Not by slices of the tensor, which take longer on the host.
+    # Slices of the tensor would take longer on the host.
     address, row_stride, col_stride, code = operand(first)
     there = address + first.shape[1] // 2 * col_stride * first.element_size()
     return (address, row_stride, col_stride, code), (there, row_stride, col_stride, code)
@@ -68,15 +69,17 @@ def as_row(tensor):
 
 @inline
 def workspace(scratch, queue):
-    """This thread's buffers, without their owner, whose references are counted at every slice: of a
-    cheap kernel's time that is a third.
+    """This thread's buffers, as an array without an owner.
+
+    The references of an owner are counted at every slice, which takes a third of a cheap kernel's
+    time.
     """
     return unowned(scratch[fetch_add(queue, 2, 1)])
 
 
 @inline
 def sample_of(tile, sample, rows):
-    """The same tile of another sample, of operands [samples * rows, cols]."""
+    """The same tile of another sample, in operands [samples * rows, cols]."""
     row, count, col, width = tile
     return row + sample * rows, count, col, width
 
@@ -88,7 +91,7 @@ def present(operand):
 
 @inline
 def rows_of_tile(cols, size=TILE):
-    """The most rows of a tile."""
+    """How many rows a tile has at most."""
     return max(1, size // cols)
 
 
@@ -103,7 +106,7 @@ def tiles_of(lo, hi, cols, size=TILE):
 
 @helper
 def tiles(queue, step, rows, cols, size=TILE):
-    """The tiles of this thread: of ``step`` rows at a time, as long as the queue has any.
+    """The tiles of this thread, which takes ``step`` rows at a time until the queue is empty.
 
     ``queue`` is [rows that are taken, rows that are done, threads], all 0 at first.
     """
@@ -190,7 +193,7 @@ def copy(source, tile, row_stride, col_stride, buffer):
 
 @helper
 def in_place(address, start, size, buffer):
-    """A tile where it lies."""
+    """A tile in its place in memory."""
     return carray(pointer(address + buffer.itemsize * start), size, buffer.dtype)
 
 
@@ -204,7 +207,7 @@ def in_line(operand, tile):
 
 @helper
 def load(operand, tile, buffer):
-    """A tile: where it lies, or a copy in the buffer."""
+    """A tile: in its place if it can be used there, else a copy in the buffer."""
     address, row_stride, col_stride, code = operand
     _, count, _, width = tile
     start = start_of(operand, tile)
@@ -241,7 +244,7 @@ def target(operand, tile, buffer):
 
 @helper
 def store(operand, tile, values):
-    """Write what ``target`` had put into a buffer, if the output is there at all.
+    """Write an output that ``target`` put into a buffer; nothing for an absent output.
 
     Of an output that is a part of the columns of another, as a half of them, row by row.
     """

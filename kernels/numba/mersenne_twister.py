@@ -107,7 +107,7 @@ def draw(state, place, buffers, normals):
     put_together(results[0], results[1], normals)
 
 
-# Without letting go of Python's lock, so that no other thread draws meanwhile.
+# The kernel keeps Python's lock, so that no other thread draws meanwhile.
 @functools.partial(kernel, nogil=False)
 def randn_kernel(queue, generator, address, size):
     """Draw size >= 16 normals. If 16 does not divide size, the last 16 are redrawn, as in torch."""
@@ -126,28 +126,28 @@ def randn_kernel(queue, generator, address, size):
     left[0], following[0] = place[0], place[1]
 
 
-# Between the state that is read and the one that is written nobody may draw by this module; what
-# torch itself draws in another thread at that moment may be the same numbers.
+# Held from the read of the state to its write, so that this module draws in one thread only. If
+# torch itself draws in another thread at that moment, it may draw the same numbers.
 LOCK = threading.Lock()
 
 
 def randn(shape, generator):
-    """torch.randn(shape, generator=generator), of at least a group."""
+    """torch.randn(shape, generator=generator), for at least GROUP numbers."""
     normals = torch.empty(shape, dtype=torch.float32, device="cpu")
     if not draws_as_torch():
         return normals.normal_(generator=generator)
     with LOCK:
         state = generator.get_state()
-        run(state, normals)
+        draw_normals(state, normals)
         generator.set_state(state)
     return normals
 
 
 @functools.cache
 def draws_as_torch():
-    """Whether the kernel draws what this torch does; it is compiled on the way.
+    """Whether the kernel, which is compiled on the way, draws the numbers that this torch draws.
 
-    Neither the layout of a generator's state nor the order of its words is promised to anybody.
+    torch promises neither the layout of a generator's state nor the order of its words.
     """
     expected, actual = torch.Generator(), torch.Generator()
     for generator in (expected, actual):
@@ -157,7 +157,7 @@ def draws_as_torch():
         return False
     ours, theirs = torch.empty((2, 2 * CHUNK + 1), dtype=torch.float32, device="cpu")
     for _ in range(2):  # from a state that is all used up, and from the middle of one
-        run(state, ours)
+        draw_normals(state, ours)
         theirs.normal_(generator=expected)
         if not torch.allclose(ours, theirs, rtol=0, atol=1e-5):
             return False
@@ -165,11 +165,11 @@ def draws_as_torch():
 
 
 def placed(state):
-    """Whether what is left and what is next are numbers of words."""
+    """Whether the two counters of the state, words left and next word, are in range."""
     left = state[LEFT : LEFT + 4].view(torch.int32).item()
     following = state[NEXT : NEXT + 8].view(torch.int64).item()
     return 1 <= left <= WORDS and 0 <= following <= WORDS
 
 
-def run(state, normals):
+def draw_normals(state, normals):
     call(randn_kernel, 0, 1, np.zeros(1), state.data_ptr(), normals.data_ptr(), normals.numel())

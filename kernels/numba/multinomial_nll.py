@@ -13,7 +13,7 @@ import torch
 
 from ..rows import accumulator, empty_like_rows
 from .categorical_nll import add_piece
-from .compiler import elementwise, helper, inline, kernel
+from .compiler import INTERNAL, elementwise, helper, inline, jit, kernel
 from .device import exp, fill
 from .launch import launch, samples_of
 from .memory import (
@@ -26,6 +26,7 @@ from .memory import (
     tiles,
     workspace,
 )
+from .sums import REASSOCIATED
 
 # log k! of the counts that nearly all of them are
 LOG_FACTORIALS = np.array([math.lgamma(k + 1.0) for k in range(64)])
@@ -38,18 +39,49 @@ def log_factorial(x):
     return math.lgamma(x + 1.0)
 
 
+@jit(**INTERNAL)
+def where_not_zero(x, found):
+    """How many, and in ``found`` where."""
+    n = 0
+    for i in range(x.size):
+        found[n] = i
+        n += x[i] != x.dtype.type(0.0)
+    return n
+
+
 @helper
-def add_counts(x, logits, count, width, number, values):
+def add_counts(x, logits, count, width, number, values, found):
     """Add to each row's n, and to its sum of log x! - x a; a negative count makes it NaN."""
     for line in range(count):
+        piece, of = slice(line * width, (line + 1) * width), logits[line * width :]
+        counts = x[piece]
         n = value = 0.0
-        for i in range(line * width, (line + 1) * width):
-            if x[i] != 0.0:
-                c = np.float64(x[i])
-                n += c
-                value += log_factorial(c) - c * logits[i] if c > 0.0 else np.nan
+        for j in range(where_not_zero(counts, found)):
+            i = found[j]
+            c = np.float64(counts[i])
+            n += c
+            value += log_factorial(c) - c * of[i] if c > 0.0 else np.nan
         number[line] += n
         values[line] += value
+
+
+@helper
+def add_numbers(x, count, width, number, values):
+    """The same of n alone, for a gradient without its value."""
+    for line in range(count):
+        n, least = sum_and_least(x[line * width : (line + 1) * width])
+        number[line] += n
+        values[line] += 0.0 if least >= 0.0 else np.nan
+
+
+@jit(**REASSOCIATED)
+def sum_and_least(x):
+    n = least = 0.0
+    for i in range(x.size):
+        c = np.float64(x[i])
+        n += c
+        least = min(least, c)
+    return n, least
 
 
 @elementwise
@@ -67,7 +99,7 @@ def multinomial_nll_kernel(
     real = scratch.dtype.type
     grads = scratch[0]
     number, values = np.empty(TILE), np.empty(TILE)
-    nobody = np.full(TILE, -1)
+    nobody, found = np.full(TILE, -1), np.empty(TILE, np.int32)
     fill(grads, scale)
     for row, count, _, _ in tiles(queue, step, rows, min(cols, TILE)):
         greatest, total = scratch[1][:count], scratch[2][:count]
@@ -83,7 +115,10 @@ def multinomial_nll_kernel(
                 logits = load(logits_ptr, (first, count, col, width), scratch[3])
                 x = load(x_ptr, (row, count, col, width), scratch[4])
                 add_piece(logits, count, width, nobody, greatest, total, scratch[5], scratch[6])
-                add_counts(x, logits, count, width, number, values)
+                if present(nll_ptr):
+                    add_counts(x, logits, count, width, number, values, found)
+                else:
+                    add_numbers(x, count, width, number, values)
             if present(nll_ptr):
                 nll = target(nll_ptr, of_rows, scratch[5])
                 for line in range(count):

@@ -159,6 +159,15 @@ def zeros_gradients(grad, m, a, dm, da):
 
 
 @elementwise
+def zeros(grad, m, a, nll, dm, da):
+    for i in range(nll.size):
+        terms = zero_terms(m[i], a[i])
+        nll[i] = terms[0]
+        dm[i] = grad[i] * terms[1]
+        da[i] = grad[i] * terms[2]
+
+
+@elementwise
 def inflated_zeros_nll(m, a, z, nll):
     for i in range(nll.size):
         nll[i] = inflated_zero(zero_terms(m[i], a[i])[0], z[i])[0]
@@ -169,6 +178,17 @@ def inflated_zeros_gradients(grad, m, a, z, dm, da, dz):
     for i in range(dm.size):
         terms = zero_terms(m[i], a[i])
         _, dvalue, slope = inflated_zero(terms[0], z[i])
+        factor = grad[i] * dvalue
+        dm[i] = factor * terms[1]
+        da[i] = factor * terms[2]
+        dz[i] = grad[i] * slope
+
+
+@elementwise
+def inflated_zeros(grad, m, a, z, nll, dm, da, dz):
+    for i in range(nll.size):
+        terms = zero_terms(m[i], a[i])
+        nll[i], dvalue, slope = inflated_zero(terms[0], z[i])
         factor = grad[i] * dvalue
         dm[i] = factor * terms[1]
         da[i] = factor * terms[2]
@@ -305,13 +325,18 @@ def write_terms(wanted, inflated, few, many, given, results, work):
     _, m, a, z, grad = given
     nll, dm, da, dz = results
     values, gradients = wanted
-    if values and inflated:
-        inflated_zeros_nll(m, a, z, nll)
+    if inflated:
+        if values and gradients:
+            inflated_zeros(grad, m, a, z, nll, dm, da, dz)
+        elif values:
+            inflated_zeros_nll(m, a, z, nll)
+        else:
+            inflated_zeros_gradients(grad, m, a, z, dm, da, dz)
+    elif values and gradients:
+        zeros(grad, m, a, nll, dm, da)
     elif values:
         zeros_nll(m, a, nll)
-    if gradients and inflated:
-        inflated_zeros_gradients(grad, m, a, z, dm, da, dz)
-    elif gradients:
+    else:
         zeros_gradients(grad, m, a, dm, da)
     fill_in(True, few, inflated, given, results, work)
     fill_in(False, many, inflated, given, results, work)

@@ -99,7 +99,7 @@ def box_muller(calls, a, b, c, d, normals):
 
 @elementwise
 def first_of_four(calls, a, b, normals):
-    """Where a row has one column, the other three normals of its call are nobody's."""
+    """For rows of one column: the first normal of each call, whose other three are not used."""
     for i in range(calls):
         cosine, _ = cos_sin(b[i])
         normals[i] = radius(a[i]) * cosine
@@ -107,7 +107,7 @@ def first_of_four(calls, a, b, normals):
 
 @inline
 def noise_buffers(scratch):
-    """The buffers that ``draw`` works in, in the last rows of the scratch.
+    """The buffers in which ``draw`` works: the last rows of the scratch.
 
     They hold the four words of each call, and normals with and without the padding of their rows.
     """
@@ -119,7 +119,7 @@ def noise_buffers(scratch):
 
 @helper
 def draw(seed, sample, tile, buffers):
-    """The float32 normals of a tile, flat; a row of them is drawn four columns at a time."""
+    """The float32 normals of a tile, as a flat array; a row is drawn four columns at a time."""
     row, count, col, width = tile
     words, padded, normals = buffers
     a, b, c, d = words[0], words[1], words[2], words[3]

@@ -1,4 +1,4 @@
-"""Shared by mixtures, marginals and the KL in terms, which compare every row with every component.
+"""Shared by mixtures, marginals and the KL in three terms, which compare rows with components.
 
 Log densities may be to base 2, where an exponential takes a third less: see ``to_base_two``.
 """
@@ -11,10 +11,10 @@ from .compiler import LANES, elementwise, helper, inline
 from .device import exp, fill, log
 from .memory import load
 
-DEEP = 8  # latents that are added up by themselves: one sum of 64 rounds twice as much
-STRETCH = 256  # components, or rows, after which sums are put aside, to round as torch's do
+DEEP = 8  # latents of a partial sum: one sum of 64 would round twice as much
+STRETCH = 256  # components, or rows, of a partial sum, which then rounds as torch's sums do
 LOG2_E = math.log2(math.e)
-# Scales distances in standard deviations, so that half their squares are to base 2.
+# Distances in standard deviations are scaled by it, so that their squares are logarithms to base 2.
 SCALE = math.sqrt(0.5 * LOG2_E)
 
 
@@ -26,7 +26,7 @@ def log_density(z, mu, inverse, constant):
 
 @elementwise
 def to_base_two(logvar, inverse, constant):
-    """(1 / std, what a log density has beside squares), in these units."""
+    """(1 / std, the constant of a log density), in these units."""
     real = logvar.dtype.type
     for i in range(logvar.size):
         inverse[i] = exp(real(-0.5) * logvar[i]) * real(SCALE)
@@ -58,13 +58,13 @@ def zeros(size, like):
 
 @helper
 def buffer_of(size, like):
-    """For what ``load`` may write beyond its end too."""
+    """A buffer with room for what ``load`` may write past its end."""
     return np.empty(size + LANES, like.dtype)
 
 
 @helper
 def lines_of(operand, start, stop, cols, size, buffer, value):
-    """Rows [start, stop) as [size, cols], with ``value`` for the missing ones."""
+    """Rows [start, stop) as [size, cols]; missing rows are filled with ``value``."""
     filled, whole = (stop - start) * cols, size * cols
     found = load(operand, (start, stop - start, 0, cols), buffer)
     if filled == whole:
@@ -78,7 +78,7 @@ def lines_of(operand, start, stop, cols, size, buffer, value):
 
 @helper
 def columns_of(operand, start, stop, cols, size, buffer, value, block):
-    """The same as [cols, size]."""
+    """Rows [start, stop) as [cols, size]; missing rows are filled with ``value``."""
     lines = lines_of(operand, start, stop, cols, size, buffer, value)
     for d in range(cols):
         for i in range(size):

@@ -77,7 +77,7 @@ def rsample_kl_backward_kernel(
 
 
 def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
-    """[z [rows, cols], the KL [rows], and the noise if it is to be kept]."""
+    """[z [rows, cols], the KL [rows]], and the noise if it is kept."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     results = [empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc, device="cpu")]

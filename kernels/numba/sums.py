@@ -1,4 +1,4 @@
-"""Row sums: of terms as they are computed, or of what lies in a buffer.
+"""Row sums: of terms as they are computed, or of a buffer.
 
 Sums are pairwise in effect, in 16 to 64 lanes over a tile and in float64 from tile to tile, and so
 as accurate as torch's. A row is summed by one thread, in one order.
@@ -14,7 +14,7 @@ REASSOCIATED = INTERNAL | {"fastmath": {"contract", "reassoc"}}
 
 @jit(**REASSOCIATED)
 def lane_sum(values):
-    """The sum of a tile or less."""
+    """The sum of an array of a tile's size or less."""
     total = values.dtype.type(0.0)
     for i in range(values.size):
         total += values[i]
@@ -23,7 +23,7 @@ def lane_sum(values):
 
 @inline
 def sums_of(operand, tile, buffer):
-    """The output [rows] of sums, in the buffers' dtype, as far as the tile reaches."""
+    """The part of the output [rows] that belongs to the tile, in the buffers' dtype."""
     row, count, _, _ = tile
     return carray(pointer(operand[0]), row + count, buffer.dtype)
 
@@ -81,7 +81,7 @@ def row_sums(term):
     @jit(pipeline_class=Restrict, **REASSOCIATED)
     def sum_terms(tensors, first, count):
         total = tensors[0].dtype.type(0.0)
-        for i in range(count):  # unsigned: of an index that may be negative no loop is packed
+        for i in range(count):  # unsigned: LLVM packs no loop whose index may be negative
             total += term(tensors, np.uint64(first) + np.uint64(i))
         return total
 

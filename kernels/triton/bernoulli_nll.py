@@ -1,5 +1,7 @@
-"""Bernoulli negative log-likelihood, row sums: from logits, softplus(logits) - x logits, or from
-probabilities, -x log p - (1 - x) log(1 - p), as ``F.binary_cross_entropy`` has it.
+"""Bernoulli negative log-likelihood, row sums.
+
+From logits it is softplus(logits) - x logits; from probabilities, as in ``F.binary_cross_entropy``,
+-x log p - (1 - x) log(1 - p).
 """
 
 import torch
@@ -9,7 +11,7 @@ import triton.language as tl
 from .device import divide, exp_scaled, log1m_half, log1p_unit
 from .one_parameter import launch_one_parameter
 
-# Below it torch divides the gradient by this instead of p (1 - p): a float32, in float64 too.
+# torch divides the gradient by p (1 - p), or by this if it is greater: a float32, in float64 too.
 LEAST_VARIANCE = tl.constexpr(torch.tensor(1e-12, dtype=torch.float32, device="cpu").item())
 
 
@@ -24,7 +26,7 @@ def terms_of_logits(logits, x, PTX: tl.constexpr):
 
 @triton.jit
 def log_probability(p):
-    """log p, of subnormal numbers too, which libdevice's float32 logarithm flushes to 0."""
+    """log p, also of subnormal numbers, which libdevice's float32 logarithm flushes to 0."""
     if p.dtype == tl.float64:
         return tl.log(p)
     tiny = p < 1.1754943508222875e-38
@@ -35,13 +37,13 @@ def log_probability(p):
 def terms_of_probabilities(p, x, PTX: tl.constexpr):
     """The nll of each element, and its gradients in p and x, clamped where torch clamps them.
 
-    The gradient in x is not. Outside [0, 1] all are NaN: comparisons keep one that ``tl.maximum``
-    would drop.
+    The gradient in x is not clamped. Where p or x is outside [0, 1], all three are NaN. Values are
+    clamped by comparisons, because ``tl.maximum`` would drop a NaN.
     """
     p = tl.where((p >= 0.0) & (p <= 1.0) & (x >= 0.0) & (x <= 1.0), p, float("nan"))
     rest = 1.0 - p
     low = p < rest
-    smaller = tl.where(low, p, rest)  # exact, as 1 - p is from p = 1/2 on
+    smaller = tl.where(low, p, rest)  # exact, because 1 - p is exact from p = 1/2 on
     log_smaller, log_larger = log_probability(smaller), log1m_half(smaller, PTX)
     dx = tl.where(low, log_larger - log_smaller, log_smaller - log_larger)
     log_smaller = tl.where(log_smaller < -100.0, -100.0, log_smaller)

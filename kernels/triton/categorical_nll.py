@@ -1,8 +1,8 @@
 """Categorical negative log-likelihood of each row of logits: logsumexp(logits) - logits[target].
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and both at once, with
-``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
-which it reads again for the gradient.
+``scale`` for the gradient of every row. A program takes whole rows. A row longer than a tile is
+read in pieces, and read again for the gradient.
 """
 
 import triton
@@ -18,7 +18,7 @@ from .device import (
     store_tile_sum,
     tile,
 )
-from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling
+from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling_of
 
 
 @triton.jit
@@ -28,15 +28,21 @@ def load_piece(ptr, row, col, stride, mask, ACC: tl.constexpr):
 
 
 @triton.jit
-def add_piece(logits, col, target, greatest, total, chosen, PTX: tl.constexpr):
-    """(greatest, total, chosen) with a piece more: sum exp(logits) = exp(greatest) total."""
+def add_exps_of_piece(logits, greatest, total, PTX: tl.constexpr):
+    """(greatest, total) with one more piece: sum exp(logits) = exp(greatest) total."""
     top = tl.maximum(greatest, tl.max(logits, axis=1))
-    # Where nothing is possible yet, not -inf - -inf.
+    # While all logits are -inf, 0 takes the place of the greatest: -inf - -inf is NaN.
     top = tl.where(top == float("-inf"), 0.0, top)
     total = total * exp_scaled(greatest - top, 1.0, PTX)
-    total += tl.sum(exp_scaled(logits - top[:, None], 1.0, PTX), axis=1)
+    return top, total + tl.sum(exp_scaled(logits - top[:, None], 1.0, PTX), axis=1)
+
+
+@triton.jit
+def add_piece(logits, col, target, greatest, total, chosen, PTX: tl.constexpr):
+    """(greatest, total, chosen) with one more piece; ``chosen`` is the logit of the target."""
+    greatest, total = add_exps_of_piece(logits, greatest, total, PTX)
     at_target = col[None, :] == target[:, None]
-    return top, total, chosen + tl.sum(tl.where(at_target, logits, 0.0), axis=1)
+    return greatest, total, chosen + tl.sum(tl.where(at_target, logits, 0.0), axis=1)
 
 
 @triton.jit
@@ -113,14 +119,14 @@ def launch_categorical_nll(logits, target, *, dnll=None, scale=1.0, values=None,
     """Launch on logits [samples * rows, classes] and target [rows]."""
     logits = as_rows(logits)
     samples, target = samples_of(logits, target)
-    tiles = tiling(len(target), logits.shape[1], logits, samples=samples)
-    pieces = tiles.col_tiles
-    tiles = tiles._replace(programs=divide_up(len(target), tiles.block_rows))
-    nll = partial_sums(logits, tiles._replace(col_tiles=1), values, samples)
+    tiling = tiling_of(len(target), logits.shape[1], logits, samples=samples)
+    pieces = tiling.col_tiles
+    tiling = tiling._replace(programs=divide_up(len(target), tiling.block_rows))
+    nll = partial_sums(logits, tiling._replace(col_tiles=1), values, samples)
     dlogits = empty_like_rows(logits, any(needs))
     launch_tiles(
         categorical_nll_kernel,
-        tiles,
+        tiling,
         [logits, target.contiguous(), dnll, nll, dlogits],
         [logits],
         [stride_of(dnll), scale],

@@ -1,8 +1,8 @@
-"""Functions for log-densities of counts, to full accuracy at every size of a count.
+"""Functions for log-densities of counts, accurate at every size of a count.
 
-log-gamma functions of large arguments cancel: at x = rate = 1e7 a Poisson's nll is 9, the
-difference of numbers near 1.5e8. Loader's saddle point ("Fast and accurate computation of binomial
-probabilities", 2000) has small terms only: what Stirling's formula misses, and deviances.
+Large log-gamma functions cancel: at x = rate = 1e7 a Poisson's nll is 9, the difference of numbers
+near 1.5e8. Loader's saddle-point form ("Fast and accurate computation of binomial probabilities",
+2000) has small terms only: deviances, and the errors of Stirling's formula.
 """
 
 import triton
@@ -36,10 +36,10 @@ def atanh_series(q):
 
 @triton.jit
 def deviance(t, log_u, PTX: tl.constexpr):
-    """t - log(1 + t), never negative, from t and log(1 + t): with t = b / a - 1 it is 1 / a of
-    a log(a / b) + b - a.
+    """t - log(1 + t), never negative, from t and ``log_u`` = log(1 + t).
 
-    Near t = 0, where the difference cancels, by atanh of v = t / (2 + t): log(1 + t) is twice it.
+    With t = b / a - 1 it is the deviance a log(a / b) + b - a, over a. Near t = 0 the difference
+    cancels; there log(1 + t) is computed as 2 atanh(v) with v = t / (2 + t).
     """
     close = tl.abs(t - 0.25) <= 0.75
     v = tl.where(close, t, 0.0)
@@ -52,8 +52,8 @@ def deviance(t, log_u, PTX: tl.constexpr):
 def stirling_tail(y, PTX: tl.constexpr):
     """log y! - (y + 1/2) log y + y - log(2 pi) / 2 for y >= 1.
 
-    In float64 up to 16 in steps of (y + 1/2) log(1 + 1 / y) - 1, which is atanh(v) / v - 1 with
-    v = 1 / (2 y + 1).
+    In float64, y is first raised to 16 in steps of 1. A step adds (y + 1/2) log(1 + 1 / y) - 1,
+    which is atanh(v) / v - 1 with v = 1 / (2 y + 1).
     """
     if y.dtype == tl.float64:
         steps = tl.zeros(y.shape, y.dtype)
@@ -80,7 +80,7 @@ def stirling_tail(y, PTX: tl.constexpr):
 
 @triton.jit
 def slope_tail(y, PTX: tl.constexpr):
-    """y times its derivative, which is y (digamma(y) - log y) + 1/2."""
+    """y times the derivative of ``stirling_tail``: y (digamma(y) - log y) + 1/2, for y >= 1."""
     if y.dtype == tl.float64:
         steps = tl.zeros(y.shape, y.dtype)
         z = y
@@ -127,15 +127,17 @@ def few_factorial(y, PTX: tl.constexpr):
 
 @triton.jit
 def stirling_error(y, log_y, PTX: tl.constexpr):
-    """``stirling_tail`` for y >= 1. Below 1 it is log y! - y log y + y, which is 0 at 0: half of
-    log(2 pi y) more."""
+    """``stirling_tail`` for y >= 1; below 1 log y! - y log y + y, which is 0 at 0.
+
+    The second is greater than the first by log(2 pi y) / 2.
+    """
     few = few_factorial(tl.minimum(y, 1.0), PTX) - y * (log_y - 1.0)
     return tl.where(y < 1.0, few, stirling_tail(tl.maximum(y, 1.0), PTX))
 
 
 @triton.jit
 def stirling_slope(y, log_y, PTX: tl.constexpr):
-    """y (digamma(y) - log y) + 1/2; below 1 from y + 1, of which digamma is less by 1 / y."""
+    """y (digamma(y) - log y) + 1/2. Below 1, digamma(y) = digamma(y + 1) - 1 / y."""
     z = tl.where(y < 1.0, y + 1.0, y)
     value = slope_tail(z, PTX)
     shifted = divide(value - 0.5, z, PTX) + (tl.log(z) - log_y)
@@ -144,6 +146,6 @@ def stirling_slope(y, log_y, PTX: tl.constexpr):
 
 @triton.jit
 def count_constant(x, log_x, PTX: tl.constexpr):
-    """log x! - x log x + x for x > 0: what a Poisson's nll is at its least."""
+    """log x! - x log x + x for x > 0: the least nll of a Poisson, at rate x."""
     error = stirling_error(x, log_x, PTX)
     return tl.where(x < 1.0, error, error + (0.5 * log_x + HALF_LOG_2PI))

@@ -20,9 +20,10 @@ def tile(
 ):
     """(row, sample_row, col, cols, valid, mask) of this program's tile.
 
-    Rows are int64, so that offsets past 2**31 elements hold; columns, given in vectors, come back
-    in elements. ``valid`` are the rows that are there, ``mask`` the elements. With ``SAMPLES`` the
-    grid's second dimension has them, one after another, and ``sample_row`` counts through.
+    Rows are int64, so that offsets past 2**31 elements hold. Columns come in vectors and are
+    returned in elements. ``valid`` says which rows exist, ``mask`` which elements. With ``SAMPLES``
+    the grid's second dimension counts the samples, and ``sample_row`` is the row in [samples *
+    rows, cols].
     """
     cols *= VEC
     row = (tl.program_id(0) // col_tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -49,7 +50,7 @@ def store_tile(ptr, row, col, stride, mask, value):
 
 @triton.jit
 def narrowed(value, ptr):
-    """In the dtype that the pointer holds; the interpreter has no float64 to bfloat16."""
+    """The value in the pointer's dtype; the interpreter cannot make bfloat16 of float64."""
     if ptr.dtype.element_ty == tl.bfloat16:
         value = value.to(tl.float32)
     return value.to(ptr.dtype.element_ty)
@@ -57,21 +58,21 @@ def narrowed(value, ptr):
 
 @triton.jit
 def store_rows(ptr, value, row, valid, rows, col_tiles):
-    """One number per row of the tile, into partial sums [col_tiles, rows]."""
+    """Write one number per row of the tile, into partial sums [col_tiles, rows]."""
     offset = (tl.program_id(0) % col_tiles).to(tl.int64) * rows + row
     tl.store(ptr + offset, value, mask=valid)
 
 
 @triton.jit
 def store_tile_sum(ptr, value, valid):
-    """The sum over the rows of the tile, into partial sums [programs]."""
+    """Write the sum over the rows of the tile, into partial sums [programs]."""
     program = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     tl.store(ptr + program, tl.sum(tl.where(valid, value, 0.0), axis=0))
 
 
 @triton.jit
 def load_rows(ptr, row, valid, stride, ACC: tl.constexpr):
-    """One number per row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
+    """Load one number per row of the tile, as a column [BLOCK_ROWS, 1] of ACC."""
     return tl.load(ptr + row * stride, mask=valid, other=0.0).to(ACC)[:, None]
 
 
@@ -94,9 +95,9 @@ def exp2(x, PTX: tl.constexpr):
 def exp_scaled(x, SCALE: tl.constexpr, PTX: tl.constexpr):
     """exp(SCALE * x) to about one ulp at any finite x; SCALE is a power of two.
 
-    ex2(x * log2(e)) alone is off by |x| ulp, 40 at logvar = 80: the rounding error of
-    the product, which an FMA gives exactly, is put back as a factor. ``minimum`` drops
-    the NaN which that error is at x = +-inf; a NaN in x still reaches ex2.
+    ex2(x * log2(e)) alone is off by |x| ulp, 40 at logvar = 80, because the product is rounded. An
+    FMA gives that rounding error exactly, and it is put back as a factor. At x = +-inf the error is
+    NaN, which ``minimum`` drops; a NaN in x still reaches ex2.
     """
     if PTX and x.dtype == tl.float32:
         LOG2E: tl.constexpr = SCALE * 1.44269502162933349609375
@@ -177,7 +178,7 @@ def log1p_unit(x, PTX: tl.constexpr):
 def log1m_half(x, PTX: tl.constexpr):
     """log(1 - x) for 0 <= x <= 1/2, accurate near zero."""
     if x.dtype == tl.float64:
-        # Less what rounding added to u = 1 - x.
+        # Subtract what rounding added to u = 1 - x.
         u = 1.0 - x
         return tl.log(u) - ((u - 1.0) + x)
     return -twice_atanh(divide(x, 2.0 - x, PTX))
@@ -188,10 +189,9 @@ def in_units_of_prior(
     mu, logvar, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride, mask,
     ACC: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """(mean distance, log variance ratio, 1 / prior std) of q; no prior is the standard one.
+    """(distance of the means, log of the ratio of variances, 1 / prior std); no prior is N(0, 1).
 
-    The root of the precision, not the precision: its square may overflow where products with
-    it do not.
+    The third is the root of the precision, whose square may overflow where products with it do not.
     """
     if prior_mu_ptr is not None:
         prior_mu = load_tile(prior_mu_ptr, row, col, mu_stride, mask, ACC)
@@ -200,3 +200,13 @@ def in_units_of_prior(
         return (mu - prior_mu) * root, logvar - prior_logvar, root
     else:
         return mu, logvar, 1.0
+
+
+@triton.jit
+def kl_gradients(dkl, distance, logvar_ratio, variance, root):
+    """(dmu, dlogvar) of the KL, from what ``in_units_of_prior`` returns.
+
+    ``variance`` is that of q over that of the prior. The gradients of the prior are -dmu and
+    -dlogvar - dkl distance^2 / 2.
+    """
+    return dkl * (distance * root), 0.5 * dkl * expm1(logvar_ratio, variance)

@@ -1,6 +1,6 @@
 """Discretised mixture of logistics, -log p of each RGB pixel: the likelihood of PixelCNN++.
 
-A program has all mixtures of some pixels in registers, [mixtures, pixels], so that each number is
+A program holds all mixtures of some pixels in registers, [mixtures, pixels], so that each number is
 read once. One kernel serves forward, backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every pixel: outputs that are None are not computed.
 
@@ -37,8 +37,8 @@ def tanh(x, PTX: tl.constexpr):
 def channel(x, mean, raw_log_scale, half_bin, log_half_bin, right_edge, guard, PTX: tl.constexpr):
     """(log p - log ratio, ratio, and the gradients of log p in mean and raw_log_scale).
 
-    An edge bin reaches to infinity: of the sigmoids' difference one term is left, 1 / (1 + e f)
-    where the mean is inside, and e / (e + f) where it is not.
+    An edge bin reaches to infinity: one term of the sigmoids' difference is left, 1 / (1 + e f)
+    where the mean is inside the bin, and e / (e + f) where it is not.
     """
     clamped = raw_log_scale < LEAST_LOG_SCALE
     log_scale = tl.where(clamped, LEAST_LOG_SCALE, raw_log_scale)
@@ -64,7 +64,7 @@ def channel(x, mean, raw_log_scale, half_bin, log_half_bin, right_edge, guard, P
     linear = tl.where(near, 0.0, linear)
     linear = tl.where(edge, linear, linear + (log_half_bin - log_scale))
 
-    # A mean that is infinitely far has a gradient all the same: its mixture's weight is 0.
+    # The gradient of an infinitely far mean stays finite, because its mixture has weight 0.
     m = tl.where(m > 1e37, 1e37, m)
     alpha = tl.where(near | inside, e * f * (outer * inverse), 0.0)
     beta = tl.where(inside | (edge & (near == 0)), f * (inner * inverse), 0.0)
@@ -80,7 +80,7 @@ def channel(x, mean, raw_log_scale, half_bin, log_half_bin, right_edge, guard, P
 
 @triton.jit
 def log_sum_exp(values, PTX: tl.constexpr):
-    """Over the mixtures, [1, pixels]; where nothing is possible not -inf - -inf."""
+    """log sum exp over the mixtures, [1, pixels]; -inf where all values are, and not NaN."""
     top = tl.max(values, axis=0)[None, :]
     shift = tl.where(top == float("-inf"), 0.0, top)
     return shift + tl.log(tl.sum(exp_scaled(values - shift, 1.0, PTX), axis=0)[None, :])
@@ -169,7 +169,7 @@ def discretized_mix_logistic_nll_kernel(
             grad = tl.load(where, mask=valid, other=0.0).to(ACC)
         else:
             grad = tl.full((1, BLOCK_PIXELS), scale, ACC)
-        # A pixel that is impossible of all mixtures pulls at none.
+        # A pixel whose density is 0 pulls at no mixture.
         joint = tl.where(joint == float("-inf"), float("inf"), joint)
         share = exp_scaled(logit + log_p - joint, 1.0, PTX)
         prior = exp_scaled(logit - normaliser, 1.0, PTX)
@@ -196,9 +196,10 @@ def launch_discretized_mix_logistic_nll(
     nll = params.new_empty((examples, pixels), dtype=acc) if values else None
     dparams = empty_like_rows(params, any(needs))
     block = power_of_two(mixtures)
-    # No longer than a row of pixels. Half as many elements where registers would spill: in float64,
-    # which takes two each; with many mixtures, which spread a pixel over all threads (beyond 256
-    # they spill all the same); in rows that are read one by one, with an address for each element.
+    # A tile has at most a row of pixels. It has half as many elements where registers would spill:
+    # in float64, which takes two registers; with many mixtures, which distribute a pixel over all
+    # threads (beyond 256 they spill anyway); and in rows whose elements are read one by one, with
+    # an address each.
     halved = acc == torch.float64 or block > 64 or pixels % 16 != 0
     most = ELEMENTS // 2 if halved else ELEMENTS
     block_pixels = max(1, min(most // block, power_of_two(pixels)))

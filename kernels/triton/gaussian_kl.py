@@ -1,8 +1,8 @@
 """KL between diagonal Gaussians, KL(N(mu, exp logvar) || N(prior_mu, exp prior_logvar)).
 
 Row sums of 0.5 ((mu - prior_mu)^2 exp(-prior_logvar) + expm1(d) - d), with
-d = logvar - prior_logvar. One kernel serves forward (``kl``) and backward (``grad`` in,
-gradients out); no prior means the standard one.
+d = logvar - prior_logvar. Without a prior it is N(0, I). One kernel serves forward (``kl``) and
+backward (``grad`` in, gradients out).
 """
 
 import triton
@@ -11,16 +11,16 @@ import triton.language as tl
 from ..rows import as_rows, empty_like_rows
 from .device import (
     exp_scaled,
-    expm1,
     expm1_minus_x,
     in_units_of_prior,
+    kl_gradients,
     load_rows,
     load_tile,
     store_rows,
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling_of
 
 
 @triton.jit
@@ -58,7 +58,7 @@ def gaussian_kl_kernel(
         prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
     )  # fmt: skip
     if prior_mu_ptr is not None:
-        # Not exp(logvar_ratio), which would blow up the rounding error of that difference.
+        # exp(logvar_ratio) would multiply the rounding error of that difference.
         ratio = exp_scaled(logvar, 0.5, PTX) * root
         variance = ratio * ratio
     else:
@@ -71,8 +71,7 @@ def gaussian_kl_kernel(
 
     if grad_ptr is not None:
         grad = load_rows(grad_ptr, row, valid, grad_stride, ACC)
-        dmu = grad * (distance * root)
-        dlogvar = 0.5 * grad * expm1(logvar_ratio, variance)
+        dmu, dlogvar = kl_gradients(grad, distance, logvar_ratio, variance, root)
         if dmu_ptr is not None:
             store_tile(dmu_ptr, row, col, cols, mask, dmu)
         if dlogvar_ptr is not None:
@@ -87,17 +86,17 @@ def gaussian_kl_kernel(
 def launch_gaussian_kl(inputs, *, dkl=None, needs=(False,) * 4):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols] or None.
 
-    Returns the KL of each row, or with ``dkl`` [rows] the gradients that ``needs`` asks of.
+    Returns the KL of each row, or with ``dkl`` [rows] the gradients that ``needs`` asks for.
     """
     inputs = [as_rows(t) for t in inputs]
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
-    tiles = tiling(*inputs[0].shape, *inputs)
-    kl = partial_sums(inputs[0], tiles, "rows" if dkl is None else None)
+    tiling = tiling_of(*inputs[0].shape, *inputs)
+    kl = partial_sums(inputs[0], tiling, "rows" if dkl is None else None)
     pointers = [*inputs, dkl, kl, *gradients]
-    launch_tiles(gaussian_kl_kernel, tiles, pointers, inputs, [stride_of(dkl)])
-    return (
-        sum_stages(kl, tiles.col_tiles) if dkl is None else [g for g in gradients if g is not None]
-    )
+    launch_tiles(gaussian_kl_kernel, tiling, pointers, inputs, [stride_of(dkl)])
+    if dkl is None:
+        return sum_stages(kl, tiling.col_tiles)
+    return [g for g in gradients if g is not None]
 
 
 def gaussian_kl(mu, logvar, prior_mu, prior_logvar):

@@ -1,12 +1,12 @@
 """K reparameterised samples, z = mu + exp(logvar / 2) eps, and log p(z) - log q(z) of each.
 
-A program reads mu and logvar of its tile once for all its samples. Backward draws the same
-eps again from the seed and sums over the samples in registers: neither noise nor anything
-else of size [samples, rows, cols] is stored but z and its gradient.
+A program reads mu and logvar of its tile once for all its samples. Backward draws the same eps
+again from the seed and sums over the samples in registers. Of size [samples, rows, cols] only z and
+its gradient are stored.
 
-The log ratio comes from eps: with u = eps + delta the sample in units of the prior it is
-0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)], and nothing cancels
-where q is close to the prior. The improper prior p(z) = 1 leaves -log q(z).
+The log ratio is computed from eps. With u = eps + delta the sample in units of the prior, it is
+0.5 sum [log (q variance / prior variance) - delta (delta + 2 eps)]: nothing cancels where q is
+close to the prior. With the improper prior p(z) = 1 it is -log q(z).
 """
 
 import triton
@@ -22,12 +22,12 @@ from .device import (
     store_tile,
     tile,
 )
-from .launch import divide_up, in_stages, launch_tiles, sum_stages, tiling
+from .launch import divide_up, in_stages, launch_tiles, sum_stages, tiling_of
 from .noise import normal_tile
 
-# Programs that fill a GPU: 132 SMs x 8. Fewer tiles than that, and the samples are shared out.
+# Programs that fill a GPU: 132 SMs x 8. Where there are fewer tiles, programs share the samples.
 PROGRAMS = 1056
-# The least that a backward program sums: its partial sums are that much smaller than dz.
+# The fewest draws of a backward program: its partial sums are that much smaller than dz.
 LEAST_SUMMED = 8
 # Elements of a tile. A 2048-element tile would save one instruction in 24, but its accumulators
 # need 250 registers a thread.
@@ -39,11 +39,11 @@ def relative_to_prior(
     mu, logvar, std, prior_mu_ptr, prior_logvar_ptr, row, col, mu_stride, logvar_stride, mask,
     IMPROPER_PRIOR: tl.constexpr, ACC: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """(distance, growth, ratio, root, constant): delta = distance + growth eps, the standard
-    deviation of q is ``ratio`` and a unit ``root`` in units of the prior, and ``constant`` is
-    the log ratio's part [BLOCK_ROWS] that all samples share.
+    """(distance, growth, ratio, root, constant), with delta = distance + growth eps.
 
-    The improper prior has u = 0. Lanes past the end have delta = 0.
+    In units of the prior's standard deviation, ``ratio`` is that of q and ``root`` is 1.
+    ``constant`` [BLOCK_ROWS] is the part of the log ratio that all samples share. With the improper
+    prior u is 0. Past the last column delta is 0.
     """
     if IMPROPER_PRIOR:
         LOG_2PI: tl.constexpr = 1.8378770664093454836
@@ -62,7 +62,7 @@ def relative_to_prior(
 
 @triton.jit
 def draws_of_program(draws, share, SHARED: tl.constexpr):
-    """From which draw to which; of a single draw, without SHARED, the compiler sees one turn."""
+    """(first draw, end) of this program. Without SHARED the compiler knows a loop over one draw."""
     if SHARED:
         start = tl.program_id(1) * share
         return start, tl.minimum(start + share, draws)
@@ -103,7 +103,7 @@ def rsample_kernel(
     rows,
     cols,
     col_tiles,
-    SHARED: tl.constexpr,  # the draws, among the programs of the grid's second dimension
+    SHARED: tl.constexpr,  # whether programs of the grid's second dimension share the draws
     IMPROPER_PRIOR: tl.constexpr,
     ANTITHETIC: tl.constexpr,  # a draw makes two samples, of eps and of -eps
     VEC: tl.constexpr,
@@ -149,8 +149,8 @@ def sample_gradients(
 ):  # fmt: skip
     """The share of one sample in (dmu, 2 dlogvar / std, 2 dlogvar, dprior_mu, 2 dprior_logvar).
 
-    Into q the gradient at z flows, and in "total" that of q's own density too; "path" leaves
-    that one out, and "dreg" multiplies what "path" has by the normalised weight once more.
+    q receives the gradient at z and, with "total", that of its own density. "path" leaves the
+    second out; "dreg" multiplies the first by the normalised weight once more.
     """
     zero = tl.zeros(eps.shape, ACC)
     dmu, dstd, dlogvar, dprior_mu, dprior_logvar = zero, zero, zero, zero, zero
@@ -164,14 +164,14 @@ def sample_gradients(
         dprior_mu = dlog_ratio * u * root
         dprior_logvar = dlog_ratio * (u * u - 1.0)
         if GRADIENT == "dreg":
-            # All weights zero: no sample says anything, and 0 / 1 is what is wanted.
+            # Where all weights are zero, no sample counts: 0 / 1.
             weight = dlog_ratio / tl.where(total == 0.0, 1.0, total)
             dlog_ratio *= weight
         if GRADIENT == "total":
             dmu = -dlog_ratio * u * root
             dlogvar = dlog_ratio * (1.0 - u * ratio * eps)
         else:
-            excess = delta + growth * u  # u ratio - eps, without cancelling
+            excess = delta + growth * u  # u ratio - eps, where nothing cancels
             dmu = -dlog_ratio * excess * inverse_std
             dlogvar = -dlog_ratio * excess * eps
     if dz_ptr is not None:
@@ -256,7 +256,7 @@ def rsample_backward_kernel(
             dprior_mu += d
             dprior_logvar += e
 
-    # One partial sum a share, [shares, rows, cols].
+    # One partial sum per share, [shares, rows, cols].
     row_out = row + tl.program_id(1).to(tl.int64) * rows
     if dmu_ptr is not None:
         store_tile(dmu_ptr, row_out, col, cols, mask, dmu)
@@ -269,7 +269,7 @@ def rsample_backward_kernel(
 
 
 def shared_out(draws, programs, least=1):
-    """Draws of a program: all, unless there are too few tiles to fill a GPU."""
+    """The draws of each program: all of them, unless there are too few tiles to fill a GPU."""
     return max(divide_up(draws, divide_up(PROGRAMS, max(programs, 1))), least)
 
 
@@ -278,23 +278,23 @@ def launch_rsample(
 ):
     """Launch on (mu, logvar, prior_mu, prior_logvar), each [rows, cols], or None for no prior.
 
-    Returns z [samples, rows, cols], or [rows, cols] for samples of None, and, if asked, the log
-    ratio [samples, rows], else None.
+    Returns z [samples, rows, cols], or [rows, cols] where ``samples`` is None, and the log ratio
+    [samples, rows], or None without ``with_log_ratio``.
     """
     inputs = [as_rows(t) for t in inputs]
     rows, cols = inputs[0].shape
-    # Not a view of what has one dimension more: to such a result autograd lets nobody write.
+    # A view of [1, rows, cols] would not do: autograd lets nobody write into such a result.
     z = inputs[0].new_empty((rows, cols) if samples is None else (samples, rows, cols))
     samples = 1 if samples is None else samples
-    tiles = tiling(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
+    tiling = tiling_of(rows, cols, *inputs, largest=LARGEST if samples > 1 else None)
     log_ratio = None
     if with_log_ratio:
-        log_ratio = in_stages(tiles.col_tiles, (samples, rows), tiles.acc, z.device)
+        log_ratio = in_stages(tiling.col_tiles, (samples, rows), tiling.acc, z.device)
     draws = samples // 2 if antithetic else samples
-    share = shared_out(draws, tiles.programs)
+    share = shared_out(draws, tiling.programs)
     launch_tiles(
         rsample_kernel,
-        tiles,
+        tiling,
         [*inputs, seed, z, log_ratio],
         inputs,
         [first_draw, draws, share],
@@ -303,7 +303,7 @@ def launch_rsample(
         IMPROPER_PRIOR=improper_prior,
         ANTITHETIC=antithetic,
     )
-    return z, sum_stages(log_ratio, tiles.col_tiles) if with_log_ratio else None
+    return z, sum_stages(log_ratio, tiling.col_tiles) if with_log_ratio else None
 
 
 def launch_rsample_backward(
@@ -331,18 +331,18 @@ def launch_rsample_backward(
     dz = None if dz is None else as_rows(dz.reshape(samples * rows, cols))
     total = dlog_ratio.sum(0) if gradient == "dreg" and dlog_ratio is not None else None
     sums = samples > 1 or dlog_ratio is not None
-    tiles = tiling(rows, cols, *inputs, dz, largest=LARGEST if sums else None)
+    tiling = tiling_of(rows, cols, *inputs, dz, largest=LARGEST if sums else None)
     draws = samples // 2 if antithetic else samples
-    share = shared_out(draws, tiles.programs, LEAST_SUMMED)
+    share = shared_out(draws, tiling.programs, LEAST_SUMMED)
     shares = divide_up(draws, share)
     gradients = []
     for tensor, needed in zip(outputs, needs, strict=True):
-        dtype = tensor.dtype if needed and shares == 1 else tiles.acc
+        dtype = tensor.dtype if needed and shares == 1 else tiling.acc
         empty = in_stages(shares, (rows, cols), dtype, seed.device) if needed else None
         gradients.append(empty)
     launch_tiles(
         rsample_backward_kernel,
-        tiles,
+        tiling,
         [*inputs, seed, dz, dlog_ratio, total, *gradients],
         [*inputs, dz],
         [*((0, 0) if dlog_ratio is None else dlog_ratio.stride()), first_draw, draws, share],
@@ -360,7 +360,7 @@ def launch_rsample_backward(
 
 
 def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
-    """Noise is never kept: to draw it is free beside reading it."""
+    """Noise is never kept: drawing it again costs no more than reading it."""
     q = mu, logvar, None, None
     return [launch_rsample(q, seed, samples, with_log_ratio=False)[0]]
 

@@ -29,12 +29,12 @@ def load_log_weights(log_ratio_ptr, nll_ptr, offset, nll_offset, mask, ACC: tl.c
 
 @triton.jit
 def relative_weight(log_weights, extreme, order, PTX: tl.constexpr):
-    """exp(order * (log_weights - extreme)): at most 1, which it is where the two are equal.
+    """exp(order * (log_weights - extreme)), which is 1 at the extreme and less elsewhere.
 
-    The difference comes first. ``order * log_weights - order * extreme`` compiles to a fused
-    multiply-add, which at the extreme leaves the rounding error of the product and not 0.
+    The difference comes first: ``order * log_weights - order * extreme`` compiles to a fused
+    multiply-add, which at the extreme is the rounding error of the product and not 0.
 
-    Where the extreme is infinitely likely the others weigh 0; NaN stays NaN.
+    Where the weight of the extreme is infinite, the others weigh 0. NaN stays NaN.
     """
     shift = tl.where(tl.abs(extreme) == float("inf"), 0.0, extreme)
     weight = exp_scaled(order * (log_weights - shift), 1.0, PTX)
@@ -86,7 +86,7 @@ def importance_weights_kernel(
         least = tl.minimum(least, tl.min(low, axis=0))
         mean += tl.sum(tl.where(mask, log_weights, 0.0), axis=0)
     mean /= samples
-    # The sample that weighs most.
+    # That of the sample with the greatest weight.
     extreme = tl.where(order < 0.0, least, greatest)
 
     if MEAN:
@@ -109,14 +109,14 @@ def importance_weights_kernel(
             above = order * (log_weights - mean[None, :])
             above = tl.where(mask, expm1(above, exp_scaled(above, 1.0, PTX)), 0.0)
             excess += tl.sum(above, axis=0)
-        # The rounding error of a logarithm is divided by order: where the weights are close
-        # to each other, as they are with a small order, it is taken of 1 + something small.
+        # The rounding error of the logarithm is divided by order. Where the weights are close to
+        # each other, as with a small order, log(1 + something small) has a smaller error.
         close = tl.abs(order) * tl.maximum(greatest - mean, mean - least) < 0.5
         near = log1p_unit(tl.where(close, excess / samples, 0.0), PTX) / order + mean
         far = (tl.log(total) - tl.full((), log_samples, ACC)) / order + extreme
         bound = tl.where(close, near, far)
         tl.store(bound_ptr + row, bound, mask=row < rows)
-        # All weights zero: no sample counts, and 0 / 1 is what is wanted.
+        # Where all weights are zero, no sample counts: 0 / 1.
         ess = total * total / tl.where(squares == 0.0, 1.0, squares)
         tl.store(ess_ptr + row, ess, mask=row < rows)
         total = tl.where(total == 0.0, 1.0, total)

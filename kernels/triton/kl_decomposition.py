@@ -1,4 +1,4 @@
-"""The KL in three terms: differences of log densities, each by the kernels of its family."""
+"""The KL in three terms: differences of log densities, which the kernels of three families find."""
 
 import math
 
@@ -11,7 +11,7 @@ from .mixture_log_prob import mixture_log_prob, mixture_log_prob_backward
 
 
 def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
-    """[the three terms, each [rows], what backward needs of the densities [cols + 1, rows]]."""
+    """The three terms, each [rows], then the log densities that backward needs [cols + 1, rows]."""
     components = (mu, logvar) if all_mu is None else (all_mu, all_logvar)
     joint, of_all = mixture_log_prob(z, *components, None, dataset_size)
     marginals, of_each = marginals_log_prob(z, *components, None, dataset_size)
@@ -25,13 +25,13 @@ def kl_decomposition(z, mu, logvar, all_mu, all_logvar, dataset_size):
 
 
 def kl_decomposition_backward(
-    dfirst, dsecond, dthird, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
+    dmi, dtc, ddimension_wise, z, mu, logvar, all_mu, all_logvar, dataset_size, logsumexp, needs
 ):
     """The wanted gradients, from those of the terms, each [rows] or None."""
-    given = dfirst, dsecond, dthird
+    given = dmi, dtc, ddimension_wise
     some = next(t for t in given if t is not None)
-    first, second, third = (torch.zeros_like(some) if t is None else t for t in given)
-    found: dict[int, torch.Tensor] = {}  # by the place of an input
+    dmi, dtc, ddimension_wise = (torch.zeros_like(some) if t is None else t for t in given)
+    found: dict[int, torch.Tensor] = {}  # by the position of an input
 
     def add(gradients, places):
         wanted = (place for place in places if needs[place])
@@ -44,13 +44,13 @@ def kl_decomposition_backward(
     of_pairs = [needs[place] for place in places]
     if any(of_pairs):
         options = None, logsumexp[-1], [*of_pairs, False], dataset_size
-        add(mixture_log_prob_backward(second - first, z, *components, *options), places)
+        add(mixture_log_prob_backward(dtc - dmi, z, *components, *options), places)
         options = None, logsumexp[:-1], [*of_pairs, False], dataset_size
-        add(marginals_log_prob_backward(third - second, z, *components, *options), places)
+        add(marginals_log_prob_backward(ddimension_wise - dtc, z, *components, *options), places)
     own = [needs[place] for place in (1, 0, 2)]
     if any(own):
         operands = mu, z, logvar, 0.0, -1
-        add(launch_gaussian_nll(*operands, dnll=first, needs=own)[1], (1, 0, 2))
+        add(launch_gaussian_nll(*operands, dnll=dmi, needs=own)[1], (1, 0, 2))
     if needs[0]:
-        add([(third[:, None] * z).to(z.dtype)], (0,))
+        add([(ddimension_wise[:, None] * z).to(z.dtype)], (0,))
     return [found[place] for place in sorted(found)]

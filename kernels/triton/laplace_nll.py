@@ -1,4 +1,4 @@
-"""Laplace negative log-density: |x - recon| exp(-log_scale) + log_scale + log 2, row sums."""
+"""Laplace negative log-density, row sums: |x - recon| exp(-log_scale) + log_scale + log 2."""
 
 import math
 

@@ -14,9 +14,9 @@ INTERPRET = triton.knobs.runtime.interpret
 PTX = torch.version.hip is None and not INTERPRET
 
 NUM_WARPS = 4
-MOST_SAMPLES = 65_535  # of a grid's second dimension
+MOST_SAMPLES = 65_535  # a limit of the grid's second dimension
 MAX_BLOCK_COLS = 1024
-UNALIGNED = 1024  # elements of a tile whose rows do not start at multiples of 16 bytes, at most
+UNALIGNED = 1024  # the most elements of a tile whose rows do not start at multiples of 16 bytes
 
 
 class Tiling(NamedTuple):
@@ -37,16 +37,16 @@ def divide_up(a, b):
 
 
 def power_of_two(n):
-    """The least that is no less than n."""
+    """The least power of two that is no less than n."""
     return 1 << (n - 1).bit_length()
 
 
 def tile_shape(rows, cols, dtype):
-    """(block_rows, block_cols): a row in one tile up to 1024 columns, several rows if short.
+    """(block_rows, block_cols): up to 1024 columns per tile, and several rows where they are short.
 
-    16 elements a thread where there is enough work to fill a GPU (132 SMs x 8 programs),
-    since twice as many then share the address and reduction code of their tile;
-    8 otherwise, and in float64, whose elements take two registers.
+    A thread has 16 elements where there is enough work to fill a GPU (132 SMs x 8 programs): they
+    share the address and reduction code of their tile. It has 8 otherwise, and in float64, whose
+    elements take two registers.
     """
     block_cols = min(max(power_of_two(cols), 4), MAX_BLOCK_COLS)
     elements = 2048 if rows * cols >= 2**21 and dtype != torch.float64 else 1024
@@ -65,15 +65,15 @@ def vector_width(cols, tensors):
     return width if fits else 1
 
 
-def tiling(rows, cols, *tensors, samples=1, largest=None):
-    """The tiling for these operands, [rows, cols], [samples * rows, cols] or None.
+def tiling_of(rows, cols, *tensors, samples=1, largest=None):
+    """The tiling for operands that are [rows, cols], [samples * rows, cols] or None.
 
     No tile crosses from one sample to the next. ``largest`` bounds its elements.
     """
     present = [t for t in tensors if t is not None]
     acc = accumulator(*present)
     vector = vector_width(cols, present)
-    if vector == 1:  # an address per element: of a larger tile they do not fit into registers
+    if vector == 1:  # an address per element: those of a larger tile do not fit into registers
         largest = min(largest or UNALIGNED, UNALIGNED)
     block_rows, block_cols = tile_shape(samples * rows, cols, acc)
     if largest is not None:
@@ -86,33 +86,33 @@ def tiling(rows, cols, *tensors, samples=1, largest=None):
 
 
 def most_elements(*tensors):
-    """A bound of a tile for terms of counts: in float64 eight per thread run out of registers."""
+    """The most elements of a tile of counts: in float64 a thread has no registers for eight."""
     return 512 if accumulator(*tensors) == torch.float64 else None
 
 
 def in_stages(stages, shape, dtype, device):
-    """Empty, for sums of this shape: [stages, *shape], or where there is one stage the sums."""
+    """Empty partial sums [stages, *shape]; for one stage the sums themselves, of this shape."""
     return torch.empty((stages, *shape) if stages > 1 else shape, dtype=dtype, device=device)
 
 
 def sum_stages(partial, stages):
-    """Sums from what was written to ``in_stages``: a tensor of its own, no view."""
+    """The sums of the partial sums in ``in_stages``: a new tensor, no view."""
     return partial.sum(0) if stages > 1 else partial
 
 
-def partial_sums(tensor, tiles, values, samples=1):
-    """Where a kernel writes its sums: a stage per tile of a row, or [programs] for "total"."""
+def partial_sums(tensor, tiling, values, samples=1):
+    """Where a kernel writes sums: for "rows" a stage per tile of a row, for "total" [programs]."""
     if values == "rows":
-        return in_stages(tiles.col_tiles, tensor.shape[:1], tiles.acc, tensor.device)
+        return in_stages(tiling.col_tiles, tensor.shape[:1], tiling.acc, tensor.device)
     if values == "total":
-        return torch.empty(tiles.programs * samples, dtype=tiles.acc, device=tensor.device)
+        return torch.empty(tiling.programs * samples, dtype=tiling.acc, device=tensor.device)
     return None
 
 
 def samples_of(recon, x):
-    """(samples, x): how many of ``recon`` [samples * rows, cols] go with one x [rows, cols].
+    """(samples, x): how many samples ``recon`` [samples * rows, cols] has for x [rows, cols].
 
-    A single row of x is handed back expanded: as long as recon, and one sample.
+    A single row of x comes back expanded to the rows of recon, and counts as one sample.
     """
     if x.shape[0] == 1:
         return 1, x.expand(recon.shape[: x.dim()])
@@ -126,14 +126,14 @@ def samples_of(recon, x):
 
 
 def empty_samples(x, recon, acc, wanted):
-    """Where the gradient of ``x`` is written for each of its samples: in ``acc``, to be summed."""
+    """Where a kernel writes the gradient of ``x`` for each sample: in ``acc``, to be summed."""
     if not wanted:
         return None
     return recon.new_empty(recon.shape, dtype=x.dtype if x.shape == recon.shape else acc)
 
 
 def sum_samples(gradient, x):
-    """The gradient of ``x`` [rows, cols] from those of its samples."""
+    """The gradient of ``x`` [rows, cols], summed over the samples."""
     if gradient is None or gradient.shape == x.shape:
         return gradient
     return gradient.view(-1, *x.shape).sum(0).to(x.dtype)
@@ -148,25 +148,25 @@ def triton_dtype(acc):
     return tl.float64 if acc == torch.float64 else tl.float32
 
 
-def launch_tiles(kernel, tiles, pointers, full, scalars=(), *, programs=1, **constexprs):
+def launch_tiles(kernel, tiling, pointers, full, scalars=(), *, programs=1, **constexprs):
     """Run a kernel over the tiles of its operands.
 
-    It takes ``pointers``, the row strides of the ``full``-size ones, ``scalars``, rows, columns and
-    tiles per row; then ``constexprs``, and those that every kernel has. Strides and columns go in
-    vectors. ``programs`` is the grid's second dimension.
+    The kernel's arguments are ``pointers``, the row strides of the full-size operands ``full``,
+    ``scalars``, rows, columns and tiles per row; then ``constexprs`` and those that every kernel
+    has. Strides and columns are counted in vectors. ``programs`` is the grid's second dimension.
     """
-    if not tiles.rows:
+    if not tiling.rows:
         return
-    strides = [stride_of(t, tiles.vector) for t in full]
-    sizes = tiles.rows, tiles.cols // tiles.vector, tiles.col_tiles
+    strides = [stride_of(t, tiling.vector) for t in full]
+    sizes = tiling.rows, tiling.cols // tiling.vector, tiling.col_tiles
     constexprs |= {
-        "VEC": tiles.vector,
-        "BLOCK_ROWS": tiles.block_rows,
-        "BLOCK_COLS": tiles.block_cols,
-        "ACC": triton_dtype(tiles.acc),
+        "VEC": tiling.vector,
+        "BLOCK_ROWS": tiling.block_rows,
+        "BLOCK_COLS": tiling.block_cols,
+        "ACC": triton_dtype(tiling.acc),
         "PTX": PTX,
     }
-    grid = tiles.programs, programs
+    grid = tiling.programs, programs
     launch(kernel, grid, [*pointers, *strides, *scalars, *sizes], constexprs)
 
 
@@ -175,7 +175,7 @@ _recorded: list | None = None
 
 @contextmanager
 def recording():
-    """Launches are noted, [(kernel, arguments, constexprs), ...], and nothing runs."""
+    """Record launches, [(kernel, grid, arguments, constexprs), ...], instead of running them."""
     global _recorded
     _recorded = []
     try:
@@ -187,7 +187,7 @@ def recording():
 def launch(kernel, grid, arguments, constexprs):
     """Run a kernel on a grid, on the device that its tensors are on."""
     if _recorded is not None:
-        _recorded.append((kernel, arguments, constexprs))
+        _recorded.append((kernel, grid, arguments, constexprs))
         return
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     # Triton launches on the current device, which need not be that of the tensors.

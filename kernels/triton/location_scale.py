@@ -1,6 +1,7 @@
-"""Negative log-densities of a location and a scale, row sums: RATE (distance(t) + width + CONSTANT)
-with t = (x - recon) exp(-RATE width). For a Gaussian the width is its log variance and the distance
-a square; for a Laplace they are the log scale and |t|.
+"""Negative log-densities with a location and a scale, row sums.
+
+They are RATE (distance(t) + width + CONSTANT) with t = (x - recon) exp(-RATE width). For a Gaussian
+the width is the log variance and the distance t^2. For a Laplace they are the log scale and |t|.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -28,7 +29,7 @@ from .launch import (
     stride_of,
     sum_samples,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
@@ -51,7 +52,7 @@ def location_scale_kernel(
     rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
-    DISTANCE: tl.constexpr,  # of t: the distance, and RATE times its slope
+    DISTANCE: tl.constexpr,  # function of t: the distance, and RATE times its slope
     RATE: tl.constexpr,
     CONSTANT: tl.constexpr,
     WIDTH: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
@@ -67,7 +68,7 @@ def location_scale_kernel(
         rows, cols, col_tiles, True, VEC, BLOCK_ROWS, BLOCK_COLS
     )
     all_rows = tl.num_programs(1).to(tl.int64) * rows
-    # The columns of this tile: what is constant along a row is added once, times this.
+    # How many columns the tile has: a term that is constant along a row is added once, times this.
     count = tl.minimum(cols - tl.program_id(0) % col_tiles * BLOCK_COLS, BLOCK_COLS).to(ACC)
 
     recon = load_tile(recon_ptr, row, col, recon_stride * VEC, mask, ACC)
@@ -81,7 +82,7 @@ def location_scale_kernel(
     inverse = exp_scaled(width, -RATE, PTX)
     distance, slope = DISTANCE((x - recon) * inverse)
     if WIDTH != "element":
-        # Lanes past the end hold 0 * inverse, and that may be 0 * inf.
+        # Past the last column there is 0 * inverse, which may be 0 * inf.
         distance = tl.where(mask, distance, 0.0)
 
     if nll_ptr is not None:
@@ -136,17 +137,17 @@ def launch_location_scale(
     full, narrow = [recon, x_rows], [width, dnll]
     if per_element:
         full, narrow = [recon, x_rows, width], [dnll]
-    tiles = tiling(*x_rows.shape, *full, samples=samples)
-    nll = partial_sums(recon, tiles, values, samples)
+    tiling = tiling_of(*x_rows.shape, *full, samples=samples)
+    nll = partial_sums(recon, tiling, values, samples)
     drecon = empty_like_rows(recon, needs_recon)
-    dx = empty_samples(x, recon, tiles.acc, needs_x)
+    dx = empty_samples(x, recon, tiling.acc, needs_x)
     if per_element:
         dwidth = empty_like_rows(width, needs_width)
     else:
-        dwidth = partial_sums(recon, tiles, "rows" if needs_width else None)
+        dwidth = partial_sums(recon, tiling, "rows" if needs_width else None)
     launch_tiles(
         location_scale_kernel,
-        tiles,
+        tiling,
         [recon, x_rows, width, dnll, nll, drecon, dx, dwidth],
         full,
         [*(stride_of(t) for t in narrow), width_value, scale],
@@ -157,7 +158,7 @@ def launch_location_scale(
         SUM_ROWS=values == "total",
     )
     if needs_width and not per_element:
-        dwidth = sum_stages(dwidth, tiles.col_tiles).to(width.dtype)[:, None]
+        dwidth = sum_stages(dwidth, tiling.col_tiles).to(width.dtype)[:, None]
     if values == "rows":
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x), dwidth) if g is not None]

@@ -1,9 +1,8 @@
 """Product of the marginals of a mixture: sum_d log sum_k w_k N(z_d; mu_kd, s_kd).
 
-Each latent is a mixture by itself, of programs of its own, which go about it as in
-``mixture_log_prob``: a thread owns one row or one component, and goes through the others. Every
-pass takes one exponential for a row, a component and a latent: the logarithms are to base 2, as
-the instruction has it.
+Each latent is a mixture of its own and has its own programs. They work as in ``mixture_log_prob``:
+a thread owns one row or one component, and goes through the others. Each pass takes one exponential
+per row, component and latent. Logarithms are to base 2, like the instruction.
 """
 
 import math
@@ -27,7 +26,7 @@ from .pairs import (
 )
 
 LOG2_E = math.log2(math.e)
-# Scales distances in standard deviations, so that half their squares are to base 2.
+# Distances in standard deviations are scaled by it, so that their squares are logarithms to base 2.
 SCALE = math.sqrt(0.5 * LOG2_E)
 
 
@@ -104,16 +103,14 @@ def marginals_log_prob_rows_kernel(
     )
     mu_ptr, inverse_ptr = mu_ptr + latent * components, inverse_ptr + latent * components
     constant_ptr += latent * components
-    z, logsumexp = (
-        tl.load(z_ptr + latent * rows + row),
-        tl.load(logsumexp_ptr + latent * rows + row),
-    )
+    z = tl.load(z_ptr + latent * rows + row)
+    logsumexp = tl.load(logsumexp_ptr + latent * rows + row)
     pull = tl.zeros((1, BLOCK_OWN), ACC)
     for first in range(start, end, BLOCK_OTHERS):
         component = first + other
         mu, inverse = tl.load(mu_ptr + component), tl.load(inverse_ptr + component)
         logs = log_densities(z, mu, inverse, constant_ptr, row, component, dataset_size, batch, ACC)
-        # 1 / std twice, not its square, which overflows where the product with it does not.
+        # 1 / std is multiplied in twice, because its square may overflow where this does not.
         scaled = (exp2(logs - logsumexp, PTX) * inverse) * (mu - z)
         pull += tl.sum(scaled * inverse, axis=0)[None, :]
     stage = tl.program_id(1).to(tl.int64) * cols + latent
@@ -169,7 +166,7 @@ def marginals_log_prob_components_kernel(
 
 
 def operands(z, mu, logvar, log_weights, dataset_size):
-    """(z, mu, 1 / std, what log densities have beside squares), [cols, rows or components]."""
+    """(z, mu, 1 / std, the constant of each log density), each [cols, rows or components]."""
     acc, rows, components = accumulator(z, mu, logvar, log_weights), len(z), len(mu)
     logvar = logvar.t().to(acc)
     log_weights = log_weights_of(components, log_weights, dataset_size, acc)
@@ -177,17 +174,17 @@ def operands(z, mu, logvar, log_weights, dataset_size):
     return [
         in_tiles(z.t(), rows, acc),
         in_tiles(mu.t(), components, acc),
-        # With 0 an infinite z would be NaN.
+        # A padding of 0 would make NaN of an infinite z.
         in_tiles(SCALE * torch.exp(-0.5 * logvar), components, acc, 1.0),
         in_tiles(constant, components, acc, -math.inf),
     ]
 
 
 def marginals_log_prob(z, mu, logvar, log_weights, dataset_size=None):
-    """[log-densities [rows], what backward needs of them [cols, rows]].
+    """[log-densities [rows], the log-sum-exps that backward needs [cols, rows]].
 
-    The weights are stratified where the components are a batch of ``dataset_size``, in the order of
-    z; ``kl_decomposition`` alone asks for it.
+    With ``dataset_size`` the components are a batch of such a data set, in the order of z, and
+    their weights are stratified. Only ``kl_decomposition`` asks for this.
     """
     rows, cols = z.shape
     tensors = operands(z, mu, logvar, log_weights, dataset_size)

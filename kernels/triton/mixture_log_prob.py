@@ -1,16 +1,16 @@
 """Log-density of a mixture of diagonal Gaussians: log sum_k exp(log_weights_k) N(z; mu_k, s_k).
 
 A program owns some rows and goes through the components, or owns some components and goes through
-the rows. It compares a tile of the two at a time, [others, own], a latent after the other, and has
-the squared distances in registers: no pair reaches memory, and backward computes them again. Each
-result is the sum of what some programs found, in one order: a grid of the owned tiles alone would
-leave most of a GPU idle, so the others are divided into stretches, of which each is a program.
+the rows (``pairs``). It compares one tile of the two at a time, [others, own], latent by latent.
+The squared distances stay in registers: no pair reaches memory, and backward computes them again.
+Each result is the sum of what several programs found, always in the same order.
 
-Operands are [cols, rows] and [cols, components], in whole tiles: a load without a mask needs no
-zeros for what is not there, which were a fifth of the instructions. What fills the last tile is
-impossible (a constant of -inf) or has no upstream gradient.
+Operands are [cols, rows] and [cols, components], padded to whole tiles, because the masks of loads
+would be a fifth of the instructions. The padding of the last tile has density 0 (a constant of
+-inf), or no upstream gradient.
 
-Differences are direct: z^2 - 2 z mu + mu^2 loses the digits where means are far from the origin.
+Squared distances are computed from differences: z^2 - 2 z mu + mu^2 loses digits where the means
+are far from the origin.
 """
 
 import math
@@ -43,8 +43,8 @@ def log_densities(
 ):  # fmt: skip
     """Log densities of a tile [BLOCK_OTHERS, BLOCK_OWN], up to a shared constant.
 
-    The sum of each CHUNK of latents starts with what rounding took from the one before, so that
-    the error does not grow with the latents, and no more registers are needed.
+    The sum over each CHUNK of latents starts with the rounding error of the sum before it. The
+    error thus does not grow with the number of latents, and no more registers are needed.
     """
     squares = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
     chunk = tl.zeros((BLOCK_OTHERS, BLOCK_OWN), ACC)
@@ -134,8 +134,8 @@ def mixture_log_prob_rows_kernel(
         weights = upstream * exp_scaled(logs - logsumexp, 1.0, PTX)
         z, mu, inverse, dz = z_ptr, mu_ptr, inverse_ptr, dz_ptr
         for _ in range(cols):
-            # 1 / std twice, not its square, which overflows where the product with it does not; nor
-            # of the distance, which may be infinite so where the weight is 0.
+            # 1 / std is multiplied in twice, because its square may overflow where this does not.
+            # The weight comes first: it may be 0 where distance / std is infinite.
             root = tl.load(inverse + component)
             distance = tl.load(mu + component) - tl.load(z + row)
             pull = tl.sum(((weights * root) * distance) * root, axis=0)[None, :]
@@ -203,7 +203,7 @@ def mixture_log_prob_components_kernel(
 
 
 def operands(z, mu, logvar, log_weights, dataset_size):
-    """(z, mu, 1 / std [cols, rows or components]; what log densities have beside squares)."""
+    """(z, mu, 1 / std, each [cols, rows or components]; the constant of each log density)."""
     acc = accumulator(z, mu, logvar, log_weights)
     (rows, _), (components, _) = z.shape, mu.shape
     log_weights = log_weights_of(components, log_weights, dataset_size, acc)
@@ -212,16 +212,16 @@ def operands(z, mu, logvar, log_weights, dataset_size):
     return [
         in_tiles(z.t(), rows, acc),
         in_tiles(mu.t(), components, acc),
-        in_tiles(inverse.t(), components, acc, 1.0),  # with 0 an infinite z would be NaN
+        in_tiles(inverse.t(), components, acc, 1.0),  # 0 would make NaN of an infinite z
         in_tiles(constant, components, acc, -math.inf),
     ]
 
 
 def mixture_log_prob(z, mu, logvar, log_weights, dataset_size=None):
-    """[log-densities [rows], what backward needs of them [rows]].
+    """[log-densities [rows], the log-sum-exps that backward needs [rows]].
 
-    The weights are stratified where the components are a batch of ``dataset_size``, in the order of
-    z; ``kl_decomposition`` alone asks for it.
+    With ``dataset_size`` the components are a batch of such a data set, in the order of z, and
+    their weights are stratified. Only ``kl_decomposition`` asks for this.
     """
     rows, cols = z.shape
     tensors = operands(z, mu, logvar, log_weights, dataset_size)

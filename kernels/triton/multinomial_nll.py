@@ -1,19 +1,19 @@
-"""Multinomial negative log-likelihood of each row of logits a, of counts x of sum n:
-n logsumexp(a) - x . a + sum log x! - log n!.
+"""Multinomial negative log-likelihood of each row, from logits a and counts x of sum n.
 
-With c(x) = log x! - x log x + x it is n (logsumexp(a) - log n) - c(n), plus the sum over counts of
-x (log x - a) + c(x): no term is large where the nll is not.
+It is n logsumexp(a) - x . a + sum log x! - log n!. With c(x) = log x! - x log x + x this is
+n (logsumexp(a) - log n) - c(n), plus the sum over counts of x (log x - a) + c(x). No term is large
+where the nll is not.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and both at once, with
-``scale`` for the gradient of every row. It takes whole rows: those longer than a tile in pieces,
-which it reads again for the gradient.
+``scale`` for the gradient of every row. A program takes whole rows. A row longer than a tile is
+read in pieces, and read again for the gradient.
 """
 
 import triton
 import triton.language as tl
 
 from ..rows import as_rows, empty_like_rows
-from .categorical_nll import load_piece
+from .categorical_nll import add_exps_of_piece, load_piece
 from .counts import count_constant
 from .device import (
     divide,
@@ -32,18 +32,8 @@ from .launch import (
     partial_sums,
     samples_of,
     stride_of,
-    tiling,
+    tiling_of,
 )
-
-
-@triton.jit
-def add_exps(logits, greatest, total, PTX: tl.constexpr):
-    """(greatest, total) with a piece more: sum exp(logits) = exp(greatest) total."""
-    top = tl.maximum(greatest, tl.max(logits, axis=1))
-    # Where nothing is possible yet, not -inf - -inf.
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = total * exp_scaled(greatest - top, 1.0, PTX)
-    return top, total + tl.sum(exp_scaled(logits - top[:, None], 1.0, PTX), axis=1)
 
 
 @triton.jit
@@ -70,7 +60,7 @@ def multinomial_nll_kernel(
     cols,
     pieces,
     WHOLE: tl.constexpr,  # a row is one piece
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -84,8 +74,8 @@ def multinomial_nll_kernel(
     if WHOLE:
         logits = load_piece(logits_ptr, row, col, stride, mask, ACC)
         x = load_tile(x_ptr, x_row, col, x_stride, mask, ACC)
-        greatest, total = add_exps(logits, greatest, total, PTX)
-        # From the greatest on, so that a probability near 1 cancels nothing.
+        greatest, total = add_exps_of_piece(logits, greatest, total, PTX)
+        # The greatest logit is subtracted first, so that nothing cancels at a probability near 1.
         n, terms = x, terms_of_counts(x, logits - greatest[:, None], PTX)
         base = tl.zeros_like(greatest)
     else:
@@ -96,7 +86,7 @@ def multinomial_nll_kernel(
             inside = valid[:, None] & (here < cols)[None, :]
             logits = load_piece(logits_ptr, row, here, stride, inside, ACC)
             x = load_tile(x_ptr, x_row, here, x_stride, inside, ACC)
-            greatest, total = add_exps(logits, greatest, total, PTX)
+            greatest, total = add_exps_of_piece(logits, greatest, total, PTX)
             n += x
             terms += terms_of_counts(x, logits, PTX)
         base = greatest
@@ -136,14 +126,14 @@ def multinomial_nll_kernel(
 def launch_multinomial_nll(logits, x, *, dnll=None, scale=1.0, values=None, needs=()):
     logits, x = as_rows(logits), as_rows(x)
     samples, x = samples_of(logits, x)
-    tiles = tiling(*x.shape, logits, x, samples=samples, largest=most_elements(logits, x))
-    pieces = tiles.col_tiles
-    tiles = tiles._replace(programs=divide_up(tiles.rows, tiles.block_rows))
-    nll = partial_sums(logits, tiles._replace(col_tiles=1), values, samples)
+    tiling = tiling_of(*x.shape, logits, x, samples=samples, largest=most_elements(logits, x))
+    pieces = tiling.col_tiles
+    tiling = tiling._replace(programs=divide_up(tiling.rows, tiling.block_rows))
+    nll = partial_sums(logits, tiling._replace(col_tiles=1), values, samples)
     dlogits = empty_like_rows(logits, any(needs))
     launch_tiles(
         multinomial_nll_kernel,
-        tiles,
+        tiling,
         [logits, x, dnll, nll, dlogits],
         [logits, x],
         [stride_of(dnll), scale],

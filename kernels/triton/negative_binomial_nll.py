@@ -1,10 +1,10 @@
 """Negative binomial negative log-likelihood, row sums, of log means m and log dispersions a.
 
 With the inverse dispersion theta = exp a, mu = exp m and s = m - a it is theta softplus(s) +
-x softplus(-s) - log(Gamma(x + theta) / (Gamma(theta) x!)). A zero has the first term alone; all
-other counts take Loader's saddle point (``counts``): two deviances, and Stirling's errors.
+x softplus(-s) - log(Gamma(x + theta) / (Gamma(theta) x!)). For x = 0 only the first term is left.
+All other counts take Loader's saddle-point form (``counts``): two deviances, and Stirling's errors.
 
-Zero-inflated it is the nll of pi [x = 0] + (1 - pi) NB(x), with pi = sigmoid(zero_logits).
+The zero-inflated nll is that of pi [x = 0] + (1 - pi) NB(x), with pi = sigmoid(zero_logits).
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at once, with
 ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -43,13 +43,13 @@ from .launch import (
     samples_of,
     stride_of,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
 @triton.jit
 def bounded(x):
-    """x, so that exp of it and of its negative are normal numbers; NaN stays."""
+    """x, clamped so that exp(x) and exp(-x) are normal numbers; NaN stays NaN."""
     MOST: tl.constexpr = 700.0 if x.dtype == tl.float64 else 80.0
     x = tl.where(x > MOST, MOST, x)
     return tl.where(x < -MOST, -MOST, x)
@@ -62,7 +62,7 @@ def of_zeros(m, a, PTX: tl.constexpr):
     mu = exp_scaled(tl.where(m > 0.0, bounded(m), m), 1.0, PTX)
     theta = exp_scaled(bounded(a), 1.0, PTX)
     less, more = tl.where(mu < theta, mu, theta), tl.where(mu < theta, theta, mu)
-    q = less / more  # exactly: theta softplus(s) is up to 1e10 times as large
+    q = less / more  # an exact division: theta softplus(s) may be 1e10 times as large
     log1p = log1p_unit(q, PTX)
     larger = divide(1.0, 1.0 + q, PTX)
     softplus = (m - a) + log1p
@@ -87,7 +87,7 @@ def inflated_zeros(value, z, PTX: tl.constexpr):
     dvalue = tl.where(below, inverse_after, smaller)
     after = tl.where(below, smaller, inverse_after)
     near = lost < 0.5
-    # Else z < 0, and it is value + softplus(z) - softplus(z + value).
+    # Otherwise z < 0, and the result is value + softplus(z) - softplus(z + value).
     ratio = divide(lost, tl.where(near, 1.0 - lost, 1.0), PTX)
     difference = log1p_unit(odds, PTX) - log1p_unit(odds_after, PTX)
     far = tl.where(below, value, -z) + difference
@@ -96,7 +96,7 @@ def inflated_zeros(value, z, PTX: tl.constexpr):
 
 @triton.jit
 def of_counts(x, m, a, PTX: tl.constexpr):
-    """(nll, its slopes in m and a) of x > 0."""
+    """(nll, its slopes in m and a) for x > 0."""
     log_mu, log_theta = bounded(m), bounded(a)
     mu, theta = exp_scaled(log_mu, 1.0, PTX), exp_scaled(log_theta, 1.0, PTX)
     n = theta + x
@@ -110,7 +110,7 @@ def of_counts(x, m, a, PTX: tl.constexpr):
     whole = tl.where(n >= 1.0, 0.5 * log_n - HALF_LOG_2PI, log_n)
     value += tl.where(theta >= 1.0, 0.5 * log1p_positive(x / theta, PTX), whole - log_theta)
     value += stirling_error(theta, log_theta, PTX) - stirling_error(n, log_n, PTX)
-    # Linear beyond the bounds.
+    # Beyond the bounds of m and a the nll is linear.
     value += tl.where(m > 0.0, theta, -x) * (m - log_mu)
     value += tl.where(log_theta > a, log_theta - a, 0.0)
     slope = stirling_slope(theta, log_theta, PTX) - theta / n * stirling_slope(n, log_n, PTX)
@@ -226,10 +226,10 @@ def negative_binomial_nll_kernel(
 
 
 class ThetaGradient:
-    """Where a kernel writes the gradient of log_theta: elements, sums of rows, or parts of columns.
+    """Where a kernel writes the gradient of log_theta: elements, sums of rows, or sums of columns.
 
-    ``kind`` is "value" where log_theta is None, "row" for [rows, 1], else "element"; [1, cols] is
-    one of these, of stride 0.
+    ``kind`` is "value" where log_theta is None, "row" for [rows, 1], and else "element". A
+    log_theta [1, cols] counts as elements, with a row stride of 0.
     """
 
     def __init__(self, log_theta, shape, wanted):
@@ -244,13 +244,13 @@ class ThetaGradient:
         self.by_column = wanted and self.kind == "element" and log_theta.shape != shape
         self.element = self.row = self.column = None
 
-    def allocate(self, tensor, tiles, samples):
-        self.col_tiles = tiles.col_tiles
+    def allocate(self, tensor, tiling, samples):
+        self.col_tiles = tiling.col_tiles
         if self.by_column:
-            parts = samples * tiles.programs // tiles.col_tiles
-            self.column = tensor.new_empty(parts, tiles.cols, dtype=tiles.acc)
+            parts = samples * tiling.programs // tiling.col_tiles
+            self.column = tensor.new_empty(parts, tiling.cols, dtype=tiling.acc)
         elif self.wanted and self.kind == "row":
-            self.row = partial_sums(tensor, tiles, "rows")
+            self.row = partial_sums(tensor, tiling, "rows")
         elif self.wanted:
             self.element = empty_like_rows(self.like)
         return self.element, self.row, self.column
@@ -273,20 +273,20 @@ def launch_negative_binomial_nll(
     theta = ThetaGradient(log_theta, log_mean.shape, needs_theta)
     dnll = as_rows(dnll) if elementwise else dnll
     full = [log_mean, x, theta.wide, zero_logits, dnll if elementwise else None]
-    tiles = tiling(*x.shape, *full, samples=samples)
-    # ptxas keeps the float64 kernels in registers in tiles of this shape alone.
-    tiles = compact(tiles, 16 if tiles.acc == torch.float64 else MOST_COLS)
+    tiling = tiling_of(*x.shape, *full, samples=samples)
+    # With tiles of another shape, ptxas spills registers of the float64 kernels.
+    tiling = compact(tiling, 16 if tiling.acc == torch.float64 else MOST_COLS)
     if elementwise and values:
-        nll = log_mean.new_empty(log_mean.shape, dtype=tiles.acc)
+        nll = log_mean.new_empty(log_mean.shape, dtype=tiling.acc)
     else:
-        nll = partial_sums(log_mean, tiles, values, samples)
+        nll = partial_sums(log_mean, tiling, values, samples)
     dlog_mean = empty_like_rows(log_mean, needs_mean)
     dzero_logits = empty_like_rows(zero_logits, needs_zeros)
-    sums = theta.allocate(log_mean, tiles, samples)
+    sums = theta.allocate(log_mean, tiling, samples)
     outputs = [nll, dlog_mean, dzero_logits, *sums]
     launch_tiles(
         negative_binomial_nll_kernel,
-        tiles,
+        tiling,
         [log_mean, x, theta.like, zero_logits, dnll, *outputs],
         full,
         [theta.row_stride, 0 if elementwise else stride_of(dnll), log_theta_value, scale],
@@ -296,21 +296,21 @@ def launch_negative_binomial_nll(
         SUM_ROWS=values == "total",
     )
     if values == "rows" and not elementwise:
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (dlog_mean, theta.result(), dzero_logits) if g is not None]
 
 
-# 4 elements per thread, 1 in float64: with 8 kernels that write gradients run out of registers.
+# 4 elements per thread, 1 in float64: with 8, kernels that write gradients run out of registers.
 ELEMENTS = 512
-MOST_COLS = 128  # so that a tile has rows, whose columns are added up
+MOST_COLS = 128  # so that a tile has several rows, over which a column is summed
 
 
-def compact(tiles, most_cols=MOST_COLS):
-    """The tiling in tiles of so many elements."""
-    elements = ELEMENTS // 4 if tiles.acc == torch.float64 else ELEMENTS
-    cols = min(tiles.block_cols, most_cols)
-    rows = min(elements // cols, power_of_two(max(tiles.rows, 1)))
-    cols = min(tiles.block_cols, elements // rows)  # few rows: a tile of more columns
-    col_tiles = divide_up(tiles.cols, cols)
-    programs = divide_up(tiles.rows, rows) * col_tiles
-    return tiles._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)
+def compact(tiling, most_cols=MOST_COLS):
+    """The same tiling with tiles of ``ELEMENTS`` elements."""
+    elements = ELEMENTS // 4 if tiling.acc == torch.float64 else ELEMENTS
+    cols = min(tiling.block_cols, most_cols)
+    rows = min(elements // cols, power_of_two(max(tiling.rows, 1)))
+    cols = min(tiling.block_cols, elements // rows)  # few rows: a tile of more columns
+    col_tiles = divide_up(tiling.cols, cols)
+    programs = divide_up(tiling.rows, rows) * col_tiles
+    return tiling._replace(block_rows=rows, block_cols=cols, col_tiles=col_tiles, programs=programs)

@@ -1,8 +1,8 @@
 """The noise stream: Philox4x32-10 and Box-Muller, four normals per call.
 
-The counter is the logical position (column // 4, row, sample) and the key a 64-bit seed,
-so a normal depends on nothing else: not on tiles, strides or dtypes, nor on which kernel
-draws it. ``fused_elbo.estimators.noise`` is the same stream in PyTorch.
+The counter is the logical position (column // 4, row, sample) and the key a 64-bit seed. A normal
+depends on nothing else: not on tiles, strides or dtypes, nor on which kernel draws it.
+``fused_elbo.estimators.noise`` is the same stream in PyTorch.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -42,7 +42,7 @@ def sqrt_minus_2_log(u, PTX: tl.constexpr):
 
 @triton.jit
 def cos_sin(angle, PTX: tl.constexpr):
-    """tl.cos and tl.sin would bring libdevice's slow path and its stack frame."""
+    """(cos, sin). tl.cos and tl.sin would bring libdevice's slow path and its stack frame."""
     if PTX:
         return tl.inline_asm_elementwise(
             "cos.approx.ftz.f32 $0, $2; sin.approx.ftz.f32 $1, $2;",
@@ -58,7 +58,7 @@ def cos_sin(angle, PTX: tl.constexpr):
 
 @triton.jit
 def box_muller(a, b, PTX: tl.constexpr):
-    """Two uint32 words to two normals: u = (a + 1) / 2**32 > 0 and an angle in [-pi, pi)."""
+    """Two normals from two uint32 words: u = (a + 1) / 2**32 > 0 and an angle in [-pi, pi)."""
     u = a.to(tl.float32) * 2.3283064365386963e-10 + 2.3283064365386963e-10
     angle = b.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
     cosine, sine = cos_sin(angle, PTX)

@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of one parameter per element, row sums: a Bernoulli's, a Poisson's.
+"""Negative log-likelihoods with one parameter per element, row sums: Bernoulli and Poisson.
 
 One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and both at
 once, with ``scale`` for the gradient of every row: outputs that are None are not computed.
@@ -17,7 +17,7 @@ from .launch import (
     stride_of,
     sum_samples,
     sum_stages,
-    tiling,
+    tiling_of,
 )
 
 
@@ -36,7 +36,7 @@ def one_parameter_kernel(
     rows,  # of x, and of recon for every sample
     cols,
     col_tiles,
-    TERMS: tl.constexpr,  # (recon, x, PTX) to the nll of each element and its gradients in both
+    TERMS: tl.constexpr,  # function of (recon, x, PTX): the nll per element, its gradients in both
     SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -72,20 +72,20 @@ def one_parameter_kernel(
 def launch_one_parameter(
     terms, recon, x, *, largest=None, dnll=None, scale=1.0, values=None, needs=()
 ):  # fmt: skip
-    """The launcher of such a likelihood; ``..likelihoods`` says what it takes and returns.
+    """Launch such a likelihood; ``..likelihoods`` says what the arguments and results are.
 
     ``largest`` bounds the elements of a tile, where the terms take many registers.
     """
     needs_recon, needs_x = padded(needs, 2)
     recon, x = as_rows(recon), as_rows(x)
     samples, x_rows = samples_of(recon, x)
-    tiles = tiling(*x_rows.shape, recon, x_rows, samples=samples, largest=largest)
-    nll = partial_sums(recon, tiles, values, samples)
+    tiling = tiling_of(*x_rows.shape, recon, x_rows, samples=samples, largest=largest)
+    nll = partial_sums(recon, tiling, values, samples)
     drecon = empty_like_rows(recon, needs_recon)
-    dx = empty_samples(x, recon, tiles.acc, needs_x)
+    dx = empty_samples(x, recon, tiling.acc, needs_x)
     launch_tiles(
         one_parameter_kernel,
-        tiles,
+        tiling,
         [recon, x_rows, dnll, nll, drecon, dx],
         [recon, x_rows],
         [stride_of(dnll), scale],
@@ -94,5 +94,5 @@ def launch_one_parameter(
         SUM_ROWS=values == "total",
     )
     if values == "rows":
-        nll = sum_stages(nll, tiles.col_tiles)
+        nll = sum_stages(nll, tiling.col_tiles)
     return nll, [g for g in (drecon, sum_samples(dx, x)) if g is not None]

@@ -1,8 +1,8 @@
 """Shared by the kernels of mixtures and of their marginals, which compare rows with components.
 
 A program owns some rows and goes through the components, or owns some components and goes through
-the rows, a tile of the two at a time, [others, own]. The others are divided into stretches, each of
-which is a program: a grid of the owned tiles alone would leave most of a GPU idle.
+the rows, one tile of the two at a time, [others, own]. The others are divided into stretches, with
+a program for each, because a grid of the owned tiles alone would leave most of a GPU idle.
 """
 
 import math
@@ -27,11 +27,12 @@ PROGRAMS = 1024  # to fill a GPU: 132 SMs x 8
 def own_and_others(tiles, turns, stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN: tl.constexpr):
     """(how many are owned, how many are others, latent, own, start, end, other).
 
-    ``own`` [1, BLOCK_OWN] is the program's tile; it goes through the others from start to end, a
+    ``own`` [1, BLOCK_OWN] is the program's tile. It goes through the others from start to end, one
     tile ``other`` [BLOCK_OTHERS, 1] at a time.
 
-    Sizes come in tiles and leave in int64, so that offsets past 2**31 hold. The first dimension of
-    the grid has the tiles of each latent, one latent after another: the others end at 65,535.
+    Sizes come in tiles and are returned in int64 elements, so that offsets past 2**31 hold. The
+    first dimension of the grid has the tiles of one latent after another, because the other two end
+    at 65,535.
     """
     owned = tl.full((), tiles, tl.int64) * BLOCK_OWN
     others = tl.full((), turns, tl.int64) * BLOCK_OTHERS
@@ -44,9 +45,9 @@ def own_and_others(tiles, turns, stretch, BLOCK_OTHERS: tl.constexpr, BLOCK_OWN:
 
 @triton.jit
 def excess_log_weight(row, component, dataset_size, batch, ACC: tl.constexpr):
-    """Stratified weights: the excess of a pair over log 1/M, with M = batch - 1.
+    """The log weight of each pair less log 1/M, for stratified weights with M = batch - 1.
 
-    A row's own component counts 1/N and the next one (N - M) / (N M).
+    The weight of a row's own component is 1/N, that of the next one (N - M) / (N M).
     """
     size, others = tl.cast(dataset_size, ACC), tl.cast(batch - 1, ACC)
     gap = (component - row).to(tl.int32)
@@ -57,9 +58,9 @@ def excess_log_weight(row, component, dataset_size, batch, ACC: tl.constexpr):
 
 @triton.jit
 def add_exps(logs, greatest, total, BASE_TWO: tl.constexpr, PTX: tl.constexpr):
-    """(greatest, total) with a tile of logarithms more: the sum so far is exp(greatest) total."""
+    """(greatest, total) with one more tile of logarithms: the sum so far is exp(greatest) total."""
     top = tl.maximum(greatest, tl.max(logs, axis=0)[None, :])
-    # Where nothing is possible yet, not -inf - -inf.
+    # While all logarithms are -inf, 0 takes the place of the greatest: -inf - -inf is NaN.
     shift = tl.where(top == float("-inf"), 0.0, top)
     if BASE_TWO:
         total *= exp2(greatest - shift, PTX)
@@ -76,32 +77,33 @@ def block_of(count):
 
 
 def in_tiles(tensor, count, acc, value=0.0):
-    """[..., count] with whole tiles, the last of which ends in ``value``."""
+    """A tensor [..., count], padded with ``value`` to whole tiles."""
     missing = -count % block_of(count)
     return F.pad(tensor.to(acc), (0, missing), value=value).contiguous()
 
 
 def log_weights_of(components, log_weights, dataset_size, acc):
-    """As given; else that of components that are all alike, or of most that are stratified."""
+    """The log weights that are given, or the one that all (stratified: most) components share."""
     if log_weights is not None:
         return log_weights.to(acc)
     return -math.log(components if dataset_size is None else components - 1)
 
 
 def batch_of(z, dataset_size):
-    """(dataset_size, batch) as kernels take them: None is compiled away."""
+    """(dataset_size, batch) for a kernel, both None where the weights are not stratified."""
     return (None, None) if dataset_size is None else (dataset_size, len(z))
 
 
 def launch_pairs(kernel, own, others, pointers, results, scalars, latents=None):
     """Run a kernel on ``own`` rows or components and on the ``others``, both in whole tiles.
 
-    ``results`` are the shapes of what it adds up, in zeros; they come back for each stretch.
-    ``latents``: programs for each, where a kernel takes one at a time.
+    ``results`` are the shapes of what it adds up, from zero on. Returned are the partial results,
+    [stretches, *shape] or [*shape] for one stretch, and the number of stretches. ``latents`` is how
+    many there are, for a kernel whose programs have one latent each.
     """
     acc, device, cols = pointers[0].dtype, pointers[0].device, pointers[0].shape[0]
     most = OTHERS if latents is None else OTHERS_OF_LATENT
-    most = most // 2 if acc == torch.float64 else most  # numbers of two registers
+    most = most // 2 if acc == torch.float64 else most  # float64 takes two registers
     latents = 1 if latents is None else latents
     block_own, block_others = block_of(own), min(most, block_of(others))
     tiles, turns = own // block_own, others // block_others
@@ -123,13 +125,13 @@ def launch_pairs(kernel, own, others, pointers, results, scalars, latents=None):
 def launch_backward(
     rows_kernel, components_kernel, tensors, logsumexp, dlog_prob, scalars, needs, latents=None
 ):
-    """(what pulls at z [cols, rows], moments of z - mu of each component), both in whole tiles.
+    """(pulls at z [cols, rows], moments of z - mu of each component), both in whole tiles.
 
-    The moments are of order 0, 1 and 2, not over the variance. None for what is not needed.
+    The moments of order 0, 1 and 2 are not divided by the variance. What is not needed is None.
     """
     z, mu, _, constant = tensors
     acc, rows = z.dtype, len(dlog_prob)
-    # A row that is impossible of all components pulls at none.
+    # A row whose density is 0 pulls at no component.
     logsumexp = logsumexp.masked_fill(logsumexp == -math.inf, math.inf)
     given = [*tensors, in_tiles(logsumexp, rows, acc, math.inf), in_tiles(dlog_prob, rows, acc)]
     sizes = z.shape[1], mu.shape[1]

@@ -1,7 +1,7 @@
 """Poisson negative log-likelihood, row sums: exp(log_rate) - x log_rate + log x!.
 
-That is x (t - log(1 + t)) with t = exp(log_rate) / x - 1, and what the nll is at its least, t = 0:
-nothing cancels (``counts``). The kernel of ``one_parameter`` serves forward, backward and both.
+With t = exp(log_rate) / x - 1 this is x (t - log(1 + t)) plus the least nll, that at t = 0: nothing
+cancels (``counts``). The kernel of ``one_parameter`` serves forward, backward and both.
 """
 
 import triton

@@ -1,10 +1,15 @@
-"""A sample and the KL of Gaussians as networks put them out: means, and something for the spread.
+"""A sample and the KL of Gaussians as networks put them out: a mean, and a spread in some form.
 
-``FORM`` says what the second is: in "clamped_logvar" the log variance, clamped to [-30, 20]; in
-"log_std" the log standard deviation s, with sigma = exp(s) + ``STD_OFFSET``; in "std" and in
-"variance" just that. A ``SOFT_CLAMP`` c > 0 makes c tanh(x / c) of every mean and of every s
-first. All becomes mean and log variance where it is loaded, and the gradients of those become
-gradients of it where they are stored: what lies between is rsample_kl's.
+``FORM`` says what the spread is:
+
+- "clamped_logvar": the log variance, clamped to [-30, 20].
+- "log_std": the log standard deviation s, with sigma = exp(s) + ``STD_OFFSET``.
+- "std", "variance": sigma, and its square.
+
+A ``SOFT_CLAMP`` c > 0 first replaces each mean and each s by c tanh(x / c).
+
+The kernels turn every form into means and log variances as they load it, and the gradients back as
+they store them. In between they do what those of ``rsample_kl`` do.
 """
 
 import triton
@@ -16,13 +21,14 @@ from .device import (
     exp_scaled,
     expm1,
     expm1_minus_x,
+    kl_gradients,
     load_rows,
     load_tile,
     store_rows,
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling_of
 from .noise import normal_tile
 
 LEAST: tl.constexpr = tl.constexpr(LEAST_LOGVAR)
@@ -33,7 +39,8 @@ GREATEST: tl.constexpr = tl.constexpr(GREATEST_LOGVAR)
 def soft_clamped(x, BOUND: tl.constexpr, PTX: tl.constexpr):
     """(BOUND tanh(x / BOUND), its derivative); x as it is where BOUND is 0.
 
-    By expm1, which is accurate near zero; beyond 20 tanh is 1, and the exponential infinite.
+    tanh is computed by expm1, which is accurate near zero. Beyond 20 it is 1: the argument is cut
+    there, because the exponential overflows.
     """
     if BOUND > 0:
         twice = x * (2.0 / BOUND)
@@ -129,7 +136,7 @@ def posterior_kernel(
     if ELEMENTWISE:
         store_tile(kl_ptr, row, col, cols, mask, kl)
     else:
-        # Padding is N(0, 1) at 0, but with an offset it has a form of its own.
+        # The padding of a tile loads as zeros: in some forms that is not N(0, 1), whose KL is 0.
         store_rows(kl_ptr, tl.sum(tl.where(mask, kl, 0.0), axis=1), row, valid, rows, col_tiles)
 
 
@@ -203,8 +210,7 @@ def posterior_backward_kernel(
             root = exp_scaled(prior_logvar, -0.5, PTX)
             distance, logvar_ratio = (mu - prior_mu) * root, logvar - prior_logvar
             ratio = std * root
-            dkl_dmu = dkl * (distance * root)
-            dkl_dlogvar = 0.5 * dkl * expm1(logvar_ratio, ratio * ratio)
+            dkl_dmu, dkl_dlogvar = kl_gradients(dkl, distance, logvar_ratio, ratio * ratio, root)
             if dprior_mean_ptr is not None:
                 dprior_mean = -dkl_dmu * prior_mu_slope
                 store_tile(dprior_mean_ptr, row, col, dprior_mean_stride * VEC, mask, dprior_mean)
@@ -215,8 +221,7 @@ def posterior_backward_kernel(
                     dprior_spread_ptr, row, col, dprior_spread_stride * VEC, mask, dprior_spread
                 )
         else:
-            dkl_dmu = dkl * mu
-            dkl_dlogvar = 0.5 * dkl * expm1(logvar, std * std)
+            dkl_dmu, dkl_dlogvar = kl_gradients(dkl, mu, logvar, std * std, 1.0)
         dmu += dkl_dmu
         dlogvar += dkl_dlogvar
 
@@ -227,25 +232,25 @@ def posterior_backward_kernel(
 
 
 def operands_of(q, q_spread, prior, prior_spread):
-    """Mean and spread of either, with contiguous columns: two tensors, or the halves of one."""
+    """Means and spreads of q and of the prior, with contiguous columns."""
     return [*halves(as_rows(q), as_rows(q_spread)), *halves(as_rows(prior), as_rows(prior_spread))]
 
 
 def launch_posterior(
     inputs, form, soft_clamp, std_offset, *, elementwise=False, noise=None, seed=None
 ):
-    """[z, the KL]; z is None where there is neither noise nor a seed of it."""
+    """[z, the KL]; z is None without noise and without a seed."""
     operands, noise = operands_of(*inputs), as_rows(noise)
     mean, sampled = operands[0], noise is not None or seed is not None
-    tiles = tiling(*mean.shape, *operands, noise)
+    tiling = tiling_of(*mean.shape, *operands, noise)
     z = empty_like_rows(mean, sampled)
     if elementwise:
-        kl = mean.new_empty(mean.shape, dtype=tiles.acc)
+        kl = mean.new_empty(mean.shape, dtype=tiling.acc)
     else:
-        kl = partial_sums(mean, tiles, "rows")
+        kl = partial_sums(mean, tiling, "rows")
     launch_tiles(
         posterior_kernel,
-        tiles,
+        tiling,
         [*operands, noise, seed, z, kl],
         [*operands, noise],
         FORM=form,
@@ -253,7 +258,7 @@ def launch_posterior(
         STD_OFFSET=std_offset,
         ELEMENTWISE=elementwise,
     )
-    return [z, kl if elementwise else sum_stages(kl, tiles.col_tiles)]
+    return [z, kl if elementwise else sum_stages(kl, tiling.col_tiles)]
 
 
 def launch_posterior_backward(
@@ -268,10 +273,10 @@ def launch_posterior_backward(
         dkl = as_rows(dkl)
     pairs = zip(inputs[1::2], (gradients[:2], gradients[2:]), strict=True)
     written = [g for spread, pair in pairs for g in (halves(*pair) if spread is None else pair)]
-    tiles = tiling(*operands[0].shape, *operands, dz, noise, *written)
+    tiling = tiling_of(*operands[0].shape, *operands, dz, noise, *written)
     launch_tiles(
         posterior_backward_kernel,
-        tiles,
+        tiling,
         [*operands, noise, seed, dz, dkl, *written],
         [*operands, noise, dz, *written],
         [stride_of(dkl)],
@@ -300,7 +305,7 @@ def posterior_kl_backward(
 def posterior_sample_kl(
     q, q_spread, prior, prior_spread, noise, seed, form, soft_clamp, std_offset, keep_noise
 ):
-    """Noise is never kept: to draw it is free beside reading it."""
+    """Noise is never kept: drawing it again costs no more than reading it."""
     inputs = q, q_spread, prior, prior_spread
     return launch_posterior(inputs, form, soft_clamp, std_offset, noise=noise, seed=seed)
 

@@ -9,16 +9,16 @@ import triton.language as tl
 from ..rows import as_rows, empty_like_rows, zeroed_prior
 from .device import (
     exp_scaled,
-    expm1,
     expm1_minus_x,
     in_units_of_prior,
+    kl_gradients,
     load_rows,
     load_tile,
     store_rows,
     store_tile,
     tile,
 )
-from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling
+from .launch import launch_tiles, partial_sums, stride_of, sum_stages, tiling_of
 from .noise import normal_tile
 
 
@@ -111,8 +111,7 @@ def rsample_kl_backward_kernel(
             prior_mu_stride * VEC, prior_logvar_stride * VEC, mask, ACC, PTX,
         )  # fmt: skip
         ratio = std * root
-        dkl_dmu = dkl * (distance * root)
-        dkl_dlogvar = 0.5 * dkl * expm1(logvar_ratio, ratio * ratio)
+        dkl_dmu, dkl_dlogvar = kl_gradients(dkl, distance, logvar_ratio, ratio * ratio, root)
         dmu += dkl_dmu
         dlogvar += dkl_dlogvar
         if dprior_mu_ptr is not None:
@@ -128,13 +127,13 @@ def rsample_kl_backward_kernel(
 
 
 def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
-    """Noise is never kept: to draw it is free beside reading it."""
+    """Noise is never kept: drawing it again costs no more than reading it."""
     inputs = [as_rows(t) for t in (mu, logvar, prior_mu, prior_logvar)]
     z = empty_like_rows(inputs[0])
-    tiles = tiling(*z.shape, *inputs)
-    kl = partial_sums(z, tiles, "rows")
-    launch_tiles(rsample_kl_kernel, tiles, [*inputs, seed, z, kl], inputs)
-    return [z, sum_stages(kl, tiles.col_tiles)]
+    tiling = tiling_of(*z.shape, *inputs)
+    kl = partial_sums(z, tiling, "rows")
+    launch_tiles(rsample_kl_kernel, tiling, [*inputs, seed, z, kl], inputs)
+    return [z, sum_stages(kl, tiling.col_tiles)]
 
 
 def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise, needs):
@@ -144,7 +143,7 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise
     gradients = [empty_like_rows(t, n) for t, n in zip(inputs, needs, strict=True)]
     if dkl is None:
         gradients = zeroed_prior(gradients)
-    tiles = tiling(*inputs[0].shape, *inputs, dz)
+    tiling = tiling_of(*inputs[0].shape, *inputs, dz)
     pointers = [*inputs, seed, dz, dkl, *gradients]
-    launch_tiles(rsample_kl_backward_kernel, tiles, pointers, [*inputs, dz], [stride_of(dkl)])
+    launch_tiles(rsample_kl_backward_kernel, tiling, pointers, [*inputs, dz], [stride_of(dkl)])
     return [g for g in gradients if g is not None]

@@ -1,15 +1,15 @@
-"""``negative_binomial_nll`` of means library * softmax(logits), which are in no tensor.
+"""``negative_binomial_nll`` of means library * softmax(logits), which are never stored.
 
-A program takes whole rows, in pieces: once for the greatest logit and the sum of exponentials,
-again for the terms, and with gradients a third time for what the sum of the slopes adds to those of
-the logits. Until then the slopes lie where the gradient will.
+A program takes whole rows and reads them in pieces: once for the greatest logit and the sum of
+exponentials, and again for the terms. With gradients it reads them a third time, because each logit
+changes all means of its row. Until then the tensor of the gradient holds the slopes.
 """
 
 import triton
 import triton.language as tl
 
 from ..rows import as_rows, empty_like_rows, padded
-from .categorical_nll import load_piece
+from .categorical_nll import add_exps_of_piece, load_piece
 from .device import (
     divide,
     exp_scaled,
@@ -20,8 +20,7 @@ from .device import (
     store_tile_sum,
     tile,
 )
-from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling
-from .multinomial_nll import add_exps
+from .launch import divide_up, launch_tiles, partial_sums, samples_of, stride_of, tiling_of
 from .negative_binomial_nll import ThetaGradient, compact, terms
 
 
@@ -53,7 +52,7 @@ def softmax_negative_binomial_nll_kernel(
     cols,
     pieces,
     THETA: tl.constexpr,  # "value": one float; "row": [rows, 1]; "element": [rows, cols]
-    SUM_ROWS: tl.constexpr,  # nll: one number a tile instead of one a row of the tile
+    SUM_ROWS: tl.constexpr,  # nll: one number per tile instead of one per row
     VEC: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -68,7 +67,7 @@ def softmax_negative_binomial_nll_kernel(
         here = col + piece * BLOCK_COLS
         inside = valid[:, None] & (here < cols)[None, :]
         logits = load_piece(logits_ptr, row, here, logits_stride * VEC, inside, ACC)
-        greatest, total = add_exps(logits, greatest, total, PTX)
+        greatest, total = add_exps_of_piece(logits, greatest, total, PTX)
     library = tl.load(log_library_ptr + row * log_library_stride, mask=valid, other=0.0).to(ACC)
     shift = (library - tl.log(total))[:, None]
 
@@ -143,9 +142,9 @@ def launch_softmax_negative_binomial_nll(
     samples, x = samples_of(logits, x)
     theta = ThetaGradient(log_theta, logits.shape, needs_theta)
     full = [logits, x, theta.wide, zero_logits]
-    tiles = compact(tiling(*x.shape, *full, samples=samples))
-    pieces = tiles.col_tiles
-    of_rows = tiles._replace(col_tiles=1, programs=divide_up(tiles.rows, tiles.block_rows))
+    tiling = compact(tiling_of(*x.shape, *full, samples=samples))
+    pieces = tiling.col_tiles
+    of_rows = tiling._replace(col_tiles=1, programs=divide_up(tiling.rows, tiling.block_rows))
     nll = partial_sums(logits, of_rows, values, samples)
     dlogits = empty_like_rows(logits, needs_logits)
     dlog_library = partial_sums(logits, of_rows, "rows") if needs_library else None

@@ -34,6 +34,7 @@ MIX_LOGISTIC = "vdvae_discretized_mix_logistic_loss"
 ORIGINALS = {op: operation.providers["eager"] for op, operation in ENTRIES.items()}
 
 
+OF_COUNTS = ["scvi_log_nb_positive", "scvi_log_zinb_positive"]
 OF_PAIRS = ["rtqichen_tcvae_elbo", "pythae_beta_tcvae_loss", "pythae_vamp_loss"]
 
 
@@ -66,7 +67,7 @@ def test_oracle_accepts_original_and_drop_in(op, dtype):
 def test_dtypes():
     """bfloat16 has no probabilities near 1, no 256 levels; Pyro sums in it, and those of pairs."""
     only = {op for op, operation in ENTRIES.items() if operation.dtypes != BOTH}
-    assert only == {"pytorch_examples_vae_loss", "pyro_step", MIX_LOGISTIC, *OF_PAIRS}
+    assert only == {"pytorch_examples_vae_loss", "pyro_step", MIX_LOGISTIC, *OF_PAIRS, *OF_COUNTS}
 
 
 def beta_doubled(op, weight):
@@ -93,6 +94,14 @@ def summed_latents(recon, x, mu, logvar):
 
 def prior_of_the_wrong_variance(mean, variance):
     return SCVI_WEIGHT * kl(mean, 2 * variance.log())
+
+
+def another_epsilon(mu, theta, x):
+    return ORIGINALS["scvi_log_nb_positive"](mu + 1e-2, theta, x)
+
+
+def never_zero_by_itself(mu, theta, pi, x):
+    return ORIGINALS["scvi_log_nb_positive"](mu, theta, x) + 0 * pi.sum()
 
 
 def frozen_variance(recon, x, variance):
@@ -147,6 +156,8 @@ def pyro_mean(*inputs):
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, reduction="sum")),
         ("gaussian_nll_loss", lambda *inputs: F.gaussian_nll_loss(*inputs, full=True)),
         ("gaussian_nll_loss", frozen_variance),
+        ("scvi_log_nb_positive", another_epsilon),
+        ("scvi_log_zinb_positive", never_zero_by_itself),
         (
             "rtqichen_tcvae_elbo",
             lambda *t: ORIGINALS["rtqichen_tcvae_elbo"](*t[:4], t[4].detach()) + 0 * t[4].sum(),
@@ -251,6 +262,8 @@ def test_floor_is_the_size_of_the_tensors(op):
     latents = 4 * 6 * case.latent
     if op == "scvi_kl_local":
         size += 2 * latents + 2 * 4 * 6  # the KL of an example and its gradient
+    elif op in OF_COUNTS:
+        size += sum(t.nbytes for t in inputs.values()) + 2 * 4 * 6  # all read again; a cell's
     elif op == "DiagonalGaussianDistribution":
         size += 3 * latents  # both halves read again, z written
     elif op in ("rsample_kl_log_std", "gaussian_analytical_kl"):
