@@ -27,31 +27,33 @@ bench: $(VENV)/installed
 pages: $(VENV)/installed
 	$(BIN)/python -m bench.plot --pages
 
-# All tests with numba's kernels. Then, of those that test kernels, a sample with Triton's: compiled
-# for NVIDIA and emulated, and interpreted. A GPU is hidden from these three; where there is one, the
-# tests that need it run last, those that fill its memory one at a time.
-PYTEST := $(BIN)/python -m pytest tests
+# All tests with numba's kernels. Then a sample of the kernels' tests with Triton's, compiled for
+# NVIDIA and emulated. The interpreter runs what AMD's GPUs have instead of NVIDIA's instructions: the
+# tests that every op has are enough for that. A GPU is hidden from these three; where there is one,
+# the tests that need it run last, those that fill its memory one at a time.
+PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 ON_CPU := CUDA_VISIBLE_DEVICES= HIP_VISIBLE_DEVICES= TRITON_INTERPRET=0
+OF_EVERY_OP := tests/ops/test_ops.py tests/ops/test_numerics.py
 NONE_CHOSEN := test $$? = 5  # pytest's word for it, where ARGS choose
 test: $(VENV)/installed
-	$(ON_CPU) $(PYTEST) $(PARALLEL) -m "not gpu" $(ARGS)
-	$(ON_CPU) TRITON_PTX=1 $(PYTEST) $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
-	$(ON_CPU) TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
+	$(ON_CPU) $(PYTEST) tests $(PARALLEL) -m "not gpu" $(ARGS)
+	$(ON_CPU) TRITON_PTX=1 $(PYTEST) tests $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
+	$(ON_CPU) TRITON_INTERPRET=1 $(PYTEST) $(OF_EVERY_OP) $(PARALLEL) -m kernels --sample $(ARGS) || $(NONE_CHOSEN)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		$(MAKE) --no-print-directory test-gpu; fi
 
 test-gpu: $(VENV)/installed
-	TRITON_INTERPRET=0 $(PYTEST) --numprocesses 4 --dist worksteal -m "gpu and not large" $(ARGS) \
+	TRITON_INTERPRET=0 $(PYTEST) tests --numprocesses 4 --dist worksteal -m "gpu and not large" $(ARGS) \
 		|| $(NONE_CHOSEN)
-	TRITON_INTERPRET=0 $(PYTEST) -m "gpu and large" $(ARGS) || $(NONE_CHOSEN)
+	TRITON_INTERPRET=0 $(PYTEST) tests -m "gpu and large" $(ARGS) || $(NONE_CHOSEN)
 
 # All of the kernels' tests as NVIDIA's compiler makes them, for three architectures; then with every
 # approximate instruction as far off as is documented.
 ptx: $(VENV)/installed
 	for arch in 80 90 100; do \
-		$(ON_CPU) TRITON_PTX=1 PTX_ARCH=$$arch $(PYTEST) $(PARALLEL) -m kernels $(ARGS) || exit; done
-	$(ON_CPU) TRITON_PTX=1 PTX_APPROX=mixed $(PYTEST) $(PARALLEL) -m kernels $(ARGS)
+		$(ON_CPU) TRITON_PTX=1 PTX_ARCH=$$arch $(PYTEST) tests $(PARALLEL) -m kernels $(ARGS) || exit; done
+	$(ON_CPU) TRITON_PTX=1 PTX_APPROX=mixed $(PYTEST) tests $(PARALLEL) -m kernels $(ARGS)
 
 docs: $(VENV)/installed
 	$(BIN)/python docs/site/build.py
@@ -69,7 +71,6 @@ types: $(VENV)/installed
 
 static: $(VENV)/installed
 	$(BIN)/python -m bench.static --check
-	cd tests && ../$(BIN)/python -m helpers.cpu_code
 
 clean:
 	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

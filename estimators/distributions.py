@@ -67,8 +67,7 @@ class DiagonalNormal(Distribution):
 
     Raises:
         TypeError: ``mu`` or ``logvar`` is no tensor but, for instance, a float; ``loc`` or
-        ``scale``
-            is given alone, or together with ``mu`` or ``logvar``.
+            ``scale`` is given alone, or together with ``mu`` or ``logvar``.
         ValueError: shapes that do not broadcast, or D = 0. If arguments are validated, also NaN in
             them, -inf in ``logvar``, and NaN or a wrong shape in a value.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where its kernels cannot run.

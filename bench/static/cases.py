@@ -22,4 +22,5 @@ def record(call):
     """The last launch that ``call`` makes: (kernel, arguments, constexprs). Nothing runs."""
     with recording() as launches:
         call()
-    return launches[-1]
+    kernel, _, arguments, constexprs = launches[-1]
+    return kernel, arguments, constexprs

@@ -13,6 +13,8 @@ and written so. What a row needs once does not count.
 import json
 import math
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import triton
@@ -36,26 +38,36 @@ RESULTS = Path("results/static")
 
 
 def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
-    """One row per kernel, dtype and row length."""
-    target, rows = TARGETS[target_name], []
-    total = len(dtypes) * len(columns)
-    for step, (dtype_name, cols) in enumerate((d, c) for d in dtypes for c in columns):
-        print(f"{target_name} [{step + 1}/{total}] {dtype_name}, {cols} columns", file=sys.stderr)
-        dtype = DTYPES[dtype_name]
-        for case in cases(dtype, cols):
-            kernel, arguments, constexprs = record(case.call)
-            compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
-            sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
-            turn = 2 if constexprs.get("ANTITHETIC") else 1
-            per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
-            row = {"kernel": case.name, "dtype": dtype_name, "columns": cols}
-            if target.backend == "cuda":
-                row |= read_nvidia(compiled, per_thread, case.loops)
-            else:
-                row |= read_amd(compiled)
-            operands = case.operands
-            row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
-            rows.append(row)
+    """One row per kernel, dtype and row length, by one process per core."""
+    parts = [(target_name, dtype_name, cols) for dtype_name in dtypes for cols in columns]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
+        found = []
+        for part, rows in zip(
+            parts, processes.map(compile_part, *zip(*parts, strict=True)), strict=True
+        ):
+            print(*part, "columns", file=sys.stderr)
+            found += rows
+    return found
+
+
+def compile_part(part):
+    """The rows of one target, dtype and row length."""
+    target_name, dtype_name, cols = part
+    target, dtype, rows = TARGETS[target_name], DTYPES[dtype_name], []
+    for case in cases(dtype, cols):
+        kernel, arguments, constexprs = record(case.call)
+        compiled = compile_for(target, kernel, arguments, constexprs, NUM_WARPS)
+        sizes = [constexprs[n] for n in constexprs if n.startswith("BLOCK")]
+        turn = 2 if constexprs.get("ANTITHETIC") else 1
+        per_thread = math.prod(sizes) * turn / (target.warp_size * NUM_WARPS)
+        row = {"kernel": case.name, "dtype": dtype_name, "columns": cols}
+        if target.backend == "cuda":
+            row |= read_nvidia(compiled, per_thread, case.loops)
+        else:
+            row |= read_amd(compiled)
+        operands = case.operands
+        row["contract_bytes"] = None if operands is None else operands * dtype.itemsize
+        rows.append(row)
     return rows
 
 

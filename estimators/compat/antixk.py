@@ -76,23 +76,23 @@ class AntixKBetaVAELoss:
     .. math:: R + \beta\, M_N\, KL \quad (\text{"H"}), \qquad
               R + \gamma\, M_N\, |KL - C| \quad (\text{"B"})
 
-    with R, the mean over pixels, and KL as in :func:`antixk_vanilla_vae_loss`, and the capacity
-    C rising from 0 to ``max_capacity`` over ``Capacity_max_iter`` calls, those of validation
-    included. Equivalent PyTorch, for the n-th call::
+    R, a mean over pixels, and KL are those of :func:`antixk_vanilla_vae_loss`. The capacity C rises
+    from 0 to ``max_capacity`` over ``Capacity_max_iter`` calls, and calls in validation count too.
+    Equivalent PyTorch, for the n-th call::
 
         C = (torch.tensor([max_capacity]) / Capacity_max_iter * n).clamp(0, max_capacity)
         F.mse_loss(recons, input) + gamma * M_N * (kld - C).abs()
 
-    ``"B"`` returns a loss of shape [1] and, since C is that float32 tensor, in float32 whatever
-    the inputs are, as the original does. The beta of ``"H"`` is ``beta * M_N * pixels / 2``; that
-    of ``"B"`` is ``gamma * M_N * pixels / 2`` above the capacity and minus that below it.
-    The one line: ``model.loss_function = AntixKBetaVAELoss(beta=10.0, loss_type="H")``.
+    As in the original, ``"B"`` returns a float32 loss of shape [1] for all inputs, because C is
+    such a tensor. The beta of ``"H"`` is ``beta * M_N * pixels / 2``. That of ``"B"`` is ``gamma *
+    M_N * pixels / 2`` above the capacity, and the negative below it. The one line:
+    ``model.loss_function = AntixKBetaVAELoss(beta=10.0, loss_type="H")``.
 
     Args:
         beta, gamma, max_capacity, Capacity_max_iter, loss_type: of the model's constructor.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
-    ``num_iter`` is how often it was called, to be assigned where a run is resumed.
+    ``num_iter`` is the number of calls; assign it when a run is resumed.
 
     Returns:
         Of a call, ``(recons, input, mu, log_var, M_N=...)`` as :func:`antixk_vanilla_vae_loss`
@@ -161,7 +161,7 @@ class AntixKBetaVAELoss:
         self._steps = count_of(value)
 
     def capacity(self, device: torch.device | str = "cpu") -> Tensor:
-        """C of the last call, [1], in nats: filled on the device, which then need not wait."""
+        """C of the last call, [1], in nats; it is created on the device, so that nothing waits."""
         most = torch.full((1,), self.max_capacity, dtype=torch.float32, device=device)
         return (most / self.Capacity_max_iter * self._steps).clamp(0, self.max_capacity)
 
@@ -172,13 +172,14 @@ class AntixKBetaTCVAELoss:
     .. math:: \frac1B \sum_{bi} (r_{bi} - x_{bi})^2 + \alpha\, \mathrm{MI} + \beta\, \mathrm{TC}
               + s\, \gamma\, \mathrm{DKL}
 
-    of the repository since its commit 3c8fd61 of February 2020. (Before, at 215bb79, it had no
-    weights, and the terms of ``is_mss=False`` in :class:`DisvaeBtcvaeLoss`.) The terms, with both
-    of their faults, are those of that loss, from which it says to be taken; in this repository no
-    report of them was found. It says -39.4 on the case of docs/drop-ins.md, whose total correlation
-    is 6.4. The data set's size is ``B / M_N``: ``M_N`` weighs nothing here, and the repository
-    gives its ``kld_weight``, 0.00025 whatever the data. A squared error without its 1/2 halves all
-    three weights, at a decoder's variance of 1.
+    This is the loss since commit 3c8fd61 of February 2020. (Before, at 215bb79, it had no weights,
+    and the terms of ``is_mss=False`` in :class:`DisvaeBtcvaeLoss`.) It says that it is taken from
+    that loss, and has its terms with both of their faults; we found no report of them in this
+    repository. On the case of docs/drop-ins.md, whose total correlation is 6.4, it gives -39.4.
+    ``M_N`` is no weight here: the size of the data set is ``B / M_N``. The repository passes its
+    ``kld_weight``, which is 0.00025 for all data. The squared error lacks its 1/2, which halves all
+    three weights at a decoder's variance of 1.
+
     Equivalent PyTorch, with the terms of :class:`DisvaeBtcvaeLoss`::
 
         recons_loss = F.mse_loss(recons, input, reduction="sum")
@@ -188,11 +189,11 @@ class AntixKBetaTCVAELoss:
 
     Args:
         anneal_steps, alpha, beta, gamma: of the model's constructor.
-        model: whose training mode says whether a call counts; without one, every call does. s
-            rises from 0 to 1 over ``anneal_steps`` calls in training, and is 1 in others.
+        model: the model, whose training mode says whether a call counts; without one, all calls do.
+            s rises from 0 to 1 over ``anneal_steps`` calls in training, and is 1 in other calls.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
-    ``num_iter`` is how often it was called in training, to be assigned where a run is resumed.
+    ``num_iter`` is the number of calls in training; assign it when a run is resumed.
 
     Returns:
         Of a call, ``(recons, input, mu, log_var, z, M_N=...)``, ``{"loss", "Reconstruction_Loss",

@@ -19,7 +19,7 @@ def bolts_vae_loss(
     *,
     impl: Implementation = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""The loss in ``VAE.step`` of lightning-bolts: means over pixels and over latents too.
+    r"""The loss in ``VAE.step`` of lightning-bolts: means over pixels, and also over latents.
 
     .. math:: \frac{1}{BP} \sum_{bi} (\hat x_{bi} - x_{bi})^2
               + k \frac{1}{BD} \sum_{bd} KL(q_{bd} \| p_{bd})
@@ -31,13 +31,13 @@ def bolts_vae_loss(
         kl = kl_coeff * torch.distributions.kl_divergence(q, p).mean()
         kl + recon_loss, {"recon_loss": recon_loss, "kl": kl, "loss": kl + recon_loss}
 
-    The one line, behind ``_run_step``: ``return bolts_vae_loss(x_hat, x, p, q, self.kl_coeff)``.
+    The one line, after ``_run_step``: ``return bolts_vae_loss(x_hat, x, p, q, self.kl_coeff)``.
 
     Args:
         x_hat, x: ``[B, ...]``, of one shape.
-        p, q: prior and posterior, ``torch.distributions.Normal`` of ``[B, ..., D]``. None for
-            ``p`` is the standard normal, which the original passes as tensors to be read.
-        kl_coeff: the KL's weight, the default that of the original's constructor.
+        p, q: prior and posterior, ``torch.distributions.Normal`` of ``[B, ..., D]``. ``p`` of None
+            means the standard normal; the original passes it as tensors, which must be read.
+        kl_coeff: the weight of the KL, with the default of the original's constructor.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:

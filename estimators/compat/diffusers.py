@@ -21,10 +21,11 @@ class DiagonalGaussianDistribution:
               z = \mu + e^{\ell / 2} \epsilon, \quad
               KL = \tfrac12 \sum_{chw} \big[\mu^2 + e^{\ell} - 1 - \ell\big]
 
-    The first :meth:`sample` reads ``parameters`` once and computes the KL too, so that a
-    :meth:`kl` after it costs nothing. Called first, :meth:`kl` computes the KL alone, for the
-    original draws no noise there; a sample after it reads again. Backward writes one gradient for
-    ``parameters``, with 0 for log variances outside the clamp. Equivalent PyTorch::
+    The first :meth:`sample` reads ``parameters`` once and also computes the KL, so that a later
+    :meth:`kl` costs nothing. A :meth:`kl` that comes first computes the KL alone, because the
+    original draws no noise there; a later sample then reads ``parameters`` again. Backward writes
+    one gradient for ``parameters``, which is 0 for log variances outside the clamp. Equivalent
+    PyTorch::
 
         mean, logvar = parameters.chunk(2, dim=1)
         logvar = logvar.clamp(-30.0, 20.0)
@@ -35,19 +36,19 @@ class DiagonalGaussianDistribution:
     diffusers, ``autoencoder_kl.DiagonalGaussianDistribution = DiagonalGaussianDistribution`` in its
     module ``diffusers.models.autoencoders.autoencoder_kl``.
 
-    Samples are the original's for the same seed, to rounding, on CPUs and wherever a ``generator``
-    is given. On CUDA without one the kernel draws its own noise: as random, and not stored. (On
-    CPUs that is ``impl="numba"``.)
+    Samples are the original's for the same seed, up to rounding, on CPUs and wherever a
+    ``generator`` is given. On CUDA without a generator, and on CPUs with ``impl="numba"``, the
+    kernel draws its own noise and does not store it.
 
-    Its oddities are the original's: of 5-D parameters the KL is summed over dimensions 1 to 3 and
-    has shape ``[B, W]``, and takes a pass of its own (of 3-D ones it is an error); a deterministic
-    posterior has ``std`` and ``var`` of 0, draws noise all the same, and has a KL and an nll of
-    ``tensor([0.])`` on the CPU; :meth:`nll` without other ``dims`` sums over 1 to 3. But attributes
-    that nobody asks for are not computed, and none can be assigned: that is an error.
+    The oddities are the original's. For 5-D parameters the KL is summed over dimensions 1 to 3, has
+    the shape ``[B, W]``, and takes a pass of its own; for 3-D ones it is an error. A deterministic
+    posterior has ``std`` and ``var`` of 0, still draws noise, and has a KL and an nll of
+    ``tensor([0.])`` on the CPU. :meth:`nll` sums over dimensions 1 to 3 by default. One thing
+    differs: attributes are computed when they are read, and assigning one is an error.
 
     Args:
-        parameters: ``[B, 2 C, ...]``; channels_last ones are read as they lie. Any floating dtype;
-            sums are taken in float32, or float64.
+        parameters: ``[B, 2 C, ...]``, in any floating dtype; channels_last ones are not copied.
+            Sums are taken in float32, or in float64.
         deterministic: as above.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
@@ -78,7 +79,8 @@ class DiagonalGaussianDistribution:
         self.deterministic = deterministic
         self.impl: Implementation = impl
         self._kl: Tensor | None = None  # of the first sample, until it is asked for
-        # Autocast on CUDA has exponentials and sums in float32, and so the original its results.
+        # Under autocast on CUDA exponentials and sums are float32, and so are the original's
+        # results.
         autocast = parameters.is_cuda and validate.autocasts(parameters)
         half = parameters.dtype in (torch.float16, torch.bfloat16)
         self._operand = parameters.float() if autocast and half else parameters
@@ -100,7 +102,7 @@ class DiagonalGaussianDistribution:
         return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
 
     def sample(self, generator: Generator | list[Generator] | None = None) -> Tensor:
-        """z, differentiable; of a list of generators each draws the noise of an example."""
+        """z, differentiable; a list of generators has one for each example's noise."""
         if self.deterministic:
             return self.mean + self.std * self._noise(generator)
         own = self.impl in ("triton", "numba") or self.parameters.is_cuda
@@ -108,7 +110,7 @@ class DiagonalGaussianDistribution:
         z, kl = sample_calls.posterior_sample_kl(
             self._operand, None, None, None, PARAMETRISATION, eps=eps, impl=self.impl
         )
-        if z.dim() == 4:  # of others it is not the original's
+        if z.dim() == 4:  # for other ranks the original's KL is another sum
             self._kl = kl.to(z.dtype)
         return z
 
@@ -118,7 +120,7 @@ class DiagonalGaussianDistribution:
             return torch.Tensor([0.0])
         if other is None and self._kl is not None:
             kl, self._kl = self._kl, None
-            # The KL of a sample without a gradient is of no use where a gradient is wanted now.
+            # A KL that was computed without a gradient must not serve where one is wanted now.
             if kl.requires_grad == (torch.is_grad_enabled() and self.parameters.requires_grad):
                 return kl
         prior = None
@@ -145,9 +147,9 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def _noise(self, generator):
-        """torch.randn's, as diffusers draws it: a CPU's generator on the CPU, whatever the device.
+        """torch.randn's noise, drawn as in diffusers: on the CPU for a generator of the CPU.
 
-        In the dtype of the parameters, for in another one the same seed draws other numbers.
+        Its dtype is that of the parameters, because the same seed draws other numbers in another.
         """
         shape: Shape = layouts.latent_shape(self.parameters, None)
         several = generator if isinstance(generator, list) else [generator]

@@ -26,16 +26,18 @@ class DisvaeBtcvaeLoss:
 
     .. math:: R + \alpha\, \mathrm{MI} + \beta\, \mathrm{TC} + s\, \gamma\, \mathrm{DKL}
 
-    R is summed over an example and averaged over the batch, as the terms are: cross-entropy of
-    probabilities; ``"gaussian"``: 255 times the squared error; ``"laplace"``: three times the
-    absolute one. s rises from 0 to 1 over ``steps_anneal`` steps of training.
+    R is summed over each example and averaged over the batch, like the terms. It is the
+    cross-entropy of probabilities; for ``"gaussian"`` 255 times the squared error; for
+    ``"laplace"`` three times the absolute error. s rises from 0 to 1 over ``steps_anneal`` steps of
+    training.
 
-    Two faults. The stratified weights stand in columns (its issue 58; :func:`rtqichen_tcvae_elbo`
-    has the same), and their logarithms are added before the sum over latents, so that log q(z)
-    has each D times and is some (D - 1) log B too low (its issues 54 and 60, "Why is tc_loss in
-    bTCVAE negative?"): the total correlation is -39.4 on the case of docs/drop-ins.md, where it is
-    6.4. ``is_mss=False`` takes sums over the batch for q(z) and its marginals, without a divisor
-    (issue 60 too): -39.3.
+    It has two faults. The stratified weights are in columns (its issue 58), as in
+    :func:`rtqichen_tcvae_elbo`. Their logarithms are added before the sum over latents, so that log
+    q(z) contains each of them D times and is some (D - 1) log B too low (its issues 54 and 60, "Why
+    is tc_loss in bTCVAE negative?"). On the case of docs/drop-ins.md, whose total correlation is
+    6.4, it gives -39.4. With ``is_mss=False`` q(z) and its marginals are sums over the batch,
+    without a divisor (also issue 60), and it gives -39.3.
+
     Equivalent PyTorch, with W the matrix of weights, [B, B]::
 
         pairs = Normal(mean, (0.5 * logvar).exp()).log_prob(latent_sample.unsqueeze(1))
@@ -50,13 +52,13 @@ class DisvaeBtcvaeLoss:
             original's constructor.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
-    ``n_train_steps`` is how often it was called in training, to be assigned where a run is resumed.
+    ``n_train_steps`` is the number of calls in training; assign it when a run is resumed.
 
     Returns:
         Of a call, ``(data, recon_batch, (mean, logvar), is_train, storer, latent_sample)``, a
-        scalar in the inputs' dtype, in nats for ``"bernoulli"``. ``storer``, None or a dictionary
-        of lists, gets the parts as numbers, which waits for the device, every
-        ``record_loss_every`` steps of training and at every call without.
+        scalar in the inputs' dtype, in nats for ``"bernoulli"``. ``storer`` is None or a dictionary
+        of lists. It gets the parts as numbers, which waits for the device: every
+        ``record_loss_every`` steps of training, and at all calls outside of training.
 
     Raises:
         ValueError: an unknown ``rec_dist``, at construction; shapes that do not fit; an ``n_data``

@@ -1,4 +1,4 @@
-"""The beta that a loss with its own reductions and weights amounts to."""
+"""The beta of a loss that has its own reductions and weights."""
 
 import inspect
 from collections.abc import Callable
@@ -38,18 +38,18 @@ def effective_beta(
 ) -> float:
     r"""The beta of the ELBO that a loss optimises, whatever it averages over.
 
-    A loss :math:`w_r R + w_k K` of a reconstruction term R and a KL term K, each reduced in
-    its own way, has the gradient of :math:`-\log p(x|z) + \beta\,KL`, but for one factor that
-    goes into the learning rate, with
+    A loss :math:`w_r R + w_k K` has a reconstruction term R and a KL term K, each reduced in its
+    own way. Up to a factor, which acts like a learning rate, its gradient is that of :math:`-\log
+    p(x|z) + \beta\,KL` with
 
     .. math:: \beta = \frac{w_k / n_k}{s\, w_r / n_r}
 
-    where n is what a term is divided by after it was summed over everything: 1 for ``"sum"``,
-    B for ``"batchmean"``, and B times pixels or latents for ``"mean"``. s is how many of R's
-    units are one nat: 1 for a negative log-likelihood, and :math:`2\sigma^2` for the squared
-    error, of which :math:`(x - r)^2 / 2\sigma^2` is the negative log-likelihood. A squared
-    error does not say what :math:`\sigma^2` is: beta at variance 1 is, read the other way, the
-    variance at which the same loss has beta = 1.
+    where n divides a term after it is summed over everything: 1 for ``"sum"``, B for
+    ``"batchmean"``, and B times pixels or latents for ``"mean"``. s converts R to nats: it is 1 for
+    a negative log-likelihood, and :math:`2\sigma^2` for the squared error, whose negative
+    log-likelihood is :math:`(x - r)^2 / 2\sigma^2`. A squared error does not say what
+    :math:`\sigma^2` is. Beta at variance 1 is also the variance at which the same loss has beta =
+    1.
 
     Equivalent PyTorch, for the mean squared error and a KL summed over latents::
 
@@ -57,15 +57,16 @@ def effective_beta(
         (2 / pixels) * (0.5 * ((x - recon) ** 2).sum(-1) + beta * kl.sum(-1)).mean()
 
     Args:
-        likelihood: R: ``"bernoulli"`` and ``"gaussian"`` for a negative log-likelihood in nats
-            (binary cross-entropy, ``F.gaussian_nll_loss``; scvi-tools' counts alike),
-            ``"mse"`` for the squared error without a factor.
-        recon_reduction, kl_reduction: ``"sum"`` over everything, the batch included;
-            ``"batchmean"``: summed over an example and averaged over examples; ``"mean"`` over
+        likelihood: what R is: ``"bernoulli"`` or ``"gaussian"`` for a negative log-likelihood in
+            nats (binary cross-entropy, ``F.gaussian_nll_loss``, also scvi-tools' counts), ``"mse"``
+            for the squared error without a factor.
+        recon_reduction, kl_reduction: ``"sum"``: over everything, the batch included;
+            ``"batchmean"``: a sum over each example, averaged over examples; ``"mean"``: over
             everything.
-        pixels: elements of an example, channels included; needed for a reconstruction ``"mean"``.
-        latents: dimensions of z; needed for a KL ``"mean"``.
-        batch: examples of a batch; needed where one term alone is a ``"sum"``.
+        pixels: elements of an example, channels included; needed if the reconstruction is a
+            ``"mean"``.
+        latents: dimensions of z; needed if the KL is a ``"mean"``.
+        batch: examples of a batch; needed if only one of the terms is a ``"sum"``.
         recon_weight, kl_weight: the factors :math:`w_r` and :math:`w_k`.
         variance: :math:`\sigma^2` of the decoder that a squared error stands for.
 
@@ -119,10 +120,10 @@ def effective_beta_of(
     Args:
         loss: ``"pytorch_examples_vae_loss"``, ``"pythae_vae_loss"``, ``"pythae_beta_vae_loss"``,
             ``"antixk_vanilla_vae_loss"``, ``"AntixKBetaVAELoss"`` (type ``"B"``: above its
-            capacity; below it minus that), ``"bolts_vae_loss"``, ``"scvi_kl_local"`` or
-            ``"pythae_vamp_loss"``. Of ``"rtqichen_tcvae_elbo"``, ``"pythae_beta_tcvae_loss"``,
-            ``"DisvaeBtcvaeLoss"`` and ``"AntixKBetaTCVAELoss"`` it is the total correlation's
-            weight; the other two are to it as they are in the loss.
+            capacity; below it the negative), ``"bolts_vae_loss"``, ``"scvi_kl_local"`` or
+            ``"pythae_vamp_loss"``. For ``"rtqichen_tcvae_elbo"``, ``"pythae_beta_tcvae_loss"``,
+            ``"DisvaeBtcvaeLoss"`` and ``"AntixKBetaTCVAELoss"`` the result is the weight of the
+            total correlation; the ratios to the other two weights are those of the loss.
         pixels, latents: as in :func:`effective_beta`: needed where the loss averages over them.
         variance: of the decoder that a squared error stands for.
         options: what the loss takes: ``beta``, ``gamma``, ``loss_type``, ``kl_coeff``,

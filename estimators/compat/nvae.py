@@ -22,30 +22,30 @@ def nvae_disc_mix_logistic_log_prob(
 
     .. math:: \log \sum_k w_k \prod_c p_{ck}(2 x_c - 1)
 
-    as in :func:`fused_elbo.discretized_mix_logistic_nll`, but for a guard. The
-    last bin begins at 0.99: made for levels over 256. NVAE's own ``ToTensor`` divides them by 255,
-    and then level 254 is at 0.992 and reaches to infinity as 255 does, so that the probabilities
-    of all levels add up to more than 1. beta is NVAE's ``kl_coeff``. Equivalent PyTorch::
+    as in :func:`fused_elbo.discretized_mix_logistic_nll`, with a guard. The last bin begins at
+    0.99, which fits levels divided by 256. NVAE's own ``ToTensor`` divides them by 255: level 254
+    is then at 0.992 and reaches to infinity, as 255 does, and the probabilities of all levels add
+    up to more than 1. Beta is NVAE's ``kl_coeff``. Equivalent PyTorch::
 
         -discretized_mix_logistic_nll(param, 2 * samples - 1, num_mix, right_edge=0.99)
 
-    without the guard, and there summed over pixels.
+    which has no guard, and sums over pixels.
 
     Args:
         param: the decoder's output ``[B, 10 K, H, W]``.
         samples: the data ``[B, 3, H, W]`` in [0, 1].
         num_mix: K.
-        num_bits: of a level, 1 to 8.
+        num_bits: bits of a level, 1 to 8.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
-        ``[B, H, W]`` in the dtype of ``param``: log p, and not minus it; differentiable in
+        log p (not minus it) ``[B, H, W]``, in nats, in the dtype of ``param``; differentiable in
         ``param``.
 
     Raises:
-        ValueError: shapes that are not those; on CPU tensors ``samples`` outside [0, 1], where the
-            original asserts (on CUDA, and under ``torch.compile``, nobody waits for that answer);
-            ``samples`` that require a gradient.
+        ValueError: other shapes; ``samples`` that require a gradient; on CPU tensors, ``samples``
+            outside [0, 1], which the original asserts (on CUDA and under ``torch.compile`` they are
+            not checked, to avoid a device sync).
 
     Vahdat & Kautz, "NVAE", NeurIPS 2020; github.com/NVlabs/NVAE, distributions.py.
 

@@ -133,7 +133,7 @@ def pythae_iwae_loss(
               \log w_{bk} = -R_{bk} + \log p(z_{bk}) - \log q(z_{bk} \mid x_b)
 
     with the normalised weights detached. Its gradient is that of IWAE's bound. Its value is **no
-    bound**: minus it is above IWAE's where the weights differ, and may be above log p(x).
+    bound**: its negative is above IWAE's bound where the weights differ, and may exceed log p(x).
     :func:`fused_elbo.iwae_loss` has the bound. R is that of :func:`pythae_vae_loss`. Equivalent
     PyTorch::
 
@@ -147,7 +147,8 @@ def pythae_iwae_loss(
 
     Args:
         recon_x: ``[B, K, P]``, K samples of each example; x: ``[B, ...]`` of P elements each.
-        mu, log_var, z: ``[B, K, D]``, of q, repeated for the samples, and the samples.
+        mu, log_var: of q, ``[B, K, D]``, repeated for the samples.
+        z: the samples, ``[B, K, D]``.
         reconstruction_loss: what pythae has in the model's configuration.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
@@ -210,12 +211,12 @@ def pythae_beta_tcvae_loss(
     .. math:: \frac1B \sum_b \big[R_b + \alpha\, \mathrm{MI}_b + \beta\, \mathrm{TC}_b
               + \gamma\, \mathrm{DKL}_b\big]
 
-    with R of :func:`pythae_vae_loss`. Its default, ``use_mss``, takes the weights of
-    rtqichen/beta-tcvae, which stand in columns (:func:`rtqichen_tcvae_elbo`, and the report
-    there; in pythae's own repository none was found): they estimate q(z) as if the batch were all
-    data, and say 10.6 on the case of docs/drop-ins.md, whose total correlation is 6.4. Without,
-    they are ``"weighted"``, of about q(z) / N, and say 99.7.
-    Equivalent PyTorch, for ``use_mss=False``::
+    with R of :func:`pythae_vae_loss`. By default, ``use_mss``, it has the weights of
+    rtqichen/beta-tcvae, which are in columns: they estimate q(z) as if the batch were the whole
+    data set. :func:`rtqichen_tcvae_elbo` names the report; pythae's repository has none that we
+    found. On the case of docs/drop-ins.md, whose total correlation is 6.4, they give 10.6. With
+    ``use_mss=False`` the estimate is ``"weighted"``, about q(z) / N, and gives 99.7. Equivalent
+    PyTorch, for ``use_mss=False``::
 
         mi, tc, dkl = kl_decomposition(z, mu, log_var, dataset_size, estimator="weighted")
         recon = 0.5 * ((recon_x - x) ** 2).flatten(1).sum(1)
@@ -279,16 +280,16 @@ def pythae_vamp_loss(
               - \log \frac1C \sum_c N(z_b; \mu_c, e^{\ell_c})\Big)\Big]
 
     with R of :func:`pythae_vae_loss`, C components, and beta rising to 1 over
-    ``linear_scheduling_steps`` epochs of training. Its KL is right: both densities are without
-    their constant, which cancels. Equivalent PyTorch::
+    ``linear_scheduling_steps`` epochs of training. Its KL is right: both densities lack the same
+    constant, which cancels. Equivalent PyTorch::
 
         recon = 0.5 * ((recon_x - x) ** 2).flatten(1).sum(1)
         kld = Normal(mu, (0.5 * log_var).exp()).log_prob(z).sum(-1)
         kld = kld - mixture_log_prob(z, prior_mu, prior_log_var)
         (recon + beta * kld).mean(), recon.mean(), kld.mean()
 
-    The original encodes its pseudo-inputs in the loss; here what the encoder made of them is given,
-    in two lines for one::
+    The original encodes its pseudo-inputs in the loss. Here the encoded ones are arguments, so that
+    there are two lines::
 
         prior = model.encoder(model.pseudo_inputs(model.idle_input).view(-1, *input_dim))
         loss, recon_loss, kld = pythae_vamp_loss(
@@ -344,7 +345,7 @@ def reconstruction(recon_x, x, reconstruction_loss, impl):
         shapes = validate.describe({"recon_x": recon_x, "x": x})
         raise ValueError(f"expected as many elements in both images, got {shapes}")
     recon_x, x = recon_x.reshape(x.shape[0], -1), x.reshape(x.shape[0], -1)
-    # A mean's gradient, times pixels, may leave float16's range.
+    # The gradient of a mean, times the pixels, may exceed float16's range.
     r, t = (i.float() if i.dtype == torch.float16 else i for i in (recon_x, x))
     if reconstruction_loss == "mse":
         recon_loss = 0.5 * x.shape[1] * mean_squared_error(impl, recon_x=r, x=t)
@@ -354,7 +355,7 @@ def reconstruction(recon_x, x, reconstruction_loss, impl):
 
 
 def _cross_entropies(recon, x, impl):
-    """From probabilities [K, B, P], of each sample: [K, B]."""
+    """The nll [K, B] of each sample, from probabilities [K, B, P]."""
     fits = fits_kernel("sum", recon[0], x, probabilities=True)
     impl = choice.where_it_fits(impl, fits)
     if choice.use_kernels(impl, recon, x, fits=fits):

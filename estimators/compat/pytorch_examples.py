@@ -16,18 +16,18 @@ def pytorch_examples_vae_loss(
     .. math:: -\sum_{bi} \big[x_{bi} \log p_{bi} + (1 - x_{bi}) \log(1 - p_{bi})\big]
               + \sum_b KL(q(z \mid x_b) \| N(0, I))
 
-    with torch's clamping of either logarithm at -100. Equivalent PyTorch::
+    with both logarithms clamped at -100, as torch does. Equivalent PyTorch::
 
         cross_entropy = F.binary_cross_entropy(recon_x, x.view(-1, 784), reduction="sum")
         cross_entropy - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
     The one line: ``from fused_elbo.compat import pytorch_examples_vae_loss as loss_function``.
-    A decoder without its last sigmoid, and ``fused_elbo.elbo_loss`` on the logits, is exact where
-    p rounds to 0 or 1; here the gradient there is torch's, (p - x) / max(p (1 - p), 1e-12).
+    Where p rounds to 0 or 1 the gradient is torch's, (p - x) / max(p (1 - p), 1e-12). To be exact
+    there, leave out the decoder's last sigmoid and call ``fused_elbo.elbo_loss`` on the logits.
 
     Args:
         recon_x: probabilities ``[B, P]``; P need not be the 784 of the original.
-        x: the data, ``[B, ...]`` of as many elements.
+        x: the data ``[B, ...]``, with as many elements.
         mu, logvar: of q, ``[B, D]``; ``logvar`` is the log variance.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
@@ -37,7 +37,7 @@ def pytorch_examples_vae_loss(
     Raises:
         RuntimeError: probabilities or data outside [0, 1] or NaN (where a kernel runs on CUDA,
             the loss is NaN instead).
-        ValueError: as many elements in other rows, or mu and logvar that do not broadcast.
+        ValueError: other numbers of rows, or ``mu`` and ``logvar`` that do not broadcast.
 
     github.com/pytorch/examples, vae/main.py; Kingma & Welling 2014, appendices B and C.1.
 

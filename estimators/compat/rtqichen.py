@@ -36,8 +36,8 @@ def rtqichen_tcvae_elbo(
     q(z) / N: the total correlation is some (D - 1) log N too high, 99.7 on the case of
     docs/drop-ins.md, where it is 6.4. ``mss`` is meant to be ``"stratified"``, but writes the
     weights down the first two columns of their matrix in place of the diagonal (reported in the
-    repository's pull request 1, open since 2019): a posterior's own density counts 1 / (B - 1) and
-    not 1 / N, as if the batch were all data. It says 10.6.
+    repository's pull request 1, open since 2019). A posterior's own density then has the weight
+    1 / (B - 1) and not 1 / N, as if the batch were the whole data set. It gives 10.6.
     Equivalent PyTorch, for ``tcvae`` and the default estimator::
 
         mi, tc, dkl = kl_decomposition(
@@ -58,8 +58,8 @@ def rtqichen_tcvae_elbo(
     Args:
         x, x_params: data in [0, 1] and logits, ``[B, ...]``, of one shape.
         zs: a sample of each example's q, ``[B, D]``.
-        z_params: ``[B, D, 2]``, mean and **logarithm of the standard deviation** of q: of its
-            distributions the normal one alone.
+        z_params: ``[B, D, 2]``, mean and **logarithm of the standard deviation** of q. Of the
+            original's distributions only the normal one is supported.
         dataset_size: N, at least B.
         beta, lamb, include_mutinfo, tcvae, mss: attributes of the model.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
@@ -105,7 +105,7 @@ def rtqichen_tcvae_elbo(
 
 
 def saturating_log_prob(logits, x):
-    """log p(x) [B] of their Bernoulli: probabilities get 1e-8 added twice before a logarithm."""
+    """log p(x) [B] of the original's Bernoulli, which adds 1e-8 to probabilities twice."""
     logits, x = accumulate(logits, x)
     p = (torch.sigmoid(logits) + 1e-8) * (1 - 2e-8)
     return (x * torch.log(p + 1e-8) + (1 - x) * torch.log(1 - p + 1e-8)).flatten(1).sum(1)

@@ -30,24 +30,25 @@ def scvi_kl_local(
 
         kl_weight * kl_divergence(Normal(qz_m, qz_v.sqrt()), Normal(0, 1)).sum(-1)
 
-    The one line: ``weighted_kl_local = scvi_kl_local(qz_m, qz_v, kl_weight)``, or of scvi-tools
-    1.x, which holds distributions, ``scvi_kl_local(qz, kl_weight=kl_weight, pz_m=pz)``; the loss
-    of a cell adds ``-px.log_prob(x).sum(-1)`` to it. The KL of the library size is the same with
-    ``pz_m`` and ``pz_v``, and without a weight.
+    The one line: ``weighted_kl_local = scvi_kl_local(qz_m, qz_v, kl_weight)``. In scvi-tools 1.x,
+    which has distributions, it is ``scvi_kl_local(qz, kl_weight=kl_weight, pz_m=pz)``. The loss of
+    a cell adds ``-px.log_prob(x).sum(-1)``. The KL of the library size is the same function with
+    ``pz_m`` and ``pz_v``, without a weight.
 
     Args:
-        qz_m, qz_v: mean and variance of q, ``[..., D]``; or for ``qz_m`` the ``Normal`` itself.
+        qz_m, qz_v: mean and variance of q, ``[..., D]``; or ``qz_m`` alone, as a ``Normal``.
         kl_weight: a number, or a tensor that broadcasts with the result.
-        pz_m, pz_v: mean and variance of the prior; None for 0 and 1; or the ``Normal``.
+        pz_m, pz_v: mean and variance of the prior, None for 0 and 1; or ``pz_m`` alone, as a
+            ``Normal``.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``[...]`` in nats, in the inputs' dtype; differentiable in every tensor.
 
     Raises:
-        ValueError: on CPU tensors a variance that is not positive, as ``Normal`` does. On CUDA,
-            and under ``torch.compile``, nobody waits for that answer: the KL is then inf or NaN.
-            Also a variance beside a ``Normal``, which has its own.
+        ValueError: on CPU tensors, a variance that is not positive, as in ``Normal``. On CUDA and
+            under ``torch.compile`` variances are not checked, to avoid a device sync: the KL is
+            then inf or NaN. Also a variance together with a ``Normal``, which has its own.
 
     Lopez et al., "Deep generative modeling for single-cell transcriptomics", Nature Methods
     2018; Kingma & Welling 2014, appendix B.
@@ -81,7 +82,7 @@ def _mean_and_spread(form, **named):
 
 
 def _positive(**variances):
-    """Check on a CPU that variances are positive; a NaN is not."""
+    """Check on a CPU that variances are positive, which NaN is not."""
     for name, variance in variances.items():
         if variance is None or variance.device.type != "cpu" or torch.compiler.is_compiling():
             continue
@@ -105,14 +106,14 @@ def scvi_log_nb_positive(
               + \theta \log \frac{\theta}{\theta + \mu + \epsilon}
               + x \log \frac{\mu + \epsilon}{\theta + \mu + \epsilon}
 
-    The original loses its digits at a large theta: in float32 a cell of 4,000 genes is off by 7
-    nats at theta = 1e4. This one does not. The two lines that switch SCVI and its family over::
+    The original loses digits at a large theta: in float32 a cell of 4,000 genes is off by 7 nats at
+    theta = 1e4. This one does not. Two lines change SCVI and its family over::
 
         import scvi.distributions._negative_binomial as nb
         nb.log_nb_positive, nb.log_zinb_positive = scvi_log_nb_positive, scvi_log_zinb_positive
 
-    Equivalent PyTorch, but for rounding: the original. Its epsilon beside theta alone, which moves
-    the result by no more than epsilon, is left out.
+    Equivalent PyTorch, up to rounding: the original. It also adds epsilon to theta in one place,
+    which changes the result by at most epsilon; this is left out.
 
     Args:
         x: counts, broadcast with the others to ``[..., G]``.
@@ -151,8 +152,8 @@ def scvi_log_zinb_positive(
 
     .. math:: \log \big(\sigma(\pi) [x = 0] + (1 - \sigma(\pi)) \, \mathrm{NB}(x; \mu, \theta)\big)
 
-    Equivalent PyTorch, but for rounding: the original, as in :func:`scvi_log_nb_positive`. The two
-    lines that switch a model over stand there.
+    Equivalent PyTorch, up to rounding: the original, as in :func:`scvi_log_nb_positive`, which has
+    the two lines that change a model over.
 
     Args:
         x, mu, theta, eps, log_fn, lgamma_fn, impl: as in :func:`scvi_log_nb_positive`.
@@ -191,14 +192,14 @@ def scvi_log_mixture_nb(
     .. math:: \log \big(\sigma(\pi) \, \mathrm{NB}(x; \mu_1, \theta_1)
               + (1 - \sigma(\pi)) \, \mathrm{NB}(x; \mu_2, \theta_2)\big)
 
-    Equivalent PyTorch, but for rounding: the original, as in :func:`scvi_log_nb_positive`. The line
-    for TOTALVI, beside those two: ``nb.log_mixture_nb = scvi_log_mixture_nb``.
+    Equivalent PyTorch, up to rounding: the original, as in :func:`scvi_log_nb_positive`. TOTALVI
+    needs a third line: ``nb.log_mixture_nb = scvi_log_mixture_nb``.
 
     Args:
         x, eps, log_fn, lgamma_fn, impl: as in :func:`scvi_log_nb_positive`.
         mu_1, theta_1: the first component.
-        mu_2, theta_2: the second; None for ``theta_2`` is ``theta_1``.
-        pi_logits: the logits of the first.
+        mu_2, theta_2: the second component; ``theta_2`` of None means ``theta_1``.
+        pi_logits: the logits of the first component's weight.
 
     Returns:
         ``[..., G]`` in nats, in the dtype of ``mu_1``; differentiable in all but x.
@@ -213,7 +214,7 @@ def scvi_log_mixture_nb(
     >>> scvi_log_mixture_nb(0 * one, one, one, one, None, 0 * one)
     tensor([[-0.6931, -0.6931]])
     """
-    # With its own eps of 1e-8, whatever eps is, where each has a theta: as the original.
+    # As in the original, eps is 1e-8, whatever is passed, where each component has its own theta.
     own = 1e-8 if theta_2 is not None else eps
     first = _log_prob(x, mu_1, theta_1, None, own, impl)
     second = _log_prob(x, mu_2, theta_1 if theta_2 is None else theta_2, None, own, impl)

@@ -1,4 +1,4 @@
-"""The terms that losses of several projects share, each as the projects have it.
+"""The terms that the losses of several projects share, as the projects define them.
 
 Terms run the fused kernels where there are any for the arguments, and torch's own losses and the
 reference elsewhere. Where an original would broadcast by mistake, they raise an error.
@@ -14,10 +14,10 @@ from ..reference import textbook
 from ..reference.reference import accumulate
 from .torch_nn import binary_cross_entropy, fits_kernel, in_torch_dtype, mse_loss
 
-# VDVAE and NVAE take the density in the middle of an inner bin, times its width, for the bin's
-# probability where that is below this guard. It is exact for bins that are narrow beside the scale.
-# At the least scale it is log(sinh t / t) nats too little per color, with t half a bin over the
-# scale: 2.1 nats for 8 bits, 31 for 5 bits.
+# Where the probability of an inner bin is below this guard, VDVAE and NVAE replace it by the
+# density in the middle of the bin times its width. That is exact for bins much narrower than the
+# scale. At the least scale it is log(sinh t / t) nats too little per color, where t is half a bin
+# over the scale: 2.1 nats for 8 bits, 31 for 5 bits.
 LOGISTIC_GUARD = 1e-5
 
 # Below this many elements (batch * batch * latents), materialising all pairs beats the kernels,
@@ -26,7 +26,7 @@ SMALL = 2**16
 
 
 def mean_squared_error(impl, **images):
-    """``F.mse_loss`` for images of one shape; it would broadcast others and average over more."""
+    """``F.mse_loss`` for images of one shape. It would broadcast others, and average over more."""
     recon, x = images.values()
     if recon.shape != x.shape:
         names = " and ".join(images)
@@ -54,11 +54,11 @@ def mean_kl(x, mu, logvar, impl):
 
 
 def kl_of_normals(q, p, form, impl, names=("q", "q.scale", "p", "p.scale")):
-    """(KL, the shape of its latents); ``q`` and ``p`` are means and spreads."""
+    """(KL, the shape of its latents); ``q`` and ``p`` are pairs of a mean and a spread."""
     named = dict(zip(names, (*q, *p), strict=True))
     validate.tensors(**named)
     shape = validate.broadcast(**named)
-    if (p[0] is None) != (p[1] is None):  # the other half is that of N(0, 1)
+    if (p[0] is None) != (p[1] is None):  # the missing one is that of N(0, 1)
         zero = q[0].new_zeros(())
         p = (zero, p[1]) if p[0] is None else (p[0], zero + 1)
     return gaussian_calls.normal_kl(shape, q, p, form, impl=impl), shape
@@ -89,11 +89,11 @@ def weighted(terms, weights):
 
 
 def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
-    """The terms with stratified weights in columns, each raised to ``power`` in log q(z).
+    """The three terms with stratified weights in columns, each raised to ``power`` in log q(z).
 
-    Let M = B - 1. In every row of W the first example has the weight 1 / N, the second
-    (N - M) / (N M), and the rest 1 / M, whichever example z belongs to. In the last row but one the
-    first example has the weight of the second. (W should have 1 / N on its diagonal.)
+    Let M = B - 1. In each row of the weights W the first example has the weight 1 / N, the second
+    (N - M) / (N M), and all others 1 / M, whichever example z belongs to. In the row before the
+    last the first example has the weight of the second. (1 / N should be on the diagonal of W.)
     """
     others, size = len(z) - 1, dataset_size
     z, mu, logvar = accumulate(z, mu, logvar)
@@ -117,10 +117,10 @@ def terms_of_columns(z, mu, logvar, dataset_size, *, power=1, impl):
 
 
 def count_of(number):
-    """A count on the host. It is a tensor, since a compiler would compile anew for every number."""
+    """A count on the host: a tensor, because torch.compile would compile anew for each number."""
     return torch.tensor(number, device="cpu")
 
 
 def share_done(count, steps, dtype):
-    """The share of ``steps`` that ``count`` has done, at most 1; nobody waits for a device."""
+    """The share of ``steps`` that ``count`` has done, at most 1, without waiting for a device."""
     return 1.0 if steps == 0 else (count.double() / steps).clamp(max=1.0).to(dtype)

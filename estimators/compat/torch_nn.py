@@ -35,13 +35,13 @@ def mse_loss(
 
     .. math:: \frac1N \sum_i (r_i - x_i)^2
 
-    It is no log-likelihood, and the mean makes it no number per example: which beta a loss built
-    on it has, :func:`effective_beta` says. Equivalent PyTorch::
+    It is no log-likelihood, and the mean leaves no number per example. :func:`effective_beta`
+    computes the beta of a loss that is built on it. Equivalent PyTorch::
 
         F.mse_loss(input, target, size_average, reduce, reduction, weight)
 
     Args:
-        input, target: of one shape; others broadcast with torch's warning.
+        input, target: tensors of one shape; others broadcast with torch's warning.
         size_average, reduce, reduction, weight: as torch has them.
         impl: ``"auto"`` (a kernel where there is one for the arguments, else torch),
             ``"triton"`` (for CUDA), ``"numba"`` (for CPUs) or ``"reference"`` (torch).
@@ -88,7 +88,8 @@ def binary_cross_entropy_with_logits(
         )
 
     Args:
-        input: logits a; target: x, of the same shape, in [0, 1] or, as in torch, beyond.
+        input: logits a.
+        target: x, of the same shape, in [0, 1]; as in torch, other values are allowed.
         weight, size_average, reduce, reduction, pos_weight: as torch has them.
         impl: as in :func:`mse_loss`.
 
@@ -128,27 +129,28 @@ def binary_cross_entropy(
     .. math:: -\frac1N \sum_i \big[x_i \max(\log p_i, -100)
               + (1 - x_i) \max(\log(1 - p_i), -100)\big]
 
-    with torch's gradient, (p - x) / max(p (1 - p), 1e-12) whatever the logarithms were clamped
-    to. Equivalent PyTorch::
+    with torch's gradient, (p - x) / max(p (1 - p), 1e-12), also where a logarithm is clamped.
+    Equivalent PyTorch::
 
         F.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
 
-    A decoder without its last sigmoid and the likelihood of the logits is exact where p rounds
-    to 0 or 1: :func:`binary_cross_entropy_with_logits`, ``fused_elbo.bernoulli_nll``.
+    To be exact where p rounds to 0 or 1, leave out the decoder's last sigmoid and take the
+    likelihood of logits: :func:`binary_cross_entropy_with_logits` or ``fused_elbo.bernoulli_nll``.
 
     Args:
-        input: probabilities p; target: x, of the same shape; both in [0, 1].
+        input: probabilities p, in [0, 1].
+        target: x, of the same shape, in [0, 1].
         weight, size_average, reduce, reduction: as torch has them.
-        impl: as in :func:`mse_loss`. float16, autocast and ``torch.compile`` stay torch's.
+        impl: as in :func:`mse_loss`. float16, autocast and ``torch.compile`` use torch's own loss.
 
     Returns:
         A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
 
     Raises:
-        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN: torch's own error.
-            On CUDA, where torch's device assertion ends the process, the kernel makes loss and
-            gradient NaN. Also ``impl="triton"`` or ``"numba"`` where no kernel serves the
-            arguments.
+        RuntimeError: on CPU tensors, input or target outside [0, 1] or NaN, which is torch's own
+            error. On CUDA the kernel makes loss and gradient NaN, where torch's device assertion
+            would end the process. Also ``impl="triton"`` or ``"numba"`` where no kernel supports
+            the arguments.
         ValueError: what torch raises.
 
     >>> binary_cross_entropy(torch.full((2, 3), 0.5), torch.ones(2, 3))
@@ -179,23 +181,23 @@ def gaussian_nll_loss(
     .. math:: \frac1N \sum_i \tfrac12 \big[\log v_i + (r_i - x_i)^2 / v_i\big],
               \qquad v = \max(\mathrm{var}, \mathrm{eps})
 
-    and ``full`` adds :math:`\tfrac12 \log 2\pi` per element. The gradient of ``var`` is that at
-    v, as if nothing had been clamped. Equivalent PyTorch::
+    and ``full`` adds :math:`\tfrac12 \log 2\pi` per element. ``var`` gets the gradient at v, as if
+    it were not clamped. Equivalent PyTorch::
 
         F.gaussian_nll_loss(input, target, var, full, eps, reduction)
 
-    Torch looks at every variance before it goes on, and on a GPU waits for the answer. On CPU
-    tensors a negative variance raises its error here too; elsewhere, and under
-    ``torch.compile``, nobody waits, and a negative variance makes the loss NaN.
+    torch checks every variance first, and on a GPU waits for the answer. Here a negative variance
+    raises torch's error on CPU tensors. On CUDA and under ``torch.compile`` it is not checked, to
+    avoid the wait, and makes the loss NaN.
 
     Args:
         input: the means r; target: the data x.
-        var: variances of the shape of ``input``, or without its last dimension, or with a
-            single dimension of 1, or a float.
+        var: variances in the shape of ``input``, in that shape without the last dimension or with
+            one dimension of 1, or a float.
         full, eps, reduction: as torch has them.
         impl: as in :func:`mse_loss`, but ``"reference"`` is the formula, not torch's function.
-            float16 and bfloat16 take the kernels under autocast only: beside them a log
-            variance needs float32.
+            float16 and bfloat16 use the kernels under autocast only, because their log variance
+            must be float32.
 
     Returns:
         A scalar in nats, or with ``reduction="none"`` the elements, in torch's dtype.
@@ -203,7 +205,7 @@ def gaussian_nll_loss(
     Raises:
         ValueError: a negative variance (see above); a ``var`` of another shape; an unknown
             ``reduction``.
-        TypeError: a ``var`` that is neither tensor nor float: an int, as in torch.
+        TypeError: a ``var`` that is neither a tensor nor a float, such as an int, as in torch.
         RuntimeError: ``impl="triton"`` or ``"numba"`` where no kernel supports the arguments.
 
     Nix & Weigend, "Estimating the mean and variance of the target probability distribution",
@@ -279,8 +281,9 @@ def binary_cross_entropy_rows(input, target, *, impl):
 def fits_kernel(reduction, input, target, *, probabilities=False):
     """Whether the likelihood kernels support these arguments.
 
-    They take no probabilities in float16, whose range 1 / (p (1 - p)) exceeds; none under autocast,
-    which torch's own loss refuses on CUDA; and none under a compiler, which fuses the loss itself.
+    For probabilities they do not in three cases: in float16, whose range 1 / (p (1 - p)) exceeds;
+    under autocast, which torch's own loss refuses on CUDA; and under a compiler, which fuses the
+    loss itself.
     """
     if probabilities and (
         input.dtype == torch.float16 or validate.autocasts(input) or torch.compiler.is_compiling()

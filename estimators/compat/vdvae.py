@@ -24,12 +24,13 @@ def gaussian_analytical_kl(
     *,
     impl: Implementation = "auto",
 ) -> Tensor:
-    r"""``gaussian_analytical_kl`` of VDVAE: the KL's terms, one a latent, from log sigma.
+    r"""``gaussian_analytical_kl`` of VDVAE: the terms of the KL, one per latent, from log sigma.
 
     .. math:: s_2 - s_1 - \tfrac12 + \frac{e^{2 s_1} + (\mu_1 - \mu_2)^2}{2 e^{2 s_2}}
 
-    Accurate near q = p, and never negative. Its effective beta is that of what it is summed with:
-    1 in VDVAE, which divides both terms by the number of pixels. Equivalent PyTorch::
+    It is accurate near q = p, and never negative. The effective beta depends on the other term of
+    the loss. In VDVAE it is 1, because both terms are divided by the number of pixels. Equivalent
+    PyTorch::
 
         -0.5 + logsigma2 - logsigma1
         + 0.5 * (logsigma1.exp() ** 2 + (mu1 - mu2) ** 2) / (logsigma2.exp() ** 2)
@@ -74,22 +75,22 @@ def draw_gaussian_diag_samples(
 
     .. math:: \mu + e^{s} \epsilon
 
-    On CPUs the samples are the original's for the same seed, to rounding; on CUDA the kernel draws
-    its own noise, and stores none. (On CPUs that is ``impl="numba"``.) Equivalent PyTorch::
+    On CPUs the samples are the original's for the same seed, up to rounding. On CUDA, and on CPUs
+    with ``impl="numba"``, the kernel draws its own noise. Equivalent PyTorch::
 
         torch.exp(logsigma) * torch.empty_like(mu).normal_(0.0, 1.0) + mu
 
     The one line: ``from fused_elbo.compat import draw_gaussian_diag_samples``.
 
     Args:
-        mu, logsigma: mean and log **standard deviation**, of one shape and dtype.
+        mu, logsigma: mean and log **standard deviation**, with one shape and dtype.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         z, of the shape and dtype of ``mu``.
 
     Raises:
-        ValueError: two shapes, or an empty one.
+        ValueError: ``mu`` and ``logsigma`` of two shapes, or empty.
         TypeError, RuntimeError: as :func:`fused_elbo.gaussian_log_prob`.
 
     github.com/openai/vdvae, vae_helpers.py; Child, "Very deep VAEs", ICLR 2021.
@@ -106,7 +107,7 @@ def draw_gaussian_diag_samples(
     if impl in ("auto", "reference") and not mu.is_cuda:
         if mu.is_contiguous():
             eps = sample_calls.torch_normals(mu.shape, mu, impl=impl)
-        else:  # what torch draws into other layouts are other numbers
+        else:  # torch draws other numbers into other layouts
             eps = torch.empty_like(mu).normal_(0.0, 1.0)
         eps = in_batches(eps, shape)
     q = in_batches(mu, shape), in_batches(logsigma, shape)
@@ -125,28 +126,28 @@ def vdvae_discretized_mix_logistic_loss(
 
     .. math:: -\frac{1}{3HW} \sum_{pixels} \log \sum_k w_k \prod_c p_{ck}(x_c)
 
-    as in :func:`fused_elbo.discretized_mix_logistic_nll`, but for a guard, and
-    the mean over pixels and colors. As the KL is divided by the same number, beta is 1. Equivalent
-    PyTorch, without the guard::
+    as in :func:`fused_elbo.discretized_mix_logistic_nll`, with two differences: a guard, and the
+    mean over pixels and colors. Beta is 1, because VDVAE divides the KL by the same number.
+    Equivalent PyTorch, without the guard::
 
         params, pixels = l.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
         nll = discretized_mix_logistic_nll(params, pixels, l.shape[-1] // 10)
         nll / pixels[0].numel()
 
     The one line: ``from fused_elbo.compat import vdvae_discretized_mix_logistic_loss as
-    discretized_mix_logistic_loss``, in ``vae_helpers.py``. A permuted ``l`` is read as it lies.
+    discretized_mix_logistic_loss``, in ``vae_helpers.py``. A permuted ``l`` is read without a copy.
 
     Args:
         x: the data ``[B, H, W, 3]`` in [-1, 1].
         l: the decoder's output ``[B, H, W, 10 K]``.
-        low_bit: 32 levels, not 256.
+        low_bit: whether the data have 32 levels instead of 256.
         impl: ``"auto"``, ``"triton"``, ``"numba"`` or ``"reference"``.
 
     Returns:
         ``[B]`` in the dtype of ``l``; differentiable in ``l``.
 
     Raises:
-        ValueError: shapes that are not those; an ``x`` that requires a gradient.
+        ValueError: other shapes; an ``x`` that requires a gradient.
 
     Child, "Very deep VAEs", ICLR 2021; github.com/openai/vdvae, vae_helpers.py.
 
@@ -167,6 +168,6 @@ def vdvae_discretized_mix_logistic_loss(
 
 
 def in_batches(tensor, shape):
-    """In this shape, but of one dimension as a batch of one."""
+    """The tensor in this shape; a single dimension becomes a batch of one."""
     wide = tensor if tensor.shape == shape else tensor.expand(shape)
     return wide if len(shape) > 1 else wide.unsqueeze(0)

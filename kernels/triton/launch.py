@@ -175,7 +175,7 @@ _recorded: list | None = None
 
 @contextmanager
 def recording():
-    """Record launches, [(kernel, arguments, constexprs), ...], instead of running them."""
+    """Record launches, [(kernel, grid, arguments, constexprs), ...], instead of running them."""
     global _recorded
     _recorded = []
     try:
@@ -187,7 +187,7 @@ def recording():
 def launch(kernel, grid, arguments, constexprs):
     """Run a kernel on a grid, on the device that its tensors are on."""
     if _recorded is not None:
-        _recorded.append((kernel, arguments, constexprs))
+        _recorded.append((kernel, grid, arguments, constexprs))
         return
     device = next(a.device for a in arguments if isinstance(a, torch.Tensor))
     # Triton launches on the current device, which need not be that of the tensors.

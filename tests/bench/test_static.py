@@ -85,7 +85,7 @@ def test_weights_are_no_code_of_their_own():
         with recording() as found:
             marginals_log_prob(z, z, z, given)
             marginals_log_prob_backward(grad, z, z, z, given, kept, [*needs, False])
-        for kernel, arguments, constexprs in found:
+        for kernel, _, arguments, constexprs in found:
             seen = [getattr(argument, "dtype", argument) for argument in arguments]
             yield kernel, seen, constexprs
 

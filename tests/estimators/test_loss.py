@@ -471,10 +471,10 @@ class TestModule:
         expected = module(**tensors)
         with torch.no_grad():
             module.recon_logvar.add_(1.0)
-        for twin in copies:
-            assert torch.equal(twin(**tensors), expected)
-            assert repr(twin) == repr(module)
-            assert [n for n, _ in twin.named_parameters()] == ["recon_logvar"]
+        for copied in copies:
+            assert torch.equal(copied(**tensors), expected)
+            assert repr(copied) == repr(module)
+            assert [n for n, _ in copied.named_parameters()] == ["recon_logvar"]
 
     @pytest.mark.parametrize("dtype", [F16, BF16, F64], ids=str)
     def test_moves(self, dtype, device):

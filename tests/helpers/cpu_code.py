@@ -1,9 +1,9 @@
 """The machine code of the float32 loops in kernels/numba: a table, and its faults; for x86.
 
-``make static`` runs it, from this folder's parent. A loop is to work in packed registers: of scalar
-arithmetic it has at most one more copy of the body, for the end of a tile. It is to call nothing,
-for a call to libm would leave it scalar; but memcpy, the counts of an array's references, and what
-is a loop itself.
+A test runs it; ``python -m helpers.cpu_code`` in this folder's parent does so alone. A loop is to
+work in packed registers: of scalar arithmetic it has at most one more copy of the body, for the end
+of a tile. It is to call nothing, for a call to libm would leave it scalar; but memcpy, the counts
+of an array's references, and what is a loop itself.
 """
 
 import os

@@ -108,14 +108,14 @@ def redraw(folder, seed="1"):
     return done.stdout
 
 
-def redraw_twice(folder, twin):
+def redraw_twice(folder, other):
     """Charts and tables of a folder and of its copy.
 
     Returns what the terminal showed, and the files, which are the same byte by byte.
     """
-    shutil.copytree(folder, twin)
-    shown = [redraw(folder, "1"), redraw(twin, "2")]
+    shutil.copytree(folder, other)
+    shown = [redraw(folder, "1"), redraw(other, "2")]
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     for name in files:
-        assert (folder / name).read_bytes() == (twin / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
     return shown, files

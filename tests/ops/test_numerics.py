@@ -261,10 +261,10 @@ class TestAgainstScipy:
 
 
 # The twins differ in the order of sums and in elementary functions: a few roundings each.
-TWINS = [op for op in OPS if "sample" not in op.name]
+COMPARED = [op for op in OPS if "sample" not in op.name]
 
 
-@pytest.mark.parametrize("op", TWINS, ids=repr)
+@pytest.mark.parametrize("op", COMPARED, ids=repr)
 @pytest.mark.parametrize("dtype", [F32, F64, F16, BF16], ids=NAMES.get)
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 4, 4)], ids=str)
 def test_twins_agree(op, dtype, shape, device):
