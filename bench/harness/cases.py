@@ -7,6 +7,7 @@ EVENTS = 784
 # Units of the decoder of iwae_step: latents -> 256, ReLU -> 784.
 HIDDEN = 256
 COLORS, NUMBERS = 3, 100  # of a pixel: what a decoder of ten mixtures of logistics has
+LONG_ROW = 1_000_000  # the weights of a network, in mean-field inference
 GENES = 2000  # of a cell in the drop-ins for counts: as many as are usually kept
 DIRECTIONS = ("forward+backward", "forward")
 FLOAT32, BOTH = ("float32",), ("float32", "bfloat16")
@@ -22,6 +23,7 @@ class Grid(NamedTuple):
     seconds: float  # of timing per case and clock, within ``rounds``
     rounds: tuple  # fewest and most
     few: tuple = ()  # more dtypes, in a few cells
+    row: int | None = None  # columns of one long row, for operations that have a ``long_row``
     brief: bool = False  # training alone, fewer shapes, and nothing that is ``full_only``
 
 
@@ -29,10 +31,12 @@ GRIDS = {
     ("cpu", "smoke"): Grid((64,), (8, 32), FLOAT32, 0.005, (3, 10)),
     # Six minutes from a fresh clone: kernels and graphs that compile anew take most of them.
     ("cpu", "default"): Grid(
-        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64"), brief=True
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float64"), LONG_ROW,
+        brief=True,
     ),
     ("cpu", "full"): Grid(
-        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float16", "float64")
+        (64, 512, 4096), (16, 64, 256), FLOAT32, 0.1, (7, 100), ("bfloat16", "float16", "float64"),
+        LONG_ROW,
     ),
     ("cuda", "smoke"): Grid((64, 16384), (64,), FLOAT32, 0.01, (5, 20)),
     # 16384 x 1024 is 16.8M elements: several times the L2, enough to speak of bandwidth.

@@ -91,6 +91,7 @@ class Operation:
     corners: bool = False  # timed at the smallest and largest shapes of a grid alone
     full_only: bool = False  # left out of brief grids
     few_dtypes: bool = False  # timed in a few cells of other dtypes in brief grids too
+    long_row: bool = False  # timed for one long row too
     compiles: bool = True
     in_graphs: bool = False  # fused_elbo is timed inside torch.compile as well
     fullgraph: bool = True  # in one graph

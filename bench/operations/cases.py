@@ -25,10 +25,10 @@ def sweep(entries, device, shapes, dtypes, directions=DIRECTIONS):
 
 
 def of_grid(entries, device, grid):
-    """The sweep of a grid, and after it a few cells of other dtypes.
+    """The sweep of a grid, and after it one long row and a few cells of other dtypes.
 
-    Each dtype is compiled anew. So these are the largest shape and one in the middle, training
-    alone, and without ``fused_elbo-compiled``.
+    A single row and each dtype is compiled anew. So these are training alone, and without
+    ``fused_elbo-compiled``; of other dtypes the largest shape and one in the middle.
     """
     found, directions = shapes(grid), DIRECTIONS
     middle = found[-1]
@@ -37,5 +37,8 @@ def of_grid(entries, device, grid):
         entries = {op: operation for op, operation in entries.items() if not operation.full_only}
     few = {op: o for op, o in entries.items() if o.few_dtypes or not (grid.brief or o.corners)}
     others = sweep(few, device, (found[0], middle), grid.few, DIRECTIONS[:1])
+    if grid.row is not None:
+        long = {op: operation for op, operation in entries.items() if operation.long_row}
+        others = sweep(long, device, [(1, grid.row)], grid.dtypes, DIRECTIONS[:1]) + others
     others = [case for case in others if PROVIDERS[case.provider].compiles == "eager"]
     return sweep(entries, device, found, grid.dtypes, directions) + others

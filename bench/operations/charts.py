@@ -15,8 +15,10 @@ def charts(device):
     """{name: figure}; empty where nothing was measured."""
     clock, subject = device.clock, device.subject
     found = {}
-    right = device.right[device.right.suite == "operations"]
-    speedups = device.all_speedups[device.all_speedups.suite == "operations"]
+    # One long row is no point of the grid; it is in the tables.
+    right = device.right[(device.right.suite == "operations") & (device.right.batch > 1)]
+    speedups = device.all_speedups
+    speedups = speedups[(speedups.suite == "operations") & (speedups.batch > 1)]
     for dtype in dtypes(right):
         for direction in DIRECTIONS:
             what, where = f"{direction}, {dtype}", f"{direction.replace('+', '-')}-{dtype}"

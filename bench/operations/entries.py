@@ -69,6 +69,7 @@ ENTRIES["rsample_kl"] = Operation(
     exact=lambda mu, logvar, eps: (oracle.sample(mu, logvar, eps), oracle.kl_standard(mu, logvar)),
     floor=traffic.SAMPLE_KL,
     in_graphs=True,
+    long_row=True,
 )
 
 

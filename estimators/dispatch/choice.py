@@ -15,6 +15,8 @@ from .types import IMPLEMENTATIONS, Implementation
 is_compiling = torch.compiler.is_compiling
 # Below this many classes torch's softmax uses no packed registers, and a kernel is faster.
 FEW_CLASSES = 16
+# Means of a mixture, K x D, up to which torch's composition is faster: see docs/kernels.md.
+FEW_MEANS = 8
 
 
 def check_impl(impl: str) -> None:
@@ -103,6 +105,14 @@ def left_to_torch(
     if in_loss:
         below = 0 if learned else record.torch_below_in_loss
     return tensor.numel() < below
+
+
+def few_means(impl: Implementation, mu: Tensor) -> bool:
+    """Whether impl="auto" leaves a mixture with few and short components to torch on a CPU.
+
+    The kernel has a register's lanes for sixteen components.
+    """
+    return impl == "auto" and mu.is_cpu and mu.numel() <= FEW_MEANS
 
 
 def left_to_compiler(impl: str, tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ..reference import reference
-from .choice import use_kernels
+from .choice import few_means, use_kernels
 from .layouts import as_rows, reshaped
 from .sample_calls import rsample_log_ratio
 from .types import Implementation, Shape
@@ -27,7 +27,8 @@ def mixture_log_prob(
     if log_weights is not None:
         (log_weights,) = reference.accumulate(log_weights)
         log_weights = torch.log_softmax(log_weights, 0)
-    if not use_kernels(impl, z, mu, logvar, log_weights):
+    fits = not few_means(impl, mu)
+    if not use_kernels(impl, z, mu, logvar, log_weights, fits=fits):
         return reference.mixture_log_prob(z, mu, logvar, log_weights)
     (flat,) = as_rows(z.shape, z)
     return reshaped(ops.mixture_log_prob(flat, mu, logvar, log_weights), z.shape[:-1])

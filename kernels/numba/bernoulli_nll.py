@@ -23,7 +23,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .sums import add_rows, row_sums
+from .sums import add_rows, pieces_of_sums, row_sums
 
 # torch divides the gradient by p (1 - p), or by this if it is greater: a float32, in float64 too.
 LEAST_VARIANCE = torch.tensor(1e-12, dtype=torch.float32, device="cpu").item()
@@ -125,7 +125,7 @@ def bernoulli_nll_kernel(
     nll_ptr, drecon_ptr, dx_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    partial = np.empty(TILE + samples)
+    pieces = pieces_of_sums(queue)
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])
@@ -142,13 +142,13 @@ def bernoulli_nll_kernel(
             if present(nll_ptr):
                 given, terms = (recon, x), scratch[4]
                 if probabilities:
-                    nll_of_probabilities(given, here, cols, 1.0, partial[k:], nll_ptr, terms)
+                    nll_of_probabilities(given, here, cols, 1.0, pieces, nll_ptr, terms)
                 elif present(drecon_ptr):
                     terms = terms[: x.size]
                     logits_terms_and_gradient(grad, recon, x, terms, drecon)
-                    add_rows(terms, here, cols, 1.0, partial[k:], nll_ptr)
+                    add_rows(terms, here, cols, 1.0, pieces, nll_ptr)
                 else:
-                    nll_of_logits(given, here, cols, 1.0, partial[k:], nll_ptr, terms)
+                    nll_of_logits(given, here, cols, 1.0, pieces, nll_ptr, terms)
             if present(drecon_ptr):
                 if probabilities:
                     probabilities_gradient(grad, recon, x, drecon)
@@ -178,5 +178,7 @@ def launch_bernoulli_nll(recon, x, probabilities, *, dnll=None, scale=1.0, value
         scale,
         *map(operand, (recon, x, dnll, nll, *gradients)),
         cost=0.4 * samples,
+        tile=TILE,
+        sums=len(recon),
     )
     return nll, [g for g in gradients if g is not None]

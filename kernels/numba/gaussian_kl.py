@@ -4,7 +4,6 @@ Row sums of 0.5 ((mu - prior_mu)^2 exp(-prior_logvar) + expm1(d) - d), with
 d = logvar - prior_logvar; no prior means the standard one.
 """
 
-import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows
@@ -12,7 +11,7 @@ from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, expm1_given, expm1_minus_x, expm1_minus_x_given
 from .launch import launch
 from .memory import TILE, load, operand, present, store, target, tiles, workspace
-from .sums import row_sums
+from .sums import pieces_of_sums, row_sums
 
 
 @row_sums
@@ -65,15 +64,15 @@ def kl_gradients(dkl, mu, logvar, prior_mu, prior_logvar, dmu, dlogvar, dprior_m
 
 
 @helper
-def add_kl(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, cols, partial, kl_ptr, scratch):
+def add_kl(mu, logvar, prior_mu_ptr, prior_logvar_ptr, tile, cols, pieces, kl_ptr, scratch):
     """Add the KL of a tile's rows; without a prior it is to N(0, I)."""
     if not present(prior_mu_ptr):
-        standard_kl((mu, logvar), tile, cols, 0.5, partial, kl_ptr, scratch[0])
+        standard_kl((mu, logvar), tile, cols, 0.5, pieces, kl_ptr, scratch[0])
         return
     prior_mu = load(prior_mu_ptr, tile, scratch[1])
     prior_logvar = load(prior_logvar_ptr, tile, scratch[2])
     q = mu, logvar, prior_mu, prior_logvar
-    kl_to_prior(q, tile, cols, 0.5, partial, kl_ptr, scratch[0])
+    kl_to_prior(q, tile, cols, 0.5, pieces, kl_ptr, scratch[0])
 
 
 @helper
@@ -100,11 +99,11 @@ def gaussian_kl_kernel(
     queue, step, rows, cols, scratch, mu_ptr, logvar_ptr, prior_mu_ptr, prior_logvar_ptr, kl_ptr
 ):
     scratch = workspace(scratch, queue)
-    partial = np.empty(TILE)
+    pieces = pieces_of_sums(queue)
     prior = prior_mu_ptr, prior_logvar_ptr
     for tile in tiles(queue, step, rows, cols):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
-        add_kl(mu, logvar, *prior, tile, cols, partial, kl_ptr, scratch[2:])
+        add_kl(mu, logvar, *prior, tile, cols, pieces, kl_ptr, scratch[2:])
 
 
 @kernel
@@ -128,7 +127,15 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
     kl = torch.empty(mu.shape[0], dtype=acc, device="cpu")
-    launch(gaussian_kl_kernel, acc, *mu.shape, *map(operand, (*inputs, kl)), cost=0.25)
+    launch(
+        gaussian_kl_kernel,
+        acc,
+        *mu.shape,
+        *map(operand, (*inputs, kl)),
+        cost=0.25,
+        tile=TILE,
+        sums=len(kl),
+    )
     return kl
 
 
@@ -142,5 +149,6 @@ def gaussian_kl_backward(dkl, mu, logvar, prior_mu, prior_logvar, needs):
         *mu.shape,
         *map(operand, (*inputs, dkl, *gradients)),
         cost=0.35,
+        tile=TILE,
     )
     return [g for g in gradients if g is not None]

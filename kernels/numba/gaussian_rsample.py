@@ -10,7 +10,6 @@ The derivation of the log ratio is in ``../triton/gaussian_rsample.py``.
 
 import math
 
-import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows
@@ -28,7 +27,7 @@ from .memory import (
     workspace,
 )
 from .noise import NOISE_BLOCK, draw, noise_buffers
-from .sums import add_rows
+from .sums import add_rows, pieces_of_sums
 
 LOG_2PI = math.log(2 * math.pi)
 TOTAL, PATH, DREG = range(3)
@@ -216,7 +215,7 @@ def rsample_log_ratio_kernel(
     logvar_ptr, prior_mu_ptr, prior_logvar_ptr, z_ptr, log_ratio_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    noise, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK + draws * sides)
+    noise, pieces = noise_buffers(scratch), pieces_of_sums(queue)
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
         std, distance, logvar_ratio, growth, _, _ = relative_to_prior(
@@ -232,7 +231,7 @@ def rsample_log_ratio_kernel(
                 store(z_ptr, here, z)
                 log_ratio = scratch[3][: mu.size]
                 log_ratio_terms(distance, logvar_ratio, growth, sign, eps, log_ratio)
-                add_rows(log_ratio, here, cols, 0.5, partial[k:], log_ratio_ptr)
+                add_rows(log_ratio, here, cols, 0.5, pieces, log_ratio_ptr)
 
 
 @kernel
@@ -305,6 +304,7 @@ def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
         operand(z if z.dim() == 2 else z.view(samples * rows, cols)),
         operand(noise),
         cost=samples,
+        tile=NOISE_BLOCK,
     )
     return [z, noise] if keep_noise else [z]
 
@@ -327,6 +327,7 @@ def gaussian_rsample_backward(dz, logvar, seed, samples, noise, needs):
         operand(dz),
         *map(operand, gradients),
         cost=samples if noise is None else 0.3,
+        tile=NOISE_BLOCK,
     )
     return [g for g in gradients if g is not None]
 
@@ -367,6 +368,8 @@ def rsample_log_ratio(
         operand(z.view(samples * rows, cols)),
         operand(log_ratio.view(-1)),
         cost=samples,
+        tile=NOISE_BLOCK,
+        sums=samples * rows,
     )
     return z, log_ratio
 
@@ -408,5 +411,6 @@ def rsample_log_ratio_backward(
         operand(total),
         *map(operand, gradients),
         cost=samples,
+        tile=NOISE_BLOCK,
     )
     return [g for g in gradients if g is not None]

@@ -17,11 +17,12 @@ import torch
 
 from ..rows import accumulator
 from .compiler import LANES, Restrict, elementwise, helper, jit, kernel
-from .device import exp, exp2, fill, finite_or_zero
+from .device import exp, exp2, fill, finite_or_zero, log
 from .launch import RANGE, launch
-from .memory import in_place, load, operand, present, tiles, workspace
+from .memory import TILE, in_place, load, operand, present, tiles, workspace
 from .pairs import (
     DEEP,
+    LOG2_E,
     SCALE,
     STRETCH,
     buffer_of,
@@ -92,7 +93,8 @@ def buffers_of_group(cols, like):
 def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, total):
     """Add GROUP components to the sum of each latent, which is exp2(greatest) total.
 
-    ``logs`` [GROUP, ROWS] become the log densities of all latents together.
+    ``logs`` [GROUP, ROWS] become the log densities of all latents together, in float64: the first
+    term is a small difference of two such sums.
     """
     cols = z.size // ROWS
     for d in range(cols):
@@ -117,28 +119,34 @@ def add_components(z, mu, inverse, constant, weights, partial, logs, greatest, t
 @elementwise
 def add_joint(logs, weights, greatest, total):
     """Add GROUP components to the sum for all latents together, and reset ``logs`` to 0."""
-    real = logs.dtype.type
+    real = total.dtype.type
     for i in range(ROWS):
         top = greatest[i]
         for j in range(GROUP):
             top = max(top, logs[j * ROWS + i])
         shift = finite_or_zero(top)
-        sum_ = total[i] * exp2(greatest[i] - shift)
+        sum_ = total[i] * exp2(real(greatest[i] - shift))
         for j in range(GROUP):
-            sum_ += weights[j * ROWS + i] * exp2(logs[j * ROWS + i] - shift)
-            logs[j * ROWS + i] = real(0.0)
+            sum_ += weights[j * ROWS + i] * exp2(real(logs[j * ROWS + i] - shift))
+            logs[j * ROWS + i] = 0.0
         greatest[i], total[i] = top, sum_
+
+
+@elementwise
+def conclude_joint(greatest, total, joint):
+    for i in range(ROWS):
+        joint[i] = greatest[i] + np.float64(log(total[i])) * LOG2_E
 
 
 @jit(pipeline_class=Restrict, **REASSOCIATED)
 def own_and_prior(z, mu, logvar):
     """-2 log q(z|x) and -2 log p(z) of a row, without the constant that all densities share."""
     real = z.dtype.type
-    own = prior = real(0.0)
+    own = prior = 0.0
     for d in range(z.size):
         distance = (z[d] - mu[d]) * exp(real(-0.5) * logvar[d])
-        own += distance * distance + logvar[d]
-        prior += z[d] * z[d]
+        own += np.float64(distance * distance + logvar[d])
+        prior += np.float64(z[d] * z[d])
     return own, prior
 
 
@@ -157,41 +165,44 @@ def kl_decomposition_kernel(
     scratch = workspace(scratch, queue)
     real, size = scratch.dtype.type, cols * ROWS
     pairs = GROUP * ROWS
-    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], scratch[2][:pairs]
+    weights, partial, logs = scratch[0][:pairs], scratch[1][:pairs], np.empty(pairs)
     fill(partial, 0.0)
     fill(logs, 0.0)
-    group_buffers = buffers_of_group(cols, logs)
-    lines, block_of_z = buffer_of(size, logs), aligned(size, logs)
-    greatest = aligned(size + ROWS, logs)[: size + ROWS]
-    total = aligned(size + ROWS, logs)[: size + ROWS]
-    marginals = np.empty(ROWS)
+    group_buffers = buffers_of_group(cols, partial)
+    lines, block_of_z = buffer_of(size, partial), aligned(size, partial)
+    greatest, total = aligned(size, partial)[:size], aligned(size, partial)[:size]
+    joint_greatest, joint_total = np.empty(ROWS), scratch[2][:ROWS]
+    joint, marginals = np.empty(ROWS), np.empty(ROWS)
     for block, _, _, _ in tiles(queue, step, blocks, 1, 1):
         row, end = block * ROWS, min((block + 1) * ROWS, rows)
         z = columns_of(q[0], row, end, cols, ROWS, lines, 0.0, block_of_z)
         fill(greatest, -np.inf)
         fill(total, 0.0)
+        fill(joint_greatest, -np.inf)
+        fill(joint_total, 0.0)
         for k in range(0, components, GROUP):
             group = components_at(k, min(k + GROUP, components), cols, *mixture, group_buffers)
             weigh_stratified(weights, weights_by_gap, k, row, rows)
             add_components(z, *group, weights, partial, logs, greatest, total)
-            add_joint(logs, weights, greatest[size:], total[size:])
+            add_joint(logs, weights, joint_greatest, joint_total)
         conclude(greatest, total)
+        conclude_joint(joint_greatest, joint_total, joint)
         fill(marginals, 0.0)
         for d in range(cols):
             for i in range(ROWS):
                 marginals[i] += total[d * ROWS + i]
         for d in range(cols + 1):
-            kept = in_place(logsumexp_address, d * rows + row, end - row, logs)
+            kept = in_place(logsumexp_address, d * rows + row, end - row, partial)
             for i in range(end - row):
-                kept[i] = total[d * ROWS + i]
-        mi = in_place(mi_address, row, end - row, logs)
-        tc = in_place(tc_address, row, end - row, logs)
-        dimension_wise = in_place(dimension_wise_address, row, end - row, logs)
+                kept[i] = total[d * ROWS + i] if d < cols else real(joint[i])
+        mi = in_place(mi_address, row, end - row, partial)
+        tc = in_place(tc_address, row, end - row, partial)
+        dimension_wise = in_place(dimension_wise_address, row, end - row, partial)
         for i in range(end - row):
             own, prior = own_and_prior(*example(q, row + i, cols, group_buffers))
-            joint, of_each = LOG_2 * np.float64(total[size + i]), LOG_2 * marginals[i]
-            mi[i] = real(-0.5 * own - joint)
-            tc[i] = real(joint - of_each)
+            of_all, of_each = LOG_2 * joint[i], LOG_2 * marginals[i]
+            mi[i] = real(-0.5 * own - of_all)
+            tc[i] = real(of_all - of_each)
             dimension_wise[i] = real(of_each + 0.5 * prior)
 
 
@@ -218,16 +229,17 @@ def add_logs(z, mu, inverse, constant, logs):
 
 
 @elementwise
-def to_shares(logs, logsumexp, djoint, dmarginals, weights):
-    """Turn ``logs`` into shares of the joint density's upstream gradient.
+def to_shares(logs, logsumexp, djoint, dmarginals, weights, shares):
+    """Turn ``logs``, in float64, into shares of the joint density's upstream gradient.
 
     ``weights`` are multiplied by the upstream gradient of the marginals.
     """
-    size = djoint.size
+    size, real = djoint.size, djoint.dtype.type
     for j in range(GROUP):
         for i in range(size):
             at = np.uint64(j * size) + np.uint64(i)
-            logs[at] = djoint[i] * (weights[at] * exp2(logs[at] - logsumexp[i]))
+            log_ratio = real(logs[at] - np.float64(logsumexp[i]))
+            shares[at] = djoint[i] * (weights[at] * exp2(log_ratio))
             weights[at] *= dmarginals[i]
 
 
@@ -310,6 +322,7 @@ def kl_decomposition_backward_kernel(
     lines, block_of_z = buffer_of(most, like), aligned(most, like)
     logsumexps = aligned(most + block_rows, like)
     all_aside, all_dz = aligned(most, like), zeros(most, like)
+    all_logs = np.empty(GROUP * block_rows)
     nowhere = zeros(cols * GROUP, like), zeros(cols * GROUP, like)
     for part, _, _, _ in tiles(queue, step, parts, 1, 1):
         dmu, dlogvar = nowhere
@@ -322,7 +335,8 @@ def kl_decomposition_backward_kernel(
         for row in range(part * part_rows, after, block_rows):
             end = min(row + block_rows, after)
             size = whole_blocks(end - row, ROWS)
-            weights, logs = scratch[0][: GROUP * size], scratch[1][: GROUP * size]
+            weights, shares = scratch[0][: GROUP * size], scratch[1][: GROUP * size]
+            logs = all_logs[: GROUP * size]
             aside, dz = all_aside[: cols * size], all_dz[: cols * size]
             z = columns_of(q[0], row, end, cols, size, lines, 0.0, block_of_z)
             logsumexp = logsumexps[: (cols + 1) * size]
@@ -341,11 +355,12 @@ def kl_decomposition_backward_kernel(
                 weigh_stratified(weights, weights_by_gap, k, row, rows)
                 fill(logs, 0.0)
                 add_logs(z, *group, logs)
-                to_shares(logs, logsumexp[cols * size :], djoint, dmarginals, weights)
+                of_all = logsumexp[cols * size :]
+                to_shares(logs, of_all, djoint, dmarginals, weights, shares)
                 here = slice(k * cols, stop * cols) if wanted else slice(0, cols * GROUP)
                 of_components = dmu[here], dlogvar[here]
                 add_joint_pulls(
-                    z, logsumexp, weights, logs, stop - k, *group, aside, *of_components
+                    z, logsumexp, weights, shares, stop - k, *group, aside, *of_components
                 )
                 if (k + GROUP) % STRETCH == 0 or stop == components:
                     put_aside(aside, dz)
@@ -473,5 +488,6 @@ def sum_of_parts(parts):
     total = torch.empty(shape, dtype=parts.dtype, device="cpu")
     pointers = parts.data_ptr(), total.data_ptr()
     # torch would leave this sum to OpenMP, which hangs in a forked child.
-    launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=0.1 * number)
+    cost = 0.1 * number
+    launch(sum_of_parts_kernel, parts.dtype, *shape, number, *pointers, cost=cost, tile=TILE)
     return total

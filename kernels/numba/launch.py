@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..rows import PROCESS, samples_in
-from .memory import SCRATCH, rows_of_tile
+from .memory import QUEUE, SCRATCH, TILE, rows_of_tile
 
 # From so many nanoseconds of work on, threads share it.
 PARALLEL = 30_000
@@ -99,19 +99,27 @@ def rows_at_a_time(rows, cols, work, threads):
     return max(tile, int(rows * RANGE / work))
 
 
-def launch(kernel, acc, rows, cols, *arguments, cost, together=1):
+def launch(kernel, acc, rows, cols, *arguments, cost, together=1, tile=None, sums=0):
     """Run ``kernel(queue, step, rows, cols, scratch, *arguments)``, in one thread or in several.
 
     ``cost`` is about what one thread takes for an element, in nanoseconds on a core with AVX-512.
-    One thread takes all of each ``together`` rows.
+    One thread takes all of each ``together`` rows. ``tile`` says how many columns the kernel takes
+    at once, where threads share a longer row; without it a row is one thread's. ``sums`` counts the
+    rows that the kernel sums with ``add_rows``, over all its outputs.
 
-    The threads take short ranges of rows from one queue, so that results do not depend on how many
-    there are, and who is interrupted holds up nobody.
+    The threads take short ranges of rows, or of the tiles of long rows, from one queue, so that
+    results do not depend on how many there are, and who is interrupted holds up nobody.
     """
-    queue, work = np.zeros(3, np.int64), rows * cols * cost
+    pieces = -(-cols // (tile or TILE))
+    queue = np.zeros(QUEUE + (sums * (pieces + 1) if pieces > 1 else 0), np.int64)
+    queue[QUEUE - 1] = pieces
+    parts, width, work = rows, cols, rows * cols * cost
+    if tile is not None:
+        parts, width = rows * pieces, min(cols, tile)
+        together = together * pieces if together > 1 else 1
     threads = threads_for(work)
-    step = rows if threads == 1 else rows_at_a_time(rows, cols, work, threads)
+    step = parts if threads == 1 else rows_at_a_time(parts, width, work, threads)
     step = -(-step // together) * together
     call(kernel, OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
-    if threads > 1 and queue[1] < rows:
+    if threads > 1 and queue[1] < parts:
         raise MemoryError("no memory for the buffers of a kernel")

@@ -9,7 +9,6 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 
 import math
 
-import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows, padded
@@ -28,7 +27,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .sums import add_rows, row_sums
+from .sums import add_rows, pieces_of_sums, row_sums
 
 
 @elementwise
@@ -99,7 +98,7 @@ def location_scale_kernel(name, distance, slope, rate, constant):
         x_ptr, width_ptr, dnll_ptr, nll_ptr, drecon_ptr, dx_ptr, dwidth_ptr, row_dwidth_ptr,
     ):  # fmt: skip
         scratch = workspace(scratch, queue)
-        nll_partial, dwidth_partial = np.empty(TILE + samples), np.empty(TILE + samples)
+        nll_pieces, dwidth_pieces = pieces_of_sums(queue), pieces_of_sums(queue, samples * rows)
         learned = present(width_ptr) and width_ptr[2] != 0  # one number per element
         real = scratch.dtype.type
         fixed = real(width_value), real(math.exp(-rate * width_value))
@@ -119,16 +118,16 @@ def location_scale_kernel(name, distance, slope, rate, constant):
                 elif present(width_ptr):
                     broadcast_width(width_ptr, here, rate, scratch[1], scratch[2], scratch[10:])
                 if present(nll_ptr):
-                    partial, terms = nll_partial[k:], scratch[6]
+                    pieces, terms = nll_pieces, scratch[6]
                     if learned:
                         given = recon, x, width
-                        nll_of_learned_width(given, here, cols, factor, partial, nll_ptr, terms)
+                        nll_of_learned_width(given, here, cols, factor, pieces, nll_ptr, terms)
                     elif present(width_ptr):
                         a_row = recon, x, width, inverse
-                        nll_of_width_a_row(a_row, here, cols, factor, partial, nll_ptr, terms)
+                        nll_of_width_a_row(a_row, here, cols, factor, pieces, nll_ptr, terms)
                     else:
                         one = recon, x, *fixed
-                        nll_of_fixed_width(one, here, cols, factor, partial, nll_ptr, terms)
+                        nll_of_fixed_width(one, here, cols, factor, pieces, nll_ptr, terms)
                 if present(dnll_ptr):
                     grad = load(dnll_ptr, here, scratch[7])
                 if not gradients:
@@ -146,7 +145,7 @@ def location_scale_kernel(name, distance, slope, rate, constant):
                 if present(dx_ptr):
                     subtract(drecon, dx)
                 if present(row_dwidth_ptr):
-                    add_rows(dwidth, here, cols, 1.0, dwidth_partial[k:], row_dwidth_ptr)
+                    add_rows(dwidth, here, cols, 1.0, dwidth_pieces, row_dwidth_ptr)
             store(dx_ptr, tile, dx)
 
     body.__name__ = body.__qualname__ = name  # by which numba finds its machine code on disk
@@ -193,6 +192,8 @@ def launch_location_scale(
         scale,
         *map(operand, tensors),
         cost=0.3 * samples,
+        tile=TILE,
+        sums=2 * len(recon),
     )
     if row_dwidth is not None:
         dwidth = row_dwidth.to(width.dtype)[:, None]

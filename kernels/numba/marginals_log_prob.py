@@ -207,7 +207,8 @@ def marginals_log_prob(z, mu, logvar, log_weights):
         cost=COST[0],
     )
     normalizer = 0.5 * math.log(2 * math.pi) + (math.log(components) if log_weights is None else 0)
-    return [math.log(2) * logsumexp.sum(0) - cols * normalizer, logsumexp]
+    log_prob = math.log(2) * logsumexp.sum(0, dtype=torch.float64) - cols * normalizer
+    return [log_prob.to(acc), logsumexp]
 
 
 def marginals_log_prob_backward(dlog_prob, z, mu, logvar, log_weights, logsumexp, needs):

@@ -26,6 +26,7 @@ TILE = 2048  # elements per tile
 SHORT = 64  # columns from which LLVM's own loop over a row is as fast as four columns at once
 BUFFERS = 18  # buffers of a tile's size that a kernel works in; three more are for noise
 SCRATCH = (BUFFERS + 3, TILE + LANES)
+QUEUE = 4  # numbers of a queue, before the sums of long rows
 FLOAT32, FLOAT64, FLOAT16, BFLOAT16 = range(4)
 ABSENT = (0, 0, 0, FLOAT32)
 NO_STRIDES = (0, 0)
@@ -106,17 +107,22 @@ def tiles_of(lo, hi, cols, size=TILE):
 
 @helper
 def tiles(queue, step, rows, cols, size=TILE):
-    """The tiles of this thread, which takes ``step`` rows at a time until the queue is empty.
+    """The tiles of this thread, which takes ``step`` parts at a time until the queue is empty.
 
-    ``queue`` is [rows that are taken, rows that are done, threads], all 0 at first.
+    A part is a row, or one tile of a row that is longer than a tile. ``queue`` is [parts that are
+    taken, parts that are done, threads, tiles of a long row], the first three 0 at first; behind
+    them is what ``pieces_of_sums`` finds.
     """
+    pieces, most = (cols + size - 1) // size, rows_of_tile(cols, size)
+    parts = rows * pieces
     while True:
         lo = fetch_add(queue, 0, step)
-        if lo >= rows:
+        if lo >= parts:
             break
-        hi = min(lo + step, rows)
-        for tile in tiles_of(lo, hi, cols, size):  # noqa: UP028  numba has no yield from
-            yield tile
+        hi = min(lo + step, parts)
+        for part in range(lo, hi, most):
+            col = part % pieces * size
+            yield part // pieces, min(most, hi - part), col, min(size, cols - col)
         fetch_add(queue, 1, hi - lo)
 
 

@@ -28,9 +28,10 @@ from .pairs import (
     put_aside,
     zeros,
 )
-from .sums import add_rows
+from .sums import add_rows, pieces_of_sums
 
 LINES = 64  # rows, or components, that a loop takes at once: four registers
+CHUNK = 128  # latents whose squares are added up in the dtype of the buffers
 FEW = 4  # of the others, which share what is read and written for them
 COST = 0.03  # ns for a latent of a pair
 
@@ -42,39 +43,76 @@ def square(a, b, root):
 
 
 @elementwise
-def squares_of_rows(z, mu, inverse, result):
-    """|(z - mu) / std|^2 of one component, for a block of rows z [cols, LINES]."""
-    real = result.dtype.type
-    cols, deep = mu.size, mu.size // DEEP * DEEP
-    for i in range(LINES):
-        result[i] = real(0.0)
-    for first in range(0, deep, DEEP):
-        for i in range(LINES):
-            total = real(0.0)
-            for d in range(first, first + DEEP):
-                total += square(z[d * LINES + i], mu[d], inverse[d])
-            result[i] += total
-    for d in range(deep, cols):
-        for i in range(LINES):
-            result[i] += square(z[d * LINES + i], mu[d], inverse[d])
+def add_to_double(values, total):
+    for i in range(values.size):
+        total[i] += np.float64(values[i])
 
 
 @elementwise
-def squares_of_components(z, mu, inverse, result):
-    """The same of one row, for a block of components [cols, LINES]."""
+def from_double(values, result):
     real = result.dtype.type
-    cols, deep = z.size, z.size // DEEP * DEEP
-    for i in range(LINES):
-        result[i] = real(0.0)
-    for first in range(0, deep, DEEP):
+    for i in range(result.size):
+        result[i] = real(values[i])
+
+
+def squares_in_blocks(of_rows):
+    """|(z - mu) / std|^2 of one component for a block of rows z [cols, LINES], or of one row for a
+    block of components [cols, LINES].
+
+    Latents are added up eight at a time, and what is left over four, two and one at a time: LLVM
+    unrolls these loops, so that sums stay in registers. Each CHUNK of latents has a sum of its own,
+    and these are added up in float64, so that long sums round as little as torch's pairwise ones.
+    """
+
+    @inline
+    def add_block(latents, first, z, mu, inverse, result):
         for i in range(LINES):
-            total = real(0.0)
-            for d in range(first, first + DEEP):
-                total += square(z[d], mu[d * LINES + i], inverse[d * LINES + i])
+            total = result.dtype.type(0.0)
+            for d in range(first, first + latents):
+                # Unsigned: of an index that may be negative no loop is packed.
+                one, many = np.uint64(d), np.uint64(d * LINES + i)
+                if of_rows:
+                    total += square(z[many], mu[one], inverse[one])
+                else:
+                    total += square(z[one], mu[many], inverse[many])
             result[i] += total
-    for d in range(deep, cols):
+
+    @elementwise
+    def squares_of_chunk(cols, z, mu, inverse, result):
+        real = result.dtype.type
+        deep = cols // DEEP * DEEP
         for i in range(LINES):
-            result[i] += square(z[d], mu[d * LINES + i], inverse[d * LINES + i])
+            result[i] = real(0.0)
+        for first in range(0, deep, DEEP):
+            add_block(DEEP, first, z, mu, inverse, result)
+        if cols & 4:
+            add_block(4, deep, z, mu, inverse, result)
+        if cols & 2:
+            add_block(2, deep + (cols & 4), z, mu, inverse, result)
+        if cols & 1:
+            add_block(1, cols - 1, z, mu, inverse, result)
+
+    @helper
+    def squares(cols, z, mu, inverse, total, result):
+        if cols <= CHUNK:
+            squares_of_chunk(cols, z, mu, inverse, result)
+            return
+        fill(total, 0.0)
+        for first in range(0, cols, CHUNK):
+            count = min(CHUNK, cols - first)
+            one, many = slice(first, first + count), slice(first * LINES, (first + count) * LINES)
+            if of_rows:
+                squares_of_chunk(count, z[many], mu[one], inverse[one], result)
+            else:
+                squares_of_chunk(count, z[one], mu[many], inverse[many], result)
+            add_to_double(result, total)
+        from_double(total, result)
+
+    return squares
+
+
+squares_of_rows = squares_in_blocks(True)
+squares_of_components = squares_in_blocks(False)
 
 
 @elementwise
@@ -177,11 +215,11 @@ def finite_logsumexp(operand, start, stop, size, buffer):
 def precision_kernel(queue, step, rows, cols, scratch, logvar_ptr, inverse_ptr, half_ptr):
     """1 / std, and -1/2 of the sum of the log variances."""
     scratch = workspace(scratch, queue)
-    partial = np.empty(TILE)
+    pieces = pieces_of_sums(queue)
     for tile in tiles(queue, step, rows, cols):
         logvar, inverse = load(logvar_ptr, tile, scratch[0]), target(inverse_ptr, tile, scratch[1])
         exp_scaled(logvar, -0.5, inverse)
-        add_rows(logvar, tile, cols, -0.5, partial, half_ptr)
+        add_rows(logvar, tile, cols, -0.5, pieces, half_ptr)
 
 
 @kernel
@@ -190,6 +228,7 @@ def mixture_log_prob_kernel(
     mu_ptr, inverse_ptr, constant_ptr, log_prob_address, logsumexp_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
+    wide = np.empty(LINES)
     logs, constants = scratch[0][: FEW * LINES], scratch[1]
     greatest, total, shift = scratch[2][:LINES], scratch[3][:LINES], scratch[4][:LINES]
     lines, block_of_z = buffer_of(LINES * cols, logs), buffer_of(LINES * cols, logs)
@@ -207,7 +246,7 @@ def mixture_log_prob_kernel(
             constant = lines_of(constant_ptr, k, stop, 1, FEW, constants, -np.inf)
             for j in range(FEW):
                 here, latents = logs[j * LINES : (j + 1) * LINES], slice(j * cols, (j + 1) * cols)
-                squares_of_rows(z, mu[latents], inverse[latents], here)
+                squares_of_rows(cols, z, mu[latents], inverse[latents], wide, here)
                 to_logs(constant[j], here)
             rise(logs, greatest, total, shift)
             for j in range(FEW):
@@ -226,6 +265,7 @@ def mixture_log_prob_rows_kernel(
     inverse_ptr, constant_ptr, logsumexp_ptr, upstream_ptr, dz_address,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
+    wide = np.empty(LINES)
     weights, constants = scratch[0][: FEW * LINES], scratch[1]
     lines, block_of_z = buffer_of(LINES * cols, weights), buffer_of(LINES * cols, weights)
     mus, inverses = buffer_of(FEW * cols, weights), buffer_of(FEW * cols, weights)
@@ -244,7 +284,7 @@ def mixture_log_prob_rows_kernel(
             for j in range(FEW):
                 here = weights[j * LINES : (j + 1) * LINES]
                 latents = slice(j * cols, (j + 1) * cols)
-                squares_of_rows(z, mu[latents], inverse[latents], here)
+                squares_of_rows(cols, z, mu[latents], inverse[latents], wide, here)
                 weigh_rows(constant[j], logsumexp, upstream, here)
             add_mixture_pulls(z, mu, inverse, weights, partial)
             if (k + FEW) % STRETCH == 0 or k + FEW >= components:
@@ -263,6 +303,7 @@ def mixture_log_prob_components_kernel(
 ):  # fmt: skip
     """From the weighted moments of z - mu."""
     scratch = workspace(scratch, queue)
+    wide = np.empty(LINES)
     weights, none, zeroth = scratch[0][: FEW * LINES], scratch[1][:LINES], scratch[2][:LINES]
     lines, zs = buffer_of(LINES * cols, weights), buffer_of(FEW * cols, weights)
     mus, inverses = buffer_of(LINES * cols, weights), buffer_of(LINES * cols, weights)
@@ -284,7 +325,7 @@ def mixture_log_prob_components_kernel(
             upstream = lines_of(upstream_ptr, row, stop, 1, FEW, scratch[5], 0.0)
             for j in range(FEW):
                 here = weights[j * LINES : (j + 1) * LINES]
-                squares_of_components(z[j * cols : (j + 1) * cols], mu, inverse, here)
+                squares_of_components(cols, z[j * cols : (j + 1) * cols], mu, inverse, wide, here)
                 weigh_components(constant, logsumexp[j], upstream[j], here)
             add_moments(z, mu, weights, one, two)
             add_weights(weights, none)
@@ -307,9 +348,9 @@ def mixture_log_prob_components_kernel(
 def components_of(acc, mu, logvar, log_weights):
     """(mu, 1 / std, what the log densities have beside squares)."""
     inverse, constant = mu.new_empty(mu.shape, dtype=acc), mu.new_empty(len(mu), dtype=acc)
-    tensors = logvar, inverse, constant
+    operands = map(operand, (logvar, inverse, constant))
     # Not by torch, which gives an exp of 2048 elements to OpenMP: that hangs in a forked child.
-    launch(precision_kernel, acc, *mu.shape, *map(operand, tensors), cost=0.2)
+    launch(precision_kernel, acc, *mu.shape, *operands, cost=0.2, tile=TILE, sums=len(mu))
     log_weights = -math.log(len(mu)) if log_weights is None else log_weights.detach()
     return mu, inverse, constant + log_weights
 

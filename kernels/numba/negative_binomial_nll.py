@@ -43,7 +43,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .sums import add_rows
+from .sums import add_rows, pieces_of_sums
 
 FEW_COUNTS = 8  # whole counts up to here: a product
 # Gathered elements are filled up to a multiple of this. What a loop leaves over to be done one by
@@ -365,7 +365,7 @@ def negative_binomial_nll_kernel(
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
     few, many = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
-    nll_partial, dlog_theta_partial = np.empty(TILE + samples), np.empty(TILE + samples)
+    nll_pieces, dlog_theta_pieces = pieces_of_sums(queue), pieces_of_sums(queue, samples * rows)
     inflated = present(zero_logits_ptr)
     fill(scratch[0], scale)
     fill(scratch[1], log_theta_value)
@@ -397,14 +397,14 @@ def negative_binomial_nll_kernel(
             )
             write_terms(wanted, inflated, few[:n_few], many[:n_many], given, results, scratch[11:])
             if present(nll_ptr) and nll_ptr[2] == 0:  # one number a row
-                add_rows(nll, here, cols, 1.0, nll_partial[k:], nll_ptr)
+                add_rows(nll, here, cols, 1.0, nll_pieces, nll_ptr)
             else:
                 store(nll_ptr, here, nll)
             store(dlog_mean_ptr, here, dm)
             store(dlog_theta_ptr, here, da)
             store(dzero_logits_ptr, here, dz)
             if present(row_dlog_theta_ptr):
-                add_rows(da, here, cols, 1.0, dlog_theta_partial[k:], row_dlog_theta_ptr)
+                add_rows(da, here, cols, 1.0, dlog_theta_pieces, row_dlog_theta_ptr)
             if present(col_dlog_theta_ptr):
                 add_columns(da, here, col_dlog_theta_ptr, tile[0] // part_rows)
 
@@ -481,6 +481,8 @@ def launch_negative_binomial_nll(
         *map(operand, tensors),
         *dlog_theta.operands(),
         cost=3.0 * samples,
+        tile=TILE,
+        sums=2 * len(log_mean),
         together=dlog_theta.together(),
     )
     return nll, [g for g in (dlog_mean, dlog_theta.result(), dzero_logits) if g is not None]

@@ -26,7 +26,7 @@ from .memory import (
     tiles,
     workspace,
 )
-from .sums import row_sums
+from .sums import pieces_of_sums, row_sums
 
 SMALLEST = 2.0**-126  # counts below, if any, are no more than a zero
 
@@ -72,7 +72,7 @@ def poisson_nll_kernel(
     drate_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    partial = np.empty(TILE + samples)
+    pieces = pieces_of_sums(queue)
     fill(scratch[0], scale)
     for tile in tiles(queue, step, rows, cols):
         x = load(x_ptr, tile, scratch[1])
@@ -85,7 +85,7 @@ def poisson_nll_kernel(
             log_rate = load(log_rate_ptr, here, scratch[2])
             if present(nll_ptr):
                 given = log_rate, x, constant, inverse, log_x
-                nll_of_counts(given, here, cols, 1.0, partial[k:], nll_ptr, scratch[3])
+                nll_of_counts(given, here, cols, 1.0, pieces, nll_ptr, scratch[3])
             if present(dnll_ptr):
                 grad = load(dnll_ptr, here, scratch[4])
             if present(drate_ptr):
@@ -108,5 +108,7 @@ def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values=None, needs=
         scale,
         *map(operand, tensors),
         cost=0.6 * samples,
+        tile=TILE,
+        sums=len(log_rate),
     )
     return nll, [] if drate is None else [drate]

@@ -5,7 +5,6 @@ a mean and a log variance where it is loaded, and the gradients of those into it
 stored. Between the two lies rsample_kl's code.
 """
 
-import numpy as np
 import torch
 
 from ..rows import GREATEST_LOGVAR, LEAST_LOGVAR, accumulator, empty_like_rows, zeroed_prior
@@ -23,6 +22,7 @@ from .launch import launch
 from .memory import load, operand, operands, present, store, target, tiles, workspace
 from .noise import NOISE_BLOCK, draw, noise_buffers
 from .rsample_kl import add_sample_gradients, scaled
+from .sums import pieces_of_sums
 
 CLAMPED_LOGVAR, LOG_STD, STD, VARIANCE = range(4)
 FORMS = {"clamped_logvar": CLAMPED_LOGVAR, "log_std": LOG_STD, "std": STD, "variance": VARIANCE}
@@ -166,7 +166,7 @@ def posterior_kernel(
     spread_ptr, prior_mean_ptr, prior_spread_ptr, eps_ptr, z_ptr, kl_ptr, noise_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    buffers, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK)
+    buffers, pieces = noise_buffers(scratch), pieces_of_sums(queue)
     options = form, soft_clamp, std_offset
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = gaussian(mean_ptr, spread_ptr, *options, tile, scratch[0:])
@@ -180,7 +180,7 @@ def posterior_kernel(
                 sample(mu, std, draw(seed, 0, tile, buffers), noise, z)
             store(z_ptr, tile, z)
         if not present(prior_mean_ptr) and not elementwise:
-            standard_kl((mu, logvar), tile, cols, 0.5, partial, kl_ptr, scratch[5])
+            standard_kl((mu, logvar), tile, cols, 0.5, pieces, kl_ptr, scratch[5])
             continue
         if present(prior_mean_ptr):
             prior = gaussian(prior_mean_ptr, prior_spread_ptr, *options, tile, scratch[9:])
@@ -194,7 +194,7 @@ def posterior_kernel(
             store(kl_ptr, tile, kl)
         else:
             q_and_prior = mu, logvar, prior[0], prior[1]
-            kl_to_prior(q_and_prior, tile, cols, 0.5, partial, kl_ptr, scratch[5])
+            kl_to_prior(q_and_prior, tile, cols, 0.5, pieces, kl_ptr, scratch[5])
 
 
 @kernel
@@ -266,6 +266,8 @@ def launch_posterior(
         *operands(prior, prior_spread),
         *map(operand, (noise, *outputs)),
         cost=0.4 if outputs[0] is None or noise is not None else 1.0,
+        tile=NOISE_BLOCK,
+        sums=len(q),
     )
 
 
@@ -291,6 +293,7 @@ def launch_posterior_backward(
         *gradient_operands(gradients[:2], q_spread),
         *gradient_operands(gradients[2:], prior_spread),
         cost=0.6 if seed is None or kept is not None else 1.3,
+        tile=NOISE_BLOCK,
     )
     return [g for g in gradients if g is not None]
 

@@ -1,6 +1,5 @@
 """One reparameterised sample, z = mu + exp(logvar / 2) eps, and the KL to the prior."""
 
-import numpy as np
 import torch
 
 from ..rows import accumulator, empty_like_rows, zeroed_prior
@@ -11,6 +10,7 @@ from .gaussian_rsample import sample
 from .launch import launch
 from .memory import load, operand, present, store, target, tiles, workspace
 from .noise import NOISE_BLOCK, draw, noise_buffers
+from .sums import pieces_of_sums
 
 
 @elementwise
@@ -34,7 +34,7 @@ def rsample_kl_kernel(
     z_ptr, kl_ptr, noise_ptr,
 ):  # fmt: skip
     scratch = workspace(scratch, queue)
-    buffers, partial = noise_buffers(scratch), np.empty(NOISE_BLOCK)
+    buffers, pieces = noise_buffers(scratch), pieces_of_sums(queue)
     prior = prior_mu_ptr, prior_logvar_ptr
     for tile in tiles(queue, step, rows, cols, NOISE_BLOCK):
         mu, logvar = load(mu_ptr, tile, scratch[0]), load(logvar_ptr, tile, scratch[1])
@@ -43,7 +43,7 @@ def rsample_kl_kernel(
         exp_scaled(logvar, 0.5, std)
         sample(mu, std, draw(seed, 0, tile, buffers), noise, z)
         store(z_ptr, tile, z)
-        add_kl(mu, logvar, *prior, tile, cols, partial, kl_ptr, scratch[5:])
+        add_kl(mu, logvar, *prior, tile, cols, pieces, kl_ptr, scratch[5:])
 
 
 @kernel
@@ -91,6 +91,8 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
         seed.item(),
         *map(operand, (*inputs, *outputs)),
         cost=1.0,
+        tile=NOISE_BLOCK,
+        sums=mu.shape[0],
     )
     return results
 
@@ -108,5 +110,6 @@ def rsample_kl_backward(dz, dkl, mu, logvar, prior_mu, prior_logvar, seed, noise
         seed.item(),
         *map(operand, (*inputs, noise, dz, dkl, *gradients)),
         cost=0.5 if noise is not None else 1.2,
+        tile=NOISE_BLOCK,
     )
     return [g for g in gradients if g is not None]

@@ -25,7 +25,7 @@ from .memory import (
     workspace,
 )
 from .negative_binomial_nll import ThetaGradient, add_columns, sort_counts, write_terms
-from .sums import add_rows, lane_sum
+from .sums import add_rows, lane_sum, pieces_of_sums
 
 
 @elementwise
@@ -51,7 +51,7 @@ def softmax_negative_binomial_nll_kernel(
     scratch = workspace(scratch, queue)
     real = scratch.dtype.type
     few, many = np.empty(TILE, np.int32), np.empty(TILE, np.int32)
-    nll_partial, dlog_theta_partial = np.empty(TILE), np.empty(TILE)
+    nll_pieces, dlog_theta_pieces = pieces_of_sums(queue), pieces_of_sums(queue, samples * rows)
     slopes, slope_sums = np.empty(max(cols, TILE), scratch.dtype), np.empty(TILE)
     nobody = np.full(TILE, -1)
     inflated = present(zero_logits_ptr)
@@ -98,7 +98,7 @@ def softmax_negative_binomial_nll_kernel(
                 listed = few[:n_few], many[:n_many]
                 write_terms(wanted, inflated, *listed, given, results, scratch[11:])
                 if present(nll_ptr):
-                    add_rows(nll, here, cols, 1.0, nll_partial, nll_ptr)
+                    add_rows(nll, here, cols, 1.0, nll_pieces, nll_ptr)
                 if not gradients:
                     continue
                 for line in range(count):
@@ -106,7 +106,7 @@ def softmax_negative_binomial_nll_kernel(
                 store(dlog_theta_ptr, here, da)
                 store(dzero_logits_ptr, here, dz)
                 if present(row_dlog_theta_ptr):
-                    add_rows(da, here, cols, 1.0, dlog_theta_partial, row_dlog_theta_ptr)
+                    add_rows(da, here, cols, 1.0, dlog_theta_pieces, row_dlog_theta_ptr)
                 if present(col_dlog_theta_ptr):
                     at = row, count, col, width
                     add_columns(da, at, col_dlog_theta_ptr, row // part_rows)
@@ -159,6 +159,7 @@ def launch_softmax_negative_binomial_nll(
         *map(operand, (*tensors, dlogits, dlog_library, dzero_logits)),
         *dlog_theta.operands(),
         cost=4.5 * samples,
+        sums=2 * len(logits),
         together=dlog_theta.together(),
     )
     gradients = dlogits, dlog_theta.result(), dlog_library, dzero_logits

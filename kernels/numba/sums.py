@@ -1,13 +1,25 @@
 """Row sums: of terms as they are computed, or of a buffer.
 
 Sums are pairwise in effect, in 16 to 64 lanes over a tile and in float64 from tile to tile, and so
-as accurate as torch's. A row is summed by one thread, in one order.
+as accurate as torch's. Threads share a row that is longer than a tile: each writes what its tiles
+add up to, and the last one adds that up in the order of the tiles.
 """
 
 import numpy as np
 from numba import carray
 
-from .compiler import INTERNAL, LANES, Restrict, elementwise, helper, inline, jit, pointer
+from .compiler import (
+    INTERNAL,
+    LANES,
+    Restrict,
+    elementwise,
+    fetch_add,
+    helper,
+    inline,
+    jit,
+    pointer,
+)
+from .memory import QUEUE
 
 REASSOCIATED = INTERNAL | {"fastmath": {"contract", "reassoc"}}
 
@@ -28,6 +40,36 @@ def sums_of(operand, tile, buffer):
     return carray(pointer(operand[0]), row + count, buffer.dtype)
 
 
+@inline
+def pieces_of_sums(queue, first=0):
+    """(tiles of a long row, counts, sums): what the queue has of long rows, from ``first`` on.
+
+    Each row has a count of the tiles that are summed, and behind it the sum of each. Counts and
+    sums are the same memory, as integers and as floats.
+    """
+    start = QUEUE + first * (queue[QUEUE - 1] + 1)
+    address, size = queue.ctypes.data + 8 * start, queue.size - start
+    floats = carray(pointer(address), size, np.float64)
+    return queue[QUEUE - 1], carray(pointer(address), size, np.int64), floats
+
+
+@helper
+def add_piece(total, tile, cols, factor, pieces, sums):
+    """Put the sum of a tile of a long row aside; whoever brings the last adds them all up."""
+    row, _, col, width = tile
+    number, counts, totals = pieces
+    start = row * (number + 1)
+    if start + number >= counts.size:  # the launcher made no room
+        sums[row] = np.nan
+        return
+    totals[start + 1 + (number - 1 if col + width == cols else col // width)] = total
+    if fetch_add(counts, start, 1) == number - 1:
+        whole = 0.0
+        for i in range(start + 1, start + 1 + number):
+            whole += totals[i]
+        sums[row] = sums.dtype.type(factor * whole)
+
+
 @helper
 def sum_short_rows(values, count, width, factor, sums):
     """Rows shorter than a register: a plain loop, which is faster than ``lane_sum`` there."""
@@ -40,21 +82,22 @@ def sum_short_rows(values, count, width, factor, sums):
 
 
 @helper
-def add_rows(values, tile, cols, factor, partial, operand):
+def add_rows(values, tile, cols, factor, pieces, operand):
     """Write ``factor`` times the sum of each row of ``values`` to an output [rows].
 
-    ``partial`` has what the tiles of a long row add up to.
+    ``pieces`` has what the tiles of long rows add up to.
     """
-    row, count, col, width = tile
+    row, count, _, width = tile
     sums = sums_of(operand, tile, values)
     if width == cols < LANES:
         sum_short_rows(values, count, width, factor, sums[row:])
         return
     for line in range(count):
         total = np.float64(lane_sum(values[line * width : (line + 1) * width]))
-        partial[line] = total if col == 0 else partial[line] + total
-        if col + width == cols:
-            sums[row + line] = values.dtype.type(factor * partial[line])
+        if width == cols:
+            sums[row + line] = values.dtype.type(factor * total)
+        else:
+            add_piece(total, tile, cols, factor, pieces, sums)
 
 
 @inline
@@ -86,18 +129,19 @@ def row_sums(term):
         return total
 
     @helper
-    def add_terms(tensors, tile, cols, factor, partial, operand, buffer):
-        row, count, col, width = tile
+    def add_terms(tensors, tile, cols, factor, pieces, operand, buffer):
+        row, count, _, width = tile
         if not whole_registers(width, buffer):
             terms = buffer[: count * width]
             write_terms(tensors, terms)
-            add_rows(terms, tile, cols, factor, partial, operand)
+            add_rows(terms, tile, cols, factor, pieces, operand)
             return
         sums = sums_of(operand, tile, buffer)
         for line in range(count):
             total = np.float64(sum_terms(tensors, line * width, width))
-            partial[line] = total if col == 0 else partial[line] + total
-            if col + width == cols:
-                sums[row + line] = buffer.dtype.type(factor * partial[line])
+            if width == cols:
+                sums[row + line] = buffer.dtype.type(factor * total)
+            else:
+                add_piece(total, tile, cols, factor, pieces, sums)
 
     return add_terms

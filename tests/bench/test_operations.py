@@ -121,6 +121,7 @@ def test_a_few_cells_have_other_dtypes():
     grid = GRIDS["cpu", "default"]
     swept = of_grid(ENTRIES, "cpu", grid)
     main = [case for case in swept if case.dtype == "float32"]
+    assert {(c.op, c.batch, c.latent) for c in main if c.batch == 1} == {("rsample_kl", 1, 10**6)}
     assert swept[: len(main)] == main
     few = swept[len(main) :]
     assert {(c.batch, c.latent) for c in few} == {(4096, 256), (512, 64)}

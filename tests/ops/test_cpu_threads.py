@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from fused_elbo import gaussian_kl
+from fused_elbo import gaussian_kl, rsample_kl
 from fused_elbo.kernels.numba import launch, memory
 from fused_elbo.kernels.numba.gaussian_kl import gaussian_kl_kernel
 from helpers.op_calls import op_calls, results_of
 from helpers.oracle import kl_parts
 
 pytestmark = [pytest.mark.kernels, pytest.mark.numba]
-# Tiles of several rows, several tiles a range, and rows of several tiles.
-SHAPES = [(101, 50), (1001, 20), (9, 1100)]
+# Tiles of several rows, several tiles a range, and rows of several tiles: of noise, of all kernels.
+SHAPES = [(101, 50), (1001, 20), (9, 1100), (2, 4100)]
 
 
 @pytest.fixture
@@ -36,6 +36,10 @@ def assert_equal(actual, expected):
         assert torch.equal(a, e)
 
 
+def new_queue():
+    return np.zeros(memory.QUEUE, np.int64)
+
+
 @numba.njit(nogil=True)
 def count_elements(queue, step, rows, cols, counts):
     for row, count, col, width in memory.tiles(queue, step, rows, cols):
@@ -47,7 +51,7 @@ def count_elements(queue, step, rows, cols, counts):
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (1000, 1), (1, 5000), *SHAPES], ids=str)
 def test_each_element_is_in_one_tile(shape, step, number):
     """Several threads take rows from one queue; a late one finds none left."""
-    queue, counts = np.zeros(3, np.int64), np.zeros(shape, int)
+    queue, counts = new_queue(), np.zeros(shape, int)
     arguments = queue, step, *shape, counts
     running = [threading.Thread(target=count_elements, args=arguments) for _ in range(number)]
     for thread in running:
@@ -55,7 +59,16 @@ def test_each_element_is_in_one_tile(shape, step, number):
     for thread in running:
         thread.join()
     assert (counts == 1).all()
-    assert queue[1] == shape[0]
+    assert queue[1] == shape[0] * -(-shape[1] // memory.TILE)
+
+
+def test_tiles_of_one_row_are_shared():
+    """Where another thread has the first tile of a row, this one gets the others."""
+    queue, counts = new_queue(), np.zeros((1, 3 * memory.TILE), int)
+    queue[0] = 1
+    count_elements(queue, 1, *counts.shape, counts)
+    assert (counts[:, : memory.TILE] == 0).all()
+    assert (counts[:, memory.TILE :] == 1).all()
 
 
 @numba.njit
@@ -64,7 +77,7 @@ def first_buffer(scratch, queue):
 
 
 def test_each_thread_has_a_workspace_of_its_own():
-    queue, scratch = np.zeros(3, np.int64), launch.scratch_of(torch.float32, 3)
+    queue, scratch = new_queue(), launch.scratch_of(torch.float32, 3)
     addresses = [first_buffer(scratch, queue) for _ in range(3)]
     assert addresses == [part.ctypes.data for part in scratch]
 
@@ -74,12 +87,12 @@ def test_a_kernel_runs_in_as_many_threads_as_torch_has(threads):
     mu, kl = torch.zeros(1000, 100), torch.empty(1000)
     for number in (1, 2, 5):
         threads(number)
-        queue = np.zeros(3, np.int64)
+        queue = new_queue()
         assert launch.threads_for(mu.numel()) == number
         operands = [memory.operand(t) for t in (mu, mu, None, None, kl)]
         scratch = launch.scratch_of(torch.float32, number)
         gaussian_kl_kernel(launch.OPENMP, number, queue, 10, *mu.shape, scratch, *operands)
-        assert queue.tolist()[1:] == [1000, number]
+        assert queue.tolist()[1:3] == [1000, number]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -91,6 +104,44 @@ def test_results_do_not_depend_on_the_number_of_threads(shape, threads):
         threads(number)
         assert_equal(results_of(calls), expected)
         assert torch.get_num_threads() == number
+
+
+# Kernels by which a row is one thread's: the softmax of a row, a block of rows or components; and
+# the sum of a loss over all rows.
+BY_ROWS = "categorical discretized importance kl_decomposition marginals mixture multinomial"
+BY_ROWS += " softmax total"
+
+
+def test_threads_share_a_long_row(threads, monkeypatch):
+    """Each launch of one row has as many parts as the row has tiles."""
+    parts, call = {}, launch.call
+
+    def watch(kernel, *arguments):
+        call(kernel, *arguments)
+        parts[kernel.__name__] = arguments[2][1]
+
+    threads(2)
+    monkeypatch.setattr(launch, "call", watch)
+    by_rows = tuple(BY_ROWS.split())
+    calls = op_calls("cpu", 1, 3 * memory.TILE).items()
+    list(results_of({name: c for name, c in calls if not name.startswith(by_rows)}))
+    parts = {name: number for name, number in parts.items() if not name.startswith(by_rows)}
+    assert len(parts) > 10
+    assert [name for name, number in parts.items() if number < 3] == []
+
+
+def test_one_row_trains_alike_in_every_number_of_threads(threads):
+    """Mean-field inference over weights: one row, forward and backward."""
+    mu, logvar = torch.randn(2, 1, 100_001).requires_grad_().unbind()
+    found = []
+    for number in (1, 2, 3):
+        threads(number)
+        torch.manual_seed(0)
+        z, kl = rsample_kl(mu, logvar, impl="numba")
+        loss = (z.square().sum() + kl).sum()
+        found.append([z, kl, *torch.autograd.grad(loss, (mu, logvar))])
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -163,7 +214,7 @@ def test_without_openmp_one_thread_does_it(threads, monkeypatch):
 
 
 def test_a_single_huge_row():
-    """One thread, five thousand tiles: no error that grows with the row."""
+    """Some 2,400 tiles: no error that grows with the row."""
     mu, logvar = torch.randn(2, 1, 5_000_000)
     exact = sum(kl_parts(mu.double(), logvar.double())).sum(-1)
     error, usual = (
