@@ -85,7 +85,7 @@ def bernoulli_nll(
             K samples of z.
         x: the data ``[B, ...]``, floating or bool; not copied for the samples. Grey values of 0 to
             255 need ``x.float() / 255``. On a CPU a negative result, which only data outside
-            [0, 1] have, is a warning.
+            [0, 1] have, is a warning: the first 100 calls are looked at, then one of 100.
         mask: as in :func:`gaussian_nll`.
         impl: as in :func:`gaussian_log_prob`.
 

@@ -15,6 +15,7 @@ from .library import (
     Op,
     at_positions,
     declare,
+    differentiated,
     gradients_like,
     once_differentiable,
     record,
@@ -532,8 +533,10 @@ def elbo_loss(
     positions = OPS[LIKELIHOODS[likelihood].op].gradients
     wanted = (tensors[position] for position in positions)
     needs = [track and t is not None and t.requires_grad for t in wanted]
-    options = width_value, kl, likelihood, beta, scale, needs
-    return record(ELBOLossFunction, *tensors, *options)[:3]
+    arguments = *tensors, width_value, kl, likelihood, beta, scale, needs
+    if not differentiated(arguments):
+        return tuple(elbo_loss_forward(*arguments)[:3])
+    return record(ELBOLossFunction, *arguments)[:3]
 
 
 @declare(

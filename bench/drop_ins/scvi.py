@@ -18,8 +18,8 @@ CELLS = ("batch", "genes")
 MEANS = {"mean": Input(CELLS, torch.exp), "dispersion": Input(("genes",), torch.exp)}
 COUNTED = {"counts": Input(CELLS, sparse_counts, data=True)}
 # The differences of the original's log-gamma functions lose digits: its gradient of a dispersion is
-# off by up to 4e-4 of the largest.
-LOST_DIGITS = {**TOLERANCE, "float32": 2e-3}
+# off by up to 1e-3 of the largest, compiled.
+LOST_DIGITS = {**TOLERANCE, "float32": 5e-3}
 ENTRIES = {}
 
 

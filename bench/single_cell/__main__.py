@@ -35,7 +35,7 @@ def parsed(arguments):
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=10, help="of a model.train()")
     parser.add_argument("--rounds", type=int, default=40, help="steps that are timed")
-    parser.add_argument("--trainings", type=int, default=5, help="model.train() that are timed")
+    parser.add_argument("--trainings", type=int, default=3, help="model.train() that are timed")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--seed", type=int, default=0)

@@ -12,6 +12,7 @@ from . import validate
 from .likelihoods import LIKELIHOODS
 from .types import IMPLEMENTATIONS, Implementation
 
+is_compiling = torch.compiler.is_compiling
 # Below this many classes torch's softmax uses no packed registers, and a kernel is faster.
 FEW_CLASSES = 16
 # Means of a mixture, K x D, up to which torch's composition is faster: see docs/kernels.md.
@@ -56,7 +57,7 @@ def default_backend(*tensors: Any) -> Backend | None:
     backend = backends.default_backend(tensors[0])
     if backend is None or not backend.plain_only:
         return backend
-    served = in_graph(tensors) if torch.compiler.is_compiling() else plain_on_cpu(tensors)
+    served = in_graph(tensors) if is_compiling() else plain_on_cpu(tensors)
     return backend if served and backends.works(backend.name) else None
 
 
@@ -77,27 +78,33 @@ def plain_on_cpu(tensors: Sequence[Any]) -> bool:
     """Whether these are CPU tensors with data, and only autograd records what is done with them."""
     return (
         tensors[0].is_cpu
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
         and not torch_state.forward_mode()
         and not library.torch_must_see(tensors)
     )
 
 
 def left_to_torch(
-    impl: Implementation, tensor: Tensor, likelihood: str, learned: bool = False
+    impl: Implementation,
+    tensor: Tensor,
+    likelihood: str,
+    learned: bool = False,
+    in_loss: bool = False,
 ) -> bool:
     """Whether impl="auto" should use torch's own loss, which is faster for small inputs on a CPU.
 
-    ``learned``: the width is a tensor.
+    ``learned``: the width is a tensor. ``in_loss``: the kernel would be that of a whole loss.
     """
     # A compiler would hold the batch to the side of a threshold that it was traced on.
-    if impl != "auto" or not tensor.is_cpu or torch.compiler.is_compiling():
+    if impl != "auto" or not tensor.is_cpu or is_compiling():
         return False
     record = LIKELIHOODS[likelihood]
     if record.is_categorical and tensor.shape[-1] < FEW_CLASSES:
         return False
-    small = record.torch_below_if_learned if learned else record.torch_below
-    return tensor.numel() < small
+    below = record.torch_below_if_learned if learned else record.torch_below
+    if in_loss:
+        below = 0 if learned else record.torch_below_in_loss
+    return tensor.numel() < below
 
 
 def few_means(impl: Implementation, mu: Tensor) -> bool:
@@ -113,7 +120,7 @@ def left_to_compiler(impl: str, tensor: Tensor) -> bool:
 
     It fuses them with what is around, and an opaque op costs a call in Python.
     """
-    return impl == "auto" and tensor.is_cpu and torch.compiler.is_compiling()
+    return is_compiling() and impl == "auto" and tensor.is_cpu
 
 
 def looks_are_free(tensor: Tensor) -> bool:
@@ -143,7 +150,7 @@ def ordered_by_compiler(alpha: float) -> bool:
 
     The compiler takes an op's argument for a constant, so every order would compile anew.
     """
-    return torch.compiler.is_compiling() and alpha != 0
+    return is_compiling() and alpha != 0
 
 
 def all_known(target: Tensor, logits: Tensor) -> bool:

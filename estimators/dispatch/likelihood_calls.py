@@ -3,6 +3,7 @@
 ``shape`` is that of a likelihood's values, [B] or [K, B].
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from .choice import all_known, left_to_compiler, left_to_torch, plain_on_cpu, us
 from .layouts import as_rows, floating, likelihood_data, likelihood_rows, reshaped, tensor_or_none
 from .likelihoods import LIKELIHOODS
 from .types import Implementation, Shape
+
+# A look at the data takes a quarter of a small call, and data of a wrong scale remain so: the first
+# calls are looked at, as many as this, and from then on one of so many.
+LOOKED_AT = 100
+unit_calls = itertools.count()  # of Bernoullis
 
 
 def negative_log_likelihood(
@@ -55,7 +61,12 @@ def warn_of_data(likelihood: str, nll: Tensor) -> None:
 
     A look at the result costs less than one at x, and sees every x whose loss falls below zero.
     """
-    if LIKELIHOODS[likelihood].data != "unit" or nll.numel() == 0 or not plain_on_cpu((nll,)):
+    if LIKELIHOODS[likelihood].data != "unit" or torch.compiler.is_compiling():
+        return
+    number = next(unit_calls)
+    if number >= LOOKED_AT and number % LOOKED_AT != 0:
+        return
+    if nll.numel() == 0 or not plain_on_cpu((nll,)):
         return
     least = (nll if nll.dim() == 0 else nll.detach().amin()).item()
     if least < 0:

@@ -38,6 +38,9 @@ class Likelihood(NamedTuple):
     # where the width is a tensor, for which torch has several operations instead of one loss.
     torch_below: int = 0
     torch_below_if_learned: int = 0
+    # The same for ``elbo_loss``, whose kernel has the gradient in the forward pass already; where
+    # no width is a tensor.
+    torch_below_in_loss: int = 0
     # Whether torch.compile makes on a CPU what is as fast as a kernel.
     left_to_compiler: bool = False
     # The recon of masked events: at x = 0 it gives a likelihood of 1, together with
@@ -58,13 +61,16 @@ class Likelihood(NamedTuple):
 LIKELIHOODS = {
     record.name: record
     for record in (
-        Likelihood("bernoulli", recon="logits", data="unit", torch_below=2**16),
+        Likelihood(
+            "bernoulli", recon="logits", data="unit", torch_below=2**16, torch_below_in_loss=2**13
+        ),
         # A Bernoulli's probabilities instead of its logits: kernels only, and for ``compat`` alone.
         Likelihood("probabilities", data="unit"),
         Likelihood(
             "gaussian",
             width="recon_logvar",
             torch_below=2**19,
+            torch_below_in_loss=2**16,
             left_to_compiler=True,
             hidden=0.0,
             hidden_width=-math.log(2 * math.pi),
@@ -74,6 +80,7 @@ LIKELIHOODS = {
             width="log_scale",
             torch_below=2**16,
             torch_below_if_learned=2**15,
+            torch_below_in_loss=2**15,
             left_to_compiler=True,
             hidden=0.0,
             hidden_width=-math.log(2),
@@ -95,6 +102,7 @@ LIKELIHOODS = {
             x="target",
             data="classes",
             torch_below=2**18,
+            torch_below_in_loss=2**16,
             left_to_compiler=True,
         ),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ..reference import reference
-from .choice import ordered_by_compiler, use_kernels
+from .choice import left_to_torch, ordered_by_compiler, use_kernels
 from .layouts import (
     accumulates_in_float64,
     likelihood_data,
@@ -39,8 +39,11 @@ def elbo_loss(
 ) -> Any:
     """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
     given = [tensor_or_none(value) for value in (*parameters, beta)]
-    if reduction != "none" and gradient_in_forward(impl, recon, x, kl, *given):
-        batch, record = x.shape[0], LIKELIHOODS[likelihood]
+    record = LIKELIHOODS[likelihood]
+    learned = bool(parameters) and given[0] is not None
+    fits = reduction != "none" and not left_to_torch(impl, recon, likelihood, learned, in_loss=True)
+    if fits and gradient_in_forward(impl, recon, x, kl, *given):
+        batch = x.shape[0]
         scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
         x = likelihood_data(x, recon, record)
         operands = likelihood_rows(recon, x, parameters, record)
@@ -55,10 +58,9 @@ def elbo_loss(
         nll = nll.flatten(0, -2).mean(0)
     if kl is not None and kl.dtype != nll.dtype:
         nll, kl = reference.accumulate(nll, kl)
-    loss = nll if kl is None else weighted_loss(nll, kl, beta)
-    if reduction == "none":
-        return loss, nll, kl
-    return [p if p is None else getattr(p, reduction)() for p in (loss, nll, kl)]
+    if reduction != "none":
+        nll, kl = (p if p is None else getattr(p, reduction)() for p in (nll, kl))
+    return nll if kl is None else weighted_loss(nll, kl, beta), nll, kl
 
 
 def weighted_loss(nll: Tensor, kl: Tensor, beta: float | Tensor) -> Tensor:

@@ -263,7 +263,10 @@ def parameters(likelihood: str, **given: Any) -> tuple[Any, ...]:
     """
     names = LIKELIHOODS[likelihood].parameters
     for name, value in given.items():
-        is_tensor, is_width = isinstance(value, torch.Tensor), name in WIDTHS
+        is_width = name in WIDTHS
+        if (value is None and not is_width) or (type(value) is float and is_width and value == 0.0):
+            continue  # not given
+        is_tensor = isinstance(value, torch.Tensor)
         if name not in names and (is_tensor or value != (0.0 if is_width else None)):
             allowed = " or ".join(map(repr, owners(name)))
             raise ValueError(f"{name} is an argument of likelihood={allowed} only")

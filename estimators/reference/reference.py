@@ -23,8 +23,10 @@ COMPARED = 2**22
 
 def accumulate(*tensors):
     """The tensors in the dtype that sums are accumulated in; None stays None."""
-    wide = torch.float64 in [t.dtype for t in tensors if t is not None]
-    dtype = torch.float64 if wide else torch.float32
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is torch.float64:
+            dtype = torch.float64
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 

@@ -5,8 +5,6 @@ likelihood kernels write it in the forward pass, while their inputs are in the c
 then only multiplies by that factor, in place, and not even that where it is 1.
 """
 
-import torch
-
 from .compiler import helper, kernel
 from .launch import launch
 from .memory import as_row, load, operand, present, target, tiles_of, workspace
@@ -40,7 +38,7 @@ def total_kernel(
 def launch_total(nll, kl, nll_scale, kl_scale, beta):
     """(loss, nll, kl) from the numbers nll [n] and kl [rows], or from nll alone if kl is None."""
     kl_rows = 0 if kl is None else kl.shape[0]
-    totals = [torch.empty((), dtype=nll.dtype, device="cpu") for _ in range(3)]
+    totals = [nll.new_empty(()) for _ in range(3)]
     launch(
         total_kernel,
         nll.dtype,

@@ -1,5 +1,6 @@
 """Data that a likelihood cannot have, of floats: said where a look makes nobody wait."""
 
+import itertools
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ from fused_elbo import (
     iwae_loss,
     poisson_nll,
 )
+from fused_elbo.estimators.dispatch import likelihood_calls
 from helpers.machine import KERNELS, ON_GPU
 
 IMPLS = pytest.mark.parametrize("impl", [KERNELS, "reference", "auto"])
@@ -25,6 +27,19 @@ GREY = torch.tensor([[200.0, 10.0, 255.0]] * 4)
 @CPU
 @pytest.mark.kernels
 class TestBernoulli:
+    @pytest.fixture(autouse=True)
+    def first_call(self, monkeypatch):
+        monkeypatch.setattr(likelihood_calls, "unit_calls", itertools.count())
+
+    def test_the_first_calls_are_looked_at_and_then_one_of_as_many(self, impl):
+        said = []
+        for call in range(3 * likelihood_calls.LOOKED_AT + 1):
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                bernoulli_nll(LOGITS, GREY, impl=impl)
+            said += [call] * len(found)
+        assert said == [*range(100), 100, 200, 300]
+
     @pytest.mark.parametrize(
         "call",
         [

@@ -24,6 +24,7 @@ from fused_elbo import (
     poisson_nll,
 )
 from fused_elbo.estimators.dispatch import choice, likelihood_calls
+from helpers import launches
 from helpers.accuracy import ATOL, rounding
 from helpers.machine import KERNELS
 
@@ -368,11 +369,55 @@ def test_what_is_left_to_torch(device, monkeypatch):
     assert taken("categorical", 3, 10)
     assert not taken("categorical", 64, 64)
     assert taken("categorical", 2**10, 2**8)
+    in_loss = {"likelihood": "categorical", "in_loss": True}
+    assert choice.left_to_torch("auto", torch.empty(64, 64), **in_loss)
+    assert not choice.left_to_torch("auto", torch.empty(64, 10), **in_loss)
+    assert not choice.left_to_torch("auto", torch.empty(2**8, 2**8), **in_loss)
     ran = []
     monkeypatch.setattr(likelihood_calls.reference, "laplace_nll", lambda *a: ran.append(a) or one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one)
     laplace_nll(torch.zeros(3, 4), torch.zeros(3, 4), one, impl="numba")
     assert len(ran) == 1
+
+
+@pytest.mark.numba
+@pytest.mark.parametrize(
+    ("likelihood", "below"), [("bernoulli", 2**13), ("gaussian", 2**16), ("laplace", 2**15)]
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_small_losses_are_left_to_torch(likelihood, below, reduction, monkeypatch):
+    """Not under another impl than "auto"; and what torch computes is what the kernel does."""
+    ran = launches.watch(monkeypatch)
+
+    def loss_and_gradients(size, impl):
+        generator = torch.Generator().manual_seed(size)
+        recon, x = torch.rand(2, size // 16, 16, generator=generator)
+        kl = torch.rand(size // 16, generator=generator)
+        leaves = recon.requires_grad_(), kl.requires_grad_()
+        options = {"likelihood": likelihood, "beta": 0.5, "reduction": reduction, "impl": impl}
+        parts = elbo_loss(recon, x, kl=kl, return_parts=True, **options)
+        took = list(ran)
+        gradients = torch.autograd.grad(parts.loss, leaves)
+        ran.clear()
+        return took, (*parts, *gradients)
+
+    for size, impl, op in [
+        (below - 16, "auto", []),
+        (below - 16, "numba", ["elbo_loss"]),
+        (below, "auto", ["elbo_loss"]),
+    ]:
+        took, found = loss_and_gradients(size, impl)
+        assert took == op
+        _, expected = loss_and_gradients(size, "numba")
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.numba
+def test_small_losses_with_a_learned_width_have_the_kernel(monkeypatch):
+    ran = launches.watch(monkeypatch)
+    recon, x = torch.rand(2, 3, 4)
+    elbo_loss(recon, x, kl=x[:, 0], likelihood="gaussian", recon_logvar=torch.zeros(()))
+    assert ran == ["elbo_loss"]
 
 
 NODES = {
