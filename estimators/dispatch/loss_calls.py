@@ -59,7 +59,8 @@ def elbo_loss(
     if kl is not None and kl.dtype != nll.dtype:
         nll, kl = reference.accumulate(nll, kl)
     if reduction != "none":
-        nll, kl = (p if p is None else getattr(p, reduction)() for p in (nll, kl))
+        nll = getattr(nll, reduction)()
+        kl = None if kl is None else getattr(kl, reduction)()
     return nll if kl is None else weighted_loss(nll, kl, beta), nll, kl
 
 
