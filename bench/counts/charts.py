@@ -5,10 +5,12 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
 from ..reporting import canvas
+from ..reporting.formats import short_name
 from ..reporting.results import present, providers
 from . import results
 
-PANELS = {"median_s": ("time of a call", "s"), "peak_bytes": ("peak memory", "B")}
+# (title, unit, the ticks within a power of ten)
+PANELS = {"median_s": ("time of a call", "s", (1, 3)), "peak_bytes": ("peak memory", "B", (1,))}
 
 
 def charts(device):
@@ -23,8 +25,7 @@ def rows_of(table):
     for op in present(table):
         shapes = table[table.op == op][["batch", "latent"]].drop_duplicates()
         for batch, genes in sorted(map(tuple, shapes.to_numpy().tolist())):
-            name = op.replace("negative_binomial_nll", "nb_nll")
-            found[op, batch, genes] = f"{name}, {batch} x {genes}"
+            found[op, batch, genes] = f"{short_name(op)}, {batch} x {genes}"
     return found
 
 
@@ -38,7 +39,7 @@ def dots(table, clock, subject):
     figure.subplots_adjust(left=0.27, wspace=0.06, top=1 - 0.8 / height)
     keys = list(zip(table.op, table.batch, table.latent, strict=True))
     table = table.assign(row=[positions[key] for key in keys])
-    for axis, (column, (label, unit)) in zip(axes[0], PANELS.items(), strict=True):
+    for axis, (column, (label, unit, ticks)) in zip(axes[0], PANELS.items(), strict=True):
         for i in range(0, len(rows), 2):
             axis.axhspan(i - 0.5, i + 0.5, color="#f4f4f4", lw=0)
         for name in providers(table):
@@ -46,7 +47,7 @@ def dots(table, clock, subject):
             colour, marker, *_ = PROVIDERS[name]
             axis.scatter(one[column], one.row, color=colour, marker=marker, s=34, zorder=3)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_locator(LogLocator(subs=ticks))
         axis.xaxis.set_major_formatter(EngFormatter(unit))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(label, loc="left", weight="bold")

@@ -1,8 +1,8 @@
 """The likelihoods of counts in tables: a device's README and the terminal. No torch."""
 
-from ..reporting.formats import ratio, seconds, size
+from ..reporting.formats import ratio, seconds, short_name, size
 from ..reporting.speedups import shape, verdicts
-from ..reporting.tables import Table, tinted
+from ..reporting.tables import Cell, Table, tinted
 from . import results
 
 INTRO = (
@@ -23,7 +23,8 @@ COLUMNS = [
 def compared(cells, title=""):
     rows = [
         [
-            f"`{c.op}`", shape(c), seconds(c.median_s), tinted(c.eager, ratio(c.eager)),
+            Cell(f"`{c.op}`", short=short_name(c.op)),
+            shape(c), seconds(c.median_s), tinted(c.eager, ratio(c.eager)),
             tinted(c.best, f"{ratio(c.best)} ({c.rival})", ratio(c.best)), size(c.peak_bytes),
             ratio(c.peak_bytes / c.eager_bytes), ratio(c.peak_bytes / c.least_bytes),
         ]

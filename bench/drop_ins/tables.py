@@ -20,7 +20,7 @@ INTRO = (
 )
 PROJECT = (
     "Speed-up over the code that is replaced / over the better of that and the same compiled, "
-    "geometric mean over the grid:"
+    "geometric mean over the grid, float32 unless a row says otherwise:"
 )
 COLUMNS = [
     "loss", ("dtype", None), "batch", "original", ("torch.compile", None), "drop-in",

@@ -23,6 +23,11 @@ def factor(value):
     return f"{value:.2f}" if value < 9.95 else f"{value:.1f}"
 
 
+def short_name(op):
+    """The name of an op where there is little room."""
+    return op.replace("negative_binomial", "nb")
+
+
 def ratio(value):
     """1.35 with a multiplication sign, or a dash for nan."""
     return DASH if math.isnan(value) else f"{factor(value)}{TIMES}"

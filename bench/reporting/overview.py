@@ -1,5 +1,6 @@
 """All speed-ups over baselines at a glance: a chart, a table, a page. No torch."""
 
+import itertools
 import math
 
 from matplotlib.lines import Line2D
@@ -11,7 +12,7 @@ from .results import dtypes, present
 
 PROJECT = (
     "Speed-up over eager PyTorch / over the best of all baselines in each cell, geometric "
-    "mean over the grid:"
+    "mean over the grid, float32 unless a row says otherwise:"
 )
 
 
@@ -71,33 +72,49 @@ def charts(device, suites):
 
 
 def dots(cells, ops, clock, subject):
-    """Every cell's speed-up as a dot, the geometric mean as a bar, a row per operation."""
+    """Every cell's speed-up as a dot, their geometric mean as a bar, a line per op and dtype."""
     cells = cells[cells.direction == DIRECTIONS[0]]
     names = dtypes(cells)
-    height = 0.44 * len(ops) + 1.75
+    places, ends = heights(cells, ops)
+    height = 0.31 * ends[-1] + 1.95
     title = f"Speed-up of fused_elbo: {DIRECTIONS[0]}, {CLOCK_TEXT[clock]}"
-    figure, axes = canvas.canvas(1, 2, height, title, subject, 0.92, sharey=True)
-    figure.subplots_adjust(left=0.22, wspace=0.06)
+    figure, axes = canvas.canvas(1, 2, height, title, subject, 1.05, sharey=True)
+    figure.subplots_adjust(left=0.27, wspace=0.06)
     against = {"best": "over the best baseline", "eager": "over eager PyTorch"}
     for axis, (column, label) in zip(axes[0], against.items(), strict=True):
         axis.axvline(1, color="black", linewidth=1)
-        for k, dtype in enumerate(names):
-            shift = (k - (len(names) - 1) / 2) * 0.34
-            for i, op in enumerate(ops):
-                values = cells[(cells.op == op) & (cells.dtype == dtype)][column].dropna()
-                if not values.empty:
-                    draw_cells(axis, values, i + shift, canvas.DTYPE_COLOURS[dtype])
+        for start, end in zip(ends[:-1:2], ends[1::2], strict=False):
+            axis.axhspan(start, end, color="#f4f4f4", lw=0)
+        for (op, dtype), y in places.items():
+            values = cells[(cells.op == op) & (cells.dtype == dtype)][column].dropna()
+            if not values.empty:
+                draw_cells(axis, values, y, canvas.DTYPE_COLOURS[dtype])
         low = math.floor(min(math.log2(cells[column].min()), -1))
         high = math.ceil(max(math.log2(cells[column].max()), 1))
         canvas.speedup_axis(axis, (low, high), (2.0**low / 1.1, 2.0**high * 1.1), label)
-    canvas.labelled_rows(axes[0, 0], ops)
+        axis.grid(visible=False, axis="y")
+    middles = [(start + end) / 2 for start, end in itertools.pairwise(ends)]
+    axes[0, 0].set_yticks(middles, ops)
+    axes[0, 0].set_ylim(ends[-1], 0)
     handles = [Line2D([], [], color=canvas.DTYPE_COLOURS[d], lw=3, label=d) for d in names]
     figure.legend(
-        handles=handles, loc="lower center", ncols=2, fontsize=8, bbox_to_anchor=(0.3, 0.02)
-    )
+        handles=handles, loc="lower center", ncols=len(names), fontsize=8,
+        bbox_to_anchor=(0.5, 0.25 / height),
+    )  # fmt: skip
     text = "a dot per (batch, latent) or (K, batch, latent); bars: geometric mean"
     canvas.note(figure, height, 0.09, text, x=0.98, ha="right")
     return figure
+
+
+def heights(cells, ops):
+    """({(op, dtype): its height} of those measured, where the bands of the ops begin and end)."""
+    places, ends = {}, [0.0]
+    for op in ops:
+        measured = dtypes(cells[cells.op == op])
+        for i, dtype in enumerate(measured):
+            places[op, dtype] = ends[-1] + 0.7 + i
+        ends.append(ends[-1] + max(1, len(measured)) + 0.4)
+    return places, ends
 
 
 def draw_cells(axis, values, y, colour):

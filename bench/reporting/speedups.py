@@ -2,7 +2,7 @@
 
 from ..harness.cases import DIRECTIONS
 from . import on_cpu
-from .formats import geometric_mean, ratio, seconds
+from .formats import geometric_mean, ratio, seconds, short_name
 from .results import dtypes, present
 from .tables import Cell, Table, tinted
 
@@ -47,7 +47,8 @@ def speedup_table(speedups, suites, title=""):
         for direction in DIRECTIONS:
             of = speedups[(speedups.op == op) & (speedups.direction == direction)]
             for dtype in dtypes(of):
-                rows.append([f"`{op}`", direction, dtype, *summarised(of[of.dtype == dtype])])
+                name = Cell(f"`{op}`", short=short_name(op))
+                rows.append([name, direction, dtype, *summarised(of[of.dtype == dtype])])
     return Table(SPEEDUPS, rows, title)
 
 
@@ -105,8 +106,9 @@ def not_timed_in_short(run):
 def of_devices(devices, suites, link):
     """Forward + backward over eager / over the best; None if empty.
 
-    A column for each device, dtype and clock. On a GPU the clock of the kernels comes first, and
-    then the clock on the wall, by which a training loop waits.
+    A column for each device and clock, a row for each operation and dtype: float32 if it names
+    none. On a GPU the clock of the kernels comes first, and then the clock on the wall, by which
+    a training loop waits.
     """
     columns = {}
     for device in devices:
@@ -114,16 +116,23 @@ def of_devices(devices, suites, link):
         cells = cells[cells.suite.isin(suites)]
         shown = device.infos(device.right[device.right.suite.isin(suites)])
         kernels = on_cpu.in_headers(shown) if device.on_cpu else "Triton's kernels"
-        for dtype in dtypes(cells):
-            for clock in dict.fromkeys((device.clock, "host")):
-                at = cells[(cells.dtype == dtype) & (cells.clock == clock)]
-                if not at.empty:
-                    header = f"{link(device)}, {kernels}, {SHORT_CLOCKS[clock]}, {dtype}"
-                    columns[header] = at
-    ops = {op: None for s in suites for cells in columns.values() for op in present(cells, [s])}
+        for clock in dict.fromkeys((device.clock, "host")):
+            at = cells[cells.clock == clock]
+            if not at.empty:
+                columns[f"{link(device)}, {kernels}, {SHORT_CLOCKS[clock]}"] = at
+    of = {
+        (op, dtype): None
+        for s in suites
+        for cells in columns.values()
+        for op in present(cells, [s])
+        for dtype in dtypes(cells[cells.op == op])
+    }
     rows = [
-        [f"`{op}`"] + [both_means(cells[cells.op == op]) for cells in columns.values()]
-        for op in ops
+        [
+            f"`{op}`" if dtype == "float32" else f"`{op}`, {dtype}",
+            *(both_means(at[(at.op == op) & (at.dtype == dtype)]) for at in columns.values()),
+        ]
+        for op, dtype in of
     ]
     return Table(["forward + backward", *columns], rows) if rows else None
 
