@@ -48,7 +48,7 @@ def simulated(cells, genes, seed):
     x = counts_of(generator, log_means[types], depths, np.exp(generator.standard_normal(genes)))
     levels = generator.normal(3.0, 1.0, (TYPES, PROTEINS))
     proteins = counts_of(generator, levels[types], depths, np.full(PROTEINS, 2.0))
-    # By default no batch has one labelled cell alone, which scvi-tools' batch norm refuses.
+    # With the defaults no batch has one labelled cell alone, which scvi-tools' batch norm refuses.
     known = np.arange(cells) % 5 < 2
     labels = np.where(known, np.char.add("type ", types.astype(str)), UNLABELED)
     names = [f"cell {i}" for i in range(cells)]
