@@ -42,9 +42,7 @@ def report(target_name, dtypes=tuple(DTYPES), columns=COLUMNS):
     parts = [(target_name, dtype_name, cols) for dtype_name in dtypes for cols in columns]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
         found = []
-        for part, rows in zip(
-            parts, processes.map(compile_part, *zip(*parts, strict=True)), strict=True
-        ):
+        for part, rows in zip(parts, processes.map(compile_part, parts), strict=True):
             print(*part, "columns", file=sys.stderr)
             found += rows
     return found
