@@ -68,13 +68,22 @@ def main(arguments=None):
     }  # fmt: skip
     path = options.results / runs.slug(info) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
+    failed = []
     for name in options.models or programs.by_name:
         console.print(name)
-        found[name] = measure.measured(programs, name, options)
+        try:
+            found[name] = measure.measured(programs, name, options)
+        except Exception:  # scvi-tools' own, of one model: the others are measured all the same
+            console.print_exception(max_frames=4)
+            failed.append(name)
+            continue
         text = json.dumps(runs.shorten(record), indent=1)
         path.write_text(text + "\n", encoding="utf-8", newline="\n")
-    console.print(reporting.terminal(tables.compared(record)))
-    console.print(f"numbers in {path}", soft_wrap=True)
+    if found:
+        console.print(reporting.terminal(tables.compared(record)))
+        console.print(f"numbers in {path}", soft_wrap=True)
+    if failed:
+        raise SystemExit(f"not measured, see above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
