@@ -35,7 +35,7 @@ def counts_of(generator, log_means, depths, dispersions):
 
 
 def simulated(cells, genes, seed):
-    """Cells of five types, of which nine in ten counts are 0. Two in five are labelled."""
+    """Cells of five types, of which nine in ten counts are 0. A third of them is labelled."""
     import anndata
     import pandas as pd
     import scipy.sparse
@@ -48,8 +48,7 @@ def simulated(cells, genes, seed):
     x = counts_of(generator, log_means[types], depths, np.exp(generator.standard_normal(genes)))
     levels = generator.normal(3.0, 1.0, (TYPES, PROTEINS))
     proteins = counts_of(generator, levels[types], depths, np.full(PROTEINS, 2.0))
-    # With the defaults no batch has one labelled cell alone, which scvi-tools' batch norm refuses.
-    known = np.arange(cells) % 5 < 2
+    known = generator.random(cells) < 1 / 3
     labels = np.where(known, np.char.add("type ", types.astype(str)), UNLABELED)
     names = [f"cell {i}" for i in range(cells)]
     found = anndata.AnnData(scipy.sparse.csr_matrix(x), pd.DataFrame({"label": labels}, names))
