@@ -2,7 +2,7 @@
 
 import math
 
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from ..harness.cases import DIRECTIONS
 from ..harness.providers import PROVIDERS
@@ -127,6 +127,10 @@ def bandwidth(table, what, subject):
             canvas.draw_line(axis, name, x, y, widths=(1, 2), alpha=0.9)
         axis.axhline(100, color="black", linestyle="--", linewidth=1)
         axis.set_xscale("log")
+        # Over less than two powers of ten matplotlib would label every tick in between.
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(op, loc="left", weight="bold")
     for axis in axes.flat[len(ops) :]:
         axis.set_visible(False)
