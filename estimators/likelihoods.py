@@ -13,8 +13,9 @@ def nll_of_examples(likelihood, recon, x, *parameters, mask, impl) -> Tensor:
     shape = validate.likelihood(
         likelihood, recon, x, parameters, name=record.recon, x_name=record.x
     )
-    validate.mask(mask, x, record.x)
-    recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
+    if mask is not None:
+        validate.mask(mask, x, record.x)
+        recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
     return likelihood_calls.negative_log_likelihood(
         shape, recon, x, parameters, likelihood=likelihood, impl=impl
     )

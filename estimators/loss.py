@@ -178,24 +178,24 @@ def elbo_loss(
         zero_logits=zero_logits,
     )
     shape = validate.likelihood(likelihood, recon, x, parameters)
-    validate.mask(mask, x)
-    recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
+    if mask is not None:
+        validate.mask(mask, x)
+        recon, x, parameters = masks.behind_mask(mask, recon, x, parameters, likelihood)
     kl = _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl)
-    parts = ELBOParts(
-        *loss_calls.elbo_loss(
-            shape,
-            recon,
-            x,
-            parameters,
-            kl,
-            likelihood=likelihood,
-            beta=beta,
-            reduction=reduction,
-            impl=impl,
-        )
+    loss, nll, kl = loss_calls.elbo_loss(
+        shape,
+        recon,
+        x,
+        parameters,
+        kl,
+        likelihood=likelihood,
+        beta=beta,
+        reduction=reduction,
+        parts=return_parts,
+        impl=impl,
     )
-    likelihood_calls.warn_of_data(likelihood, parts.nll)
-    return parts if return_parts else parts.loss
+    likelihood_calls.warn_of_data(likelihood, nll)
+    return ELBOParts(loss, nll, kl) if return_parts else loss
 
 
 def _kl_of_examples(x, kl, mu, logvar, prior_mu, prior_logvar, impl):

@@ -32,7 +32,7 @@ if "library" in vars(NAMESPACE):
 LIBRARY = NAMESPACE.library = torch.library.Library("fused_elbo", "DEF")
 Parameter = torch.nn.Parameter
 is_compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-PLAIN = {type(None), bool, int, float, str, list, tuple}
+PLAIN = {bool, int, float, str, list, tuple}
 OPS: dict[str, "Op"] = {}  # the differentiable ones, by name
 
 Run = Callable[..., Any]  # an op, a launcher or a fake: its arguments are those of a schema
@@ -97,6 +97,8 @@ def torch_must_see(arguments: Iterable[Any]) -> bool:
     if dispatch_modes() > 0 or tracing() is not None or transforming():
         return True
     for argument in arguments:
+        if argument is None:
+            continue
         kind = type(argument)
         if kind is Tensor or kind is Parameter:
             if argument.is_neg() or argument.is_meta or is_batched(argument):

@@ -57,7 +57,7 @@ def default_backend(*tensors: Any) -> Backend | None:
     backend = backends.default_backend(tensors[0])
     if backend is None or not backend.plain_only:
         return backend
-    served = in_graph(tensors) if is_compiling() else plain_on_cpu(tensors)
+    served = in_graph(tensors) if is_compiling() else seen_by_autograd_only(tensors)
     return backend if served and backends.works(backend.name) else None
 
 
@@ -76,12 +76,12 @@ def in_graph(tensors: Sequence[Any]) -> bool:
 
 def plain_on_cpu(tensors: Sequence[Any]) -> bool:
     """Whether these are CPU tensors with data, and only autograd records what is done with them."""
-    return (
-        tensors[0].is_cpu
-        and not is_compiling()
-        and not torch_state.forward_mode()
-        and not library.torch_must_see(tensors)
-    )
+    return tensors[0].is_cpu and not is_compiling() and seen_by_autograd_only(tensors)
+
+
+def seen_by_autograd_only(tensors: Sequence[Any]) -> bool:
+    """The same, where nothing compiles, and of any device."""
+    return not torch_state.forward_mode() and not library.torch_must_see(tensors)
 
 
 def left_to_torch(

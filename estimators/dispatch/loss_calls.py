@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels import ops
 from ..reference import reference
-from .choice import left_to_torch, ordered_by_compiler, use_kernels
+from .choice import all_known, left_to_torch, ordered_by_compiler, use_kernels
 from .layouts import (
     accumulates_in_float64,
     likelihood_data,
@@ -35,24 +35,31 @@ def elbo_loss(
     likelihood: str,
     beta: float | Tensor,
     reduction: Reduction,
+    parts: bool = True,
     impl: Implementation,
 ) -> Any:
-    """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss."""
+    """(loss, nll, kl), reduced; a ``kl`` of None is no term of the loss.
+
+    Without ``parts`` nll and kl may be sums where the loss is a mean.
+    """
     given = [tensor_or_none(value) for value in (*parameters, beta)]
     record = LIKELIHOODS[likelihood]
-    learned = bool(parameters) and given[0] is not None
-    fits = reduction != "none" and not left_to_torch(impl, recon, likelihood, learned, in_loss=True)
-    if fits and gradient_in_forward(impl, recon, x, kl, *given):
-        batch = x.shape[0]
-        scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
-        x = likelihood_data(x, recon, record)
-        operands = likelihood_rows(recon, x, parameters, record)
-        options: dict[str, Any] = {"likelihood": likelihood, "scale": scale}
-        if not isinstance(beta, Tensor):
-            return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
-        nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
-        kl = getattr(kl.to(nll.dtype), reduction)()
-        return weighted_loss(nll, kl, beta), nll, kl
+    if reduction != "none":
+        learned = bool(parameters) and given[0] is not None
+        if left_to_torch(impl, recon, likelihood, learned, in_loss=True):
+            found = sums_by_torch(shape, recon, x, parameters, kl, likelihood, beta)
+            return found if reduction == "sum" else means(found, x.shape[0], parts)
+        if gradient_in_forward(impl, recon, x, kl, *given):
+            batch = x.shape[0]
+            scale = 1.0 if reduction == "sum" else 1.0 / batch if batch else math.nan
+            x = likelihood_data(x, recon, record)
+            operands = likelihood_rows(recon, x, parameters, record)
+            options: dict[str, Any] = {"likelihood": likelihood, "scale": scale}
+            if not isinstance(beta, Tensor):
+                return ops.elbo_loss(*operands, kl=kl, beta=float(beta), **options)
+            nll, *_ = ops.elbo_loss(*operands, kl=None, beta=1.0, **options)
+            kl = getattr(kl.to(nll.dtype), reduction)()
+            return weighted_loss(nll, kl, beta), nll, kl
     nll = negative_log_likelihood(shape, recon, x, parameters, likelihood=likelihood, impl=impl)
     if nll.dim() > 1:
         nll = nll.flatten(0, -2).mean(0)
@@ -62,6 +69,43 @@ def elbo_loss(
         nll = getattr(nll, reduction)()
         kl = None if kl is None else getattr(kl, reduction)()
     return nll if kl is None else weighted_loss(nll, kl, beta), nll, kl
+
+
+def sums_by_torch(
+    shape: Shape,
+    recon: Tensor,
+    x: Tensor,
+    parameters: Sequence[Any],
+    kl: Tensor | None,
+    likelihood: str,
+    beta: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss, nll, kl), summed, by torch's own losses.
+
+    A small loss spends its time on operations, and sums take fewer than means.
+    """
+    record = LIKELIHOODS[likelihood]
+    x = likelihood_data(x, recon, record)
+    options = (all_known(x, recon),) if record.is_categorical else parameters
+    nll = getattr(reference, f"{likelihood}_nll")(recon, x, *options, reduction="sum")
+    if len(shape) > 1:
+        nll = nll / math.prod(shape[:-1])
+    if kl is None:
+        return nll, nll, None
+    if kl.dtype != nll.dtype:
+        nll, kl = reference.accumulate(nll, kl)
+    kl = kl.sum()
+    return weighted_loss(nll, kl, beta), nll, kl
+
+
+def means(
+    sums: tuple[Tensor, Tensor, Tensor | None], batch: int, parts: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss, nll, kl) of their sums; without ``parts`` the loss alone is divided."""
+    loss, nll, kl = sums
+    if not parts:
+        return loss / batch, nll, kl
+    return loss / batch, nll / batch, None if kl is None else kl / batch
 
 
 def weighted_loss(nll: Tensor, kl: Tensor, beta: float | Tensor) -> Tensor:

@@ -167,9 +167,10 @@ def samples_of_examples(recon: Tensor, x: Tensor, name: str, x_name: str) -> tor
 
     Any number of dimensions of samples, none included, stand before those of x.
     """
-    same = recon.dim() == x.dim() > 1 and recon.shape == x.shape  # lengths first, as above
-    if same and 0 not in x.shape[1:]:
-        return x.shape[:1]
+    shape = x.shape
+    same = recon.dim() == len(shape) > 1 and recon.shape == shape  # lengths first, as above
+    if same and 0 not in shape[1:]:
+        return shape[:1]
     named = {name: recon, x_name: x}
     samples = recon.dim() - x.dim()
     if samples < 0 or recon.shape[samples:] != x.shape or (samples and x.dim() < 2):

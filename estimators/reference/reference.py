@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.rows import accumulator
 from ...kernels.torch_state import surely_transforming
 from . import textbook
 
@@ -23,10 +24,7 @@ COMPARED = 2**22
 
 def accumulate(*tensors):
     """The tensors in the dtype that sums are accumulated in; None stays None."""
-    dtype = torch.float32
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype is torch.float64:
-            dtype = torch.float64
+    dtype = accumulator(*tensors)
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
@@ -408,18 +406,36 @@ def scaled(sums, factor, constant):
     return torch.rsub(sums, constant, alpha=-factor)
 
 
-def gaussian_nll(recon, x, recon_logvar=0.0):
+def reduced(terms, x, reduction="none"):
+    """The sum of each example of x, or of each sample of it; with "sum" that of all terms."""
+    if reduction == "sum":
+        return terms.sum()
+    return terms.sum(-1) if x.dim() == 2 else terms.flatten(1 - x.dim()).sum(-1)
+
+
+# ``F.mse_loss`` without its checks of shapes, which take as long as a small loss.
+squared_errors = torch.ops.aten.mse_loss.default
+REDUCTIONS = {"none": 0, "sum": 2}  # as torch's operators have them
+
+
+# The likelihoods below that torch has losses for take a ``reduction``: "none" leaves one number per
+# example, or per sample of it, and "sum" one in all.
+def gaussian_nll(recon, x, recon_logvar=0.0, reduction="none"):
     """Reference for :func:`fused_elbo.gaussian_nll`."""
-    event = 1 - x.dim()  # where the dimensions of an example begin, behind those of its samples
     if not isinstance(recon_logvar, torch.Tensor) and recon_logvar < LEAST_FIXED_LOGVAR:
         recon_logvar = recon.new_tensor(recon_logvar, dtype=accumulate(recon)[0].dtype)
     if isinstance(recon_logvar, torch.Tensor):
         recon, x, logvar = accumulate(recon, x, recon_logvar.expand(recon.shape))
+        # Where the dimensions of an example begin, behind those of its samples.
+        event = 1 - x.dim()
         x, recon, logvar = (t.flatten(event) for t in (x, recon, logvar))
-        return -textbook.gaussian_log_prob(x, recon, logvar)
+        nll = -textbook.gaussian_log_prob(x, recon, logvar)
+        return nll.sum() if reduction == "sum" else nll
     # A fixed sigma leaves the squared error to torch's own loss, in a third of the time.
     recon, x = accumulate(recon, x)
-    squares = F.mse_loss(recon, expanded(x, recon), reduction="none").flatten(event).sum(-1)
+    squares = squared_errors(recon, expanded(x, recon), REDUCTIONS[reduction])
+    if reduction == "none":
+        squares = reduced(squares, x)
     precision: Any
     if torch.compiler.is_compiling():  # of math.exp it would compile anew for every value
         recon_logvar = scalar(recon_logvar, recon)
@@ -427,16 +443,19 @@ def gaussian_nll(recon, x, recon_logvar=0.0):
     else:
         recon_logvar = float(recon_logvar)
         precision = math.exp(-recon_logvar)
-    constant = textbook.times(math.prod(x.shape[1:]), recon_logvar + textbook.LOG_2PI, squares)
+    count = recon.numel() if reduction == "sum" else math.prod(x.shape[1:])
+    constant = textbook.times(count, recon_logvar + textbook.LOG_2PI, squares)
     return scaled(squares, 0.5 * precision, 0.5 * constant)
 
 
-def bernoulli_nll(logits, x):
+def bernoulli_nll(logits, x, reduction="none"):
     """Reference for :func:`fused_elbo.bernoulli_nll`."""
     logits, x = accumulate(logits, x)
     # torch's own loss: two thirds of the textbook's memory.
-    nll = F.binary_cross_entropy_with_logits(logits, expanded(x, logits), reduction="none")
-    return nll.flatten(1 - x.dim()).sum(-1)
+    nll = torch.binary_cross_entropy_with_logits(
+        logits, expanded(x, logits), None, None, REDUCTIONS[reduction]
+    )
+    return nll if reduction == "sum" else reduced(nll, x)
 
 
 def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
@@ -446,36 +465,36 @@ def discretized_mix_logistic_nll(params, x, half_bin, right_edge, guard):
     return -log_sum_exp(log_weights + log_probs, 1)
 
 
-def laplace_nll(recon, x, log_scale=0.0):
+def laplace_nll(recon, x, log_scale=0.0, reduction="none"):
     """Reference for :func:`fused_elbo.laplace_nll`."""
-    event = 1 - x.dim()
     if isinstance(log_scale, torch.Tensor):
         recon, x, width = accumulate(recon, x, log_scale)
         terms = (x - recon).abs() * torch.exp(-width) + (width + math.log(2))
-        return terms.flatten(event).sum(-1)
+        return reduced(terms, x, reduction)
     recon, x = accumulate(recon, x)
     # Not F.l1_loss, which takes 2 us more.
-    distance = (recon - x).abs().flatten(event).sum(-1)
+    distance = reduced((recon - x).abs(), x, reduction)
     precision: Any
     if torch.compiler.is_compiling():  # as above
         log_scale = scalar(log_scale, recon)
         precision = torch.exp(-log_scale)
     else:
         precision = math.exp(-log_scale)
-    constant = textbook.times(math.prod(x.shape[1:]), log_scale + math.log(2), distance)
+    count = recon.numel() if reduction == "sum" else math.prod(x.shape[1:])
+    constant = textbook.times(count, log_scale + math.log(2), distance)
     return scaled(distance, precision, constant)
 
 
 def poisson_nll(log_rate, x):
     """Reference for :func:`fused_elbo.poisson_nll`."""
     log_rate, x = accumulate(log_rate, x)
-    return textbook.poisson_nll_terms(log_rate, x).flatten(1 - x.dim()).sum(-1)
+    return reduced(textbook.poisson_nll_terms(log_rate, x), x)
 
 
 def negative_binomial_nll(log_mean, x, log_theta=0.0, zero_logits=None):
     """Reference for :func:`fused_elbo.negative_binomial_nll`."""
     terms = negative_binomial_nll_terms(log_mean, x, log_theta, zero_logits)
-    return terms.flatten(1 - x.dim()).sum(-1)
+    return reduced(terms, x)
 
 
 def negative_binomial_nll_terms(log_mean, x, log_theta=0.0, zero_logits=None):
@@ -504,7 +523,7 @@ def multinomial_nll(logits, counts):
     return textbook.multinomial_nll(logits.flatten(event), x.flatten(1))
 
 
-def categorical_nll(logits, target, all_known=False):
+def categorical_nll(logits, target, all_known=False, reduction="none"):
     """Reference for :func:`fused_elbo.categorical_nll`; ``all_known``: targets are in [0, C)."""
     (logits,) = accumulate(logits)
     events = target.dim() - 1
@@ -514,9 +533,13 @@ def categorical_nll(logits, target, all_known=False):
     if not all_known:
         known = (target >= 0) & (target < logits.shape[-1])
         classes = torch.where(known, target, -100)  # which torch's own loss leaves out
+    if all_known and reduction == "sum":
+        return F.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="sum")
     nll = F.cross_entropy(logits.flatten(0, -2), classes.flatten(), reduction="none")
     if target.dim() > 1:
         nll = nll.view(target.shape)
     if not all_known:
         nll = torch.where(known, nll, torch.nan)
+    if reduction == "sum":
+        return nll.sum()
     return nll.flatten(-events).sum(-1) if events else nll

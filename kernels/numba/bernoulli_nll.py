@@ -167,7 +167,7 @@ def launch_bernoulli_nll(recon, x, probabilities, *, dnll=None, scale=1.0, value
     needs_recon, needs_x = padded(needs, 2)
     samples, x = samples_of(recon, x, needs_x)
     acc = accumulator(recon, x)
-    nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
+    nll = recon.new_empty(recon.shape[0], dtype=acc) if values else None
     gradients = [empty_like_rows(recon, needs_recon), empty_like_rows(x, needs_x)]
     launch(
         bernoulli_nll_kernel,
@@ -179,6 +179,6 @@ def launch_bernoulli_nll(recon, x, probabilities, *, dnll=None, scale=1.0, value
         *map(operand, (recon, x, dnll, nll, *gradients)),
         cost=0.4 * samples,
         tile=TILE,
-        sums=len(recon),
+        sums=recon.shape[0],
     )
     return nll, [g for g in gradients if g is not None]

@@ -5,7 +5,6 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradient out) and bo
 """
 
 import numpy as np
-import torch
 from numba import carray, types
 from numba.extending import overload
 
@@ -203,7 +202,7 @@ def launch_categorical_nll(logits, targets, *, dnll=None, scale=1.0, values=None
     samples, targets = samples_of(logits, targets, False)
     targets = targets.contiguous()
     acc = accumulator(logits)
-    nll = torch.empty(logits.shape[0], dtype=acc, device="cpu") if values else None
+    nll = logits.new_empty(logits.shape[0], dtype=acc) if values else None
     dlogits = empty_like_rows(logits, any(needs))
     launch(
         categorical_nll_kernel,

@@ -4,8 +4,6 @@ Row sums of 0.5 ((mu - prior_mu)^2 exp(-prior_logvar) + expm1(d) - d), with
 d = logvar - prior_logvar; no prior means the standard one.
 """
 
-import torch
-
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, helper, inline, kernel
 from .device import exp, expm1, expm1_given, expm1_minus_x, expm1_minus_x_given
@@ -126,7 +124,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
     """The KL of each row of mu, logvar, prior_mu and prior_logvar, [rows, cols] or None."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    kl = torch.empty(mu.shape[0], dtype=acc, device="cpu")
+    kl = mu.new_empty(mu.shape[0], dtype=acc)
     launch(
         gaussian_kl_kernel,
         acc,
@@ -134,7 +132,7 @@ def gaussian_kl(mu, logvar, prior_mu, prior_logvar):
         *map(operand, (*inputs, kl)),
         cost=0.25,
         tile=TILE,
-        sums=len(kl),
+        sums=mu.shape[0],
     )
     return kl
 

@@ -291,7 +291,7 @@ def gaussian_rsample(mu, logvar, seed, samples, keep_noise):
     acc = accumulator(mu, logvar)
     z = empty_like_rows(mu) if samples is None else mu.new_empty(samples, rows, cols)
     samples = 1 if samples is None else samples
-    noise = torch.empty(mu.shape, dtype=acc, device="cpu") if keep_noise else None
+    noise = mu.new_empty(mu.shape, dtype=acc) if keep_noise else None
     launch(
         rsample_kernel,
         acc,

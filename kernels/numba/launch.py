@@ -111,15 +111,16 @@ def launch(kernel, acc, rows, cols, *arguments, cost, together=1, tile=None, sum
     results do not depend on how many there are, and who is interrupted holds up nobody.
     """
     pieces = -(-cols // (tile or TILE))
-    queue = np.zeros(QUEUE + (sums * (pieces + 1) if pieces > 1 else 0), np.int64)
+    queue = np.zeros(QUEUE if pieces <= 1 else QUEUE + sums * (pieces + 1), np.int64)
     queue[QUEUE - 1] = pieces
     parts, width, work = rows, cols, rows * cols * cost
-    if tile is not None:
-        parts, width = rows * pieces, min(cols, tile)
+    if tile is not None and pieces > 1:
+        parts, width = rows * pieces, tile
         together = together * pieces if together > 1 else 1
     threads = threads_for(work)
-    step = parts if threads == 1 else rows_at_a_time(parts, width, work, threads)
-    step = -(-step // together) * together
+    step = parts
+    if threads > 1:
+        step = -(-rows_at_a_time(parts, width, work, threads) // together) * together
     call(kernel, OPENMP, threads, queue, step, rows, cols, scratch_of(acc, threads), *arguments)
     if threads > 1 and queue[1] < parts:
         raise MemoryError("no memory for the buffers of a kernel")

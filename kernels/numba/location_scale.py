@@ -9,8 +9,6 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 
 import math
 
-import torch
-
 from ..rows import accumulator, empty_like_rows, padded
 from .compiler import elementwise, helper, kernel
 from .device import exp_normal, exp_scaled, fill
@@ -172,13 +170,13 @@ def launch_location_scale(
     needs_recon, needs_x, needs_width = padded(needs, 3)
     samples, x = samples_of(recon, x, needs_x)
     acc = accumulator(recon, x, width)
-    nll = torch.empty(recon.shape[0], dtype=acc, device="cpu") if values else None
+    nll = recon.new_empty(recon.shape[0], dtype=acc) if values else None
     drecon, dx = empty_like_rows(recon, needs_recon), empty_like_rows(x, needs_x)
     dwidth, row_dwidth, wide = None, None, width
     if width is not None and width.shape == recon.shape:
         dwidth = empty_like_rows(width, needs_width)
     elif width is not None:
-        row_dwidth = torch.empty(recon.shape[0], dtype=acc, device="cpu") if needs_width else None
+        row_dwidth = recon.new_empty(recon.shape[0], dtype=acc) if needs_width else None
         wide = width.expand(recon.shape)
     tensors = recon, x, wide, dnll, nll, drecon, dx, dwidth, row_dwidth
     launch(
@@ -193,7 +191,7 @@ def launch_location_scale(
         *map(operand, tensors),
         cost=0.3 * samples,
         tile=TILE,
-        sums=2 * len(recon),
+        sums=2 * recon.shape[0],
     )
     if row_dwidth is not None:
         dwidth = row_dwidth.to(width.dtype)[:, None]

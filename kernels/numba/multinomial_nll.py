@@ -9,7 +9,6 @@ The sums over counts skip zeros, and are in float64.
 import math
 
 import numpy as np
-import torch
 
 from ..rows import accumulator, empty_like_rows
 from .categorical_nll import add_piece
@@ -149,7 +148,7 @@ def multinomial_nll_kernel(
 def launch_multinomial_nll(logits, x, *, dnll=None, scale=1.0, values=None, needs=()):
     samples, x = samples_of(logits, x, False)
     acc = accumulator(logits, x)
-    nll = torch.empty(logits.shape[0], dtype=acc, device="cpu") if values else None
+    nll = logits.new_empty(logits.shape[0], dtype=acc) if values else None
     dlogits = empty_like_rows(logits, any(needs))
     launch(
         multinomial_nll_kernel,

@@ -8,7 +8,6 @@ One kernel serves forward (``nll``), backward (``dnll`` in, gradients out) and b
 """
 
 import numpy as np
-import torch
 
 from ..rows import accumulator, empty_like_rows
 from .compiler import elementwise, inline, kernel
@@ -97,7 +96,7 @@ def poisson_nll_kernel(
 def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values=None, needs=()):
     samples, x = samples_of(log_rate, x, False)
     acc = accumulator(log_rate, x)
-    nll = torch.empty(log_rate.shape[0], dtype=acc, device="cpu") if values else None
+    nll = log_rate.new_empty(log_rate.shape[0], dtype=acc) if values else None
     drate = empty_like_rows(log_rate, any(needs))
     tensors = log_rate, x, dnll, nll, drate
     launch(
@@ -109,6 +108,6 @@ def launch_poisson_nll(log_rate, x, *, dnll=None, scale=1.0, values=None, needs=
         *map(operand, tensors),
         cost=0.6 * samples,
         tile=TILE,
-        sums=len(log_rate),
+        sums=log_rate.shape[0],
     )
     return nll, [] if drate is None else [drate]

@@ -1,7 +1,5 @@
 """One reparameterised sample, z = mu + exp(logvar / 2) eps, and the KL to the prior."""
 
-import torch
-
 from ..rows import accumulator, empty_like_rows, zeroed_prior
 from .compiler import elementwise, kernel
 from .device import exp_scaled, fill
@@ -80,9 +78,9 @@ def rsample_kl(mu, logvar, prior_mu, prior_logvar, seed, keep_noise):
     """[z [rows, cols], the KL [rows]], and the noise if it is kept."""
     inputs = mu, logvar, prior_mu, prior_logvar
     acc = accumulator(*inputs)
-    results = [empty_like_rows(mu), torch.empty(mu.shape[0], dtype=acc, device="cpu")]
+    results = [empty_like_rows(mu), mu.new_empty(mu.shape[0], dtype=acc)]
     if keep_noise:
-        results.append(torch.empty(mu.shape, dtype=acc, device="cpu"))
+        results.append(mu.new_empty(mu.shape, dtype=acc))
     outputs = results if keep_noise else (*results, None)
     launch(
         rsample_kl_kernel,
