@@ -13,6 +13,9 @@ from . import models
 CURVE = "elbo_train"  # of scvi-tools' history, in nats per cell
 SIDES = {"before": False, "after": True}
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+# SCANVI splits labelled and unlabelled cells each for itself, and may end on a batch of one cell,
+# which batch normalisation refuses.
+WHOLE_BATCHES = {"drop_last": True}
 
 
 def alternating(before, after, rounds):
@@ -63,7 +66,8 @@ def train(programs, name, options, after, **trainer):
         start = time.perf_counter()
         model.train(
             max_epochs=options.epochs, batch_size=options.batch,
-            early_stopping=False, accelerator="cpu", devices=1, **QUIET, **trainer,
+            early_stopping=False, accelerator="cpu", devices=1,
+            datasplitter_kwargs=WHOLE_BATCHES, **QUIET, **trainer,
         )  # fmt: skip
         seconds = time.perf_counter() - start
     return model.history[CURVE].iloc[:, 0].astype(float).tolist(), seconds
