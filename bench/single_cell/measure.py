@@ -18,15 +18,19 @@ QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 WHOLE_BATCHES = {"drop_last": True}
 
 
-def alternating(before, after, rounds):
-    """Seconds of both, which take turns, and the speed-ups of the rounds."""
+def alternating(before, after, rounds, in_a_row=1):
+    """Seconds of both, which take turns, and the speed-ups of the rounds.
+
+    A turn is some calls in a row: a training finds its own weights in the caches.
+    """
     pairs = []
     for turn in range(rounds):
         seconds = {}
         for function in (before, after) if turn % 2 else (after, before):
             start = time.perf_counter()
-            function()
-            seconds[function] = time.perf_counter() - start
+            for _ in range(in_a_row):
+                function()
+            seconds[function] = (time.perf_counter() - start) / in_a_row
         pairs.append((seconds[before], seconds[after]))
     ratios = [b / a for b, a in pairs]
     low, middle, high = quantiles(ratios, n=4, method="inclusive")
@@ -53,7 +57,7 @@ def steps(programs, name, options):
             call()
         peaks.append(memory.peak_bytes(lambda _, call=call: call(), None, "cpu"))
         calls.append(call)
-    found = alternating(*calls, options.rounds)
+    found = alternating(*calls, options.rounds, options.in_a_row)
     return {**found, "before_bytes": peaks[0], "after_bytes": peaks[1]}
 
 
