@@ -34,7 +34,8 @@ def parsed(arguments):
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=10, help="of a model.train()")
-    parser.add_argument("--rounds", type=int, default=40, help="steps that are timed")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of steps that are timed")
+    parser.add_argument("--in-a-row", type=int, default=5, metavar="N", help="steps of a turn")
     parser.add_argument("--trainings", type=int, default=3, help="model.train() that are timed")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
@@ -43,6 +44,8 @@ def parsed(arguments):
     options = parser.parse_args(arguments)
     if min(options.rounds, options.trainings) < 2:
         parser.error("--rounds and --trainings must be at least 2")
+    if options.in_a_row < 1:
+        parser.error("--in-a-row must be at least 1")
     return parser, options
 
 

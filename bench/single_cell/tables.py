@@ -16,10 +16,11 @@ def intro(record):
     return (
         f"Models of scvi-tools {record['scvi_tools']} with its defaults, before and after, on "
         f"{settings['cells']:,} simulated cells of {settings['genes']:,} genes "
-        f"({100 * record['zeros']:.0f} % of the counts are 0), in minibatches of "
+        f"({100 * record['zeros']:.0f} % of the counts are 0), in whole minibatches of "
         f"{settings['batch']}: a training step, and a whole `model.train()` of "
         f"{settings['epochs']} epochs with Lightning and the data loader. Medians and quartiles of "
-        f"{settings['rounds']} steps and {settings['trainings']} trainings, which took turns; "
+        f"{settings['rounds']} turns of {settings['in_a_row']} steps and of "
+        f"{settings['trainings']} trainings, which alternate; "
         f"torch {info['torch']}. The last column is how far the curves of loss are from one in "
         "float64, relative, in the epoch in which they are farthest."
     )

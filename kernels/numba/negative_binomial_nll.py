@@ -43,12 +43,10 @@ from .memory import (
     tiles,
     workspace,
 )
+from .pairs import whole_blocks
 from .sums import add_rows, pieces_of_sums
 
 FEW_COUNTS = 8  # whole counts up to here: a product
-# Gathered elements are filled up to a multiple of this. What a loop leaves over to be done one by
-# one may round otherwise, and how many are gathered depends on the number of threads.
-WHOLE = 4 * LANES
 
 
 def bounded(value):
@@ -292,7 +290,9 @@ def fill_in(of_few, where, inflated, given, results, work):
         return
     x, m, a, z, grad = given
     nll, dm, da, dz = results
-    size = (count + WHOLE - 1) // WHOLE * WHOLE
+    # Whole registers: what a loop leaves over, to be done one by one, may round otherwise, and how
+    # many are gathered depends on the number of threads.
+    size = whole_blocks(count, LANES)
     xs, ms, logs, values = work[0][:size], work[1][:size], work[2][:size], work[3][:size]
     slopes_m, slopes_a, zs = work[4][:size], work[5][:size], work[6][:size]
     for j in range(size):

@@ -42,6 +42,12 @@ def test_quartiles_need_two_rounds(bad, capsys):
     assert "at least 2" in capsys.readouterr().err
 
 
+def test_a_turn_has_a_step(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--in-a-row", "0"])
+    assert "--in-a-row must be at least 1" in capsys.readouterr().err
+
+
 class Module:
     """A stand-in for a module of scvi-tools: it calls the likelihood by name."""
 
@@ -139,7 +145,7 @@ def record():
     settings = {"cells": 2560, "genes": 2000, "batch": 128, "epochs": 3, "rounds": 40}
     return {
         "machine_info": {"torch": "0", "device": "cpu", "device_name": "Made Up"},
-        "scvi_tools": "1.2.3", "settings": settings | {"trainings": 5}, "zeros": 0.9,
+        "scvi_tools": "1.2.3", "settings": settings | {"trainings": 5, "in_a_row": 5}, "zeros": 0.9,
         "models": {"SCVI, nb": model, "PEAKVI": model},
     }  # fmt: skip
 
@@ -199,8 +205,9 @@ def test_steps_share_their_beginning(programs, monkeypatch):
     monkeypatch.setattr(programs, "switch", lambda model, after: switched.append(after))
     monkeypatch.setattr(models, "optimizer_of", lambda model: None)
     monkeypatch.setattr(models, "step", lambda *given: weight.exp().sum())
-    options = argparse.Namespace(seed=5, batch=2, rounds=2)
+    options = argparse.Namespace(seed=5, batch=2, rounds=2, in_a_row=3)
     found = measure.steps(programs, "SCVI, nb", options)
     assert seeds == [5, 5]
-    assert switched.count(True) == switched.count(False)
+    # Each side takes three steps to warm up, one for its memory, and two turns of three.
+    assert switched.count(True) == switched.count(False) == 3 + 1 + 2 * 3
     assert found["before_bytes"] == found["after_bytes"] > 0
