@@ -54,7 +54,7 @@ def gaussian_kl(
     if not use_kernels(impl, mu, logvar, prior_mu, prior_logvar, fits=fits):
         return reference.gaussian_kl(mu, logvar, prior_mu, prior_logvar)
     kl = ops.gaussian_kl(*as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar)))
-    return reshaped(kl, shape[:-1])
+    return kl if len(shape) == 2 else reshaped(kl, shape[:-1])
 
 
 def balanced_kl(

@@ -102,6 +102,8 @@ def rsample_kl(
     seed = noise.draw_seed(mu.device, generator)
     q = as_rows(shape, mu, logvar, *whole_prior(prior_mu, prior_logvar))
     z, kl = ops.rsample_kl(*q, seed, noise_is_kept(mu, logvar))
+    if len(shape) == 2:
+        return z, kl
     return reshaped(z, shape), reshaped(kl, shape[:-1])
 
 
