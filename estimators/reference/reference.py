@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...kernels.rows import accumulator
 from ...kernels.torch_state import surely_transforming
 from . import textbook
 
@@ -24,7 +23,10 @@ COMPARED = 2**22
 
 def accumulate(*tensors):
     """The tensors in the dtype that sums are accumulated in; None stays None."""
-    dtype = accumulator(*tensors)
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is torch.float64:
+            dtype = torch.float64
     return [t if t is None or t.dtype is dtype else t.to(dtype) for t in tensors]
 
 
